@@ -1,0 +1,346 @@
+//! One live connection: submitting requests, sending them, and what its end means for them.
+//!
+//! Reading and writing progress independently. A send never blocks while it holds anything that a
+//! reader needs; a sender that must wait for room takes the reading role meanwhile if nobody has
+//! it, because the server may be waiting for its replies to be drained.
+
+use std::io::IoSlice;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::error::{Cause, Error, Lost, Server};
+use super::inflight::{Inflight, SlotSet};
+use super::loan::{Buffer, Loan};
+use super::outbox::{BATCH, Batch, Outbox};
+use super::receiver::{LARGE, Receiver, Wire};
+use crate::proto::WireError;
+use crate::proto::chunks::{Descriptor, Reply};
+use crate::proto::consts::Command;
+use crate::proto::errno::NbdErrno;
+use crate::proto::export::Export;
+use crate::proto::request::{Cookie, REQUEST_LENGTH, Request};
+use crate::transport::{self, Blocking, Deadline, Doorbell, Stream};
+
+/// How long [`Connection::close`] waits for the server at most.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection in transmission.
+#[derive(Debug)]
+pub struct Connection {
+    server: Server,
+    stream: Stream,
+    inflight: Inflight<Flight, Receiver>,
+    outbox: Outbox,
+    context: Option<u32>,
+    request_timeout: Option<Duration>,
+    /// Reads in flight that are too large for the receive buffer to be of use.
+    large_reads: AtomicU32,
+    lost: OnceLock<Arc<Lost>>,
+    /// The server said that it is going away: nothing new is sent.
+    closing: AtomicBool,
+    /// `NBD_CMD_DISC` was sent: nothing at all is sent.
+    disconnected: AtomicBool,
+}
+
+/// A request in flight.
+#[derive(Debug)]
+pub struct Flight {
+    header: [u8; REQUEST_LENGTH],
+    /// What the server has answered so far.
+    pub reply: Reply,
+    /// The caller's buffer.
+    pub loan: Loan,
+    lost: bool,
+}
+
+impl Connection {
+    /// Takes over a stream whose handshake led to `export`.
+    pub fn new(
+        server: Server,
+        stream: Stream,
+        export: &Export,
+        request_timeout: Option<Duration>,
+    ) -> Result<Self, transport::Error> {
+        Ok(Self {
+            server,
+            stream,
+            inflight: Inflight::new(Receiver::new(export.structured), Doorbell::new()?),
+            outbox: Outbox::new(),
+            context: export.base_allocation,
+            request_timeout,
+            large_reads: AtomicU32::new(0),
+            lost: OnceLock::new(),
+            closing: AtomicBool::new(false),
+            disconnected: AtomicBool::new(false),
+        })
+    }
+
+    /// Sends a request and waits for its answer. `buffer` is the payload of a write or the room
+    /// for a read, exactly as long as the request; it is not touched any more once this returns.
+    /// For a status query the result is its descriptors.
+    pub fn submit(&self, request: Request, buffer: Buffer<'_>) -> Result<Vec<Descriptor>, Error> {
+        let deadline = Deadline::after_maybe(self.request_timeout);
+        let loan = Loan::new(buffer);
+        let ticket = self.inflight.claim(|cookie| Flight {
+            header: request.encode(cookie),
+            reply: Reply::new(request, self.context),
+            loan,
+            lost: false,
+        });
+        // Only now: whoever ends the connection after this check finds the claimed slot.
+        if let Err(error) = self.check_usable() {
+            drop(ticket);
+            self.leave();
+            return Err(error);
+        }
+        let _fuse = Fuse(self);
+        let large = request.command == Command::READ && request.length >= LARGE;
+        if large {
+            self.large_reads.fetch_add(1, Ordering::Relaxed);
+        }
+        log::trace!("{}: sending {request} {:?}", self.server, request.flags);
+        if let Some(batch) = self.outbox.post(ticket.index()) {
+            self.send(batch, request, deadline);
+        }
+        ticket.wait(
+            deadline,
+            || self.fail(Cause::Deadline(request, deadline.passed())),
+            |receiver| self.receive(receiver, request, deadline),
+        );
+        let flight = ticket.finish();
+        if large {
+            self.large_reads.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.conclude(request, flight)
+    }
+
+    /// Says goodbye and waits, for a bounded time, until the server has closed its side. No
+    /// request may be in flight.
+    pub fn close(&self) {
+        if self.lost.get().is_some() {
+            return;
+        }
+        let deadline = Deadline::after(CLOSE_TIMEOUT);
+        self.disconnect(deadline);
+        let mut scrap = [0; 4096];
+        let ended = loop {
+            match self.stream.wait(true, false, None, deadline) {
+                Ok(ready) if ready.expired => break deadline.passed(),
+                Ok(_) => (),
+                Err(error) => break error,
+            }
+            // A server that never stops sending is cut off by the deadline, too.
+            match self.stream.receive(&mut scrap, Blocking::No) {
+                Ok(_) if deadline.has_passed() => break deadline.passed(),
+                Ok(_) => (),
+                Err(error) => break error,
+            }
+        };
+        match ended {
+            transport::Error::Closed => log::debug!("{}: disconnected", self.server),
+            error => log::debug!("{}: disconnect: {error}", self.server),
+        }
+        self.stream.hang_up();
+    }
+
+    fn check_usable(&self) -> Result<(), Error> {
+        if let Some(lost) = self.lost.get() {
+            return Err(Error::Lost(lost.clone()));
+        }
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::ShuttingDown(self.server.clone()));
+        }
+        Ok(())
+    }
+
+    /// The duty of sending: this batch, and whatever gathers meanwhile.
+    fn send(&self, batch: Batch, own: Request, deadline: Deadline) {
+        let mut duty = Duty {
+            connection: self,
+            batch: Some(batch),
+        };
+        while let Some(batch) = &duty.batch {
+            if let Err(error) = self.send_batch(batch, deadline) {
+                self.fail(match error {
+                    timeout @ transport::Error::Timeout(_) => Cause::Deadline(own, timeout),
+                    error => Cause::Transport(error),
+                });
+            }
+            duty.next();
+        }
+    }
+
+    fn send_batch(&self, batch: &Batch, deadline: Deadline) -> Result<(), transport::Error> {
+        let mut sent = 0;
+        while self.lost.get().is_none() {
+            // The locks are held for a send that does not block, and given up before a wait.
+            let mut loads = [const { None }; BATCH];
+            for (load, index) in loads.iter_mut().zip(batch.iter()) {
+                *load = Some(self.inflight.load(index));
+            }
+            let mut pieces = [(); 2 * BATCH].map(|()| IoSlice::new(&[]));
+            let mut count = 0;
+            let mut total = 0;
+            for flight in loads.iter().flatten().filter_map(|load| load.get()) {
+                for bytes in [&flight.header[..], flight.loan.source()] {
+                    if !bytes.is_empty() {
+                        pieces[count] = IoSlice::new(bytes);
+                        count += 1;
+                        total += bytes.len();
+                    }
+                }
+            }
+            let mut rest = &mut pieces[..count];
+            IoSlice::advance_slices(&mut rest, sent);
+            match self.stream.send(rest)? {
+                Some(n) => sent += n,
+                None => {
+                    drop(loads);
+                    self.wait_to_send(deadline)?;
+                    continue;
+                }
+            }
+            if sent == total {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until there is room to send, and sees to it that somebody receives meanwhile.
+    fn wait_to_send(&self, deadline: Deadline) -> Result<(), transport::Error> {
+        let ready = if let Some(mut role) = self.inflight.try_read_as_sender() {
+            let ready = self.stream.wait(true, true, None, deadline)?;
+            if ready.readable {
+                self.receive_once(role.reader(), Blocking::No);
+            }
+            ready
+        } else {
+            let doorbell = self.inflight.doorbell();
+            self.stream.wait(false, true, Some(doorbell), deadline)?
+        };
+        if ready.expired {
+            return Err(deadline.passed());
+        }
+        Ok(())
+    }
+
+    /// Receives as a waiting owner of a request, no longer than until its deadline.
+    fn receive(&self, receiver: &mut Receiver, own: Request, deadline: Deadline) {
+        if !deadline.is_never() && self.lost.get().is_none() {
+            match self.stream.wait(true, false, None, deadline) {
+                Ok(ready) if ready.expired => self.fail(Cause::Deadline(own, deadline.passed())),
+                Ok(ready) if !ready.readable => return,
+                Ok(_) => (),
+                Err(error) => self.fail(error.into()),
+            }
+        }
+        self.receive_once(receiver, Blocking::Yes);
+    }
+
+    /// Receives once and wakes whose requests are over. On a lost connection ends all requests.
+    fn receive_once(&self, receiver: &mut Receiver, blocking: Blocking) {
+        let mut over: SlotSet = 0;
+        let wire = Wire {
+            stream: &self.stream,
+            inflight: &self.inflight,
+            large_reads: self.large_reads.load(Ordering::Relaxed) > 0,
+        };
+        let result = receiver.round(wire, blocking, &mut over);
+        self.inflight.wake(over);
+        if let Err(cause) = result {
+            self.fail(cause);
+            self.inflight.abandon(|flight| flight.lost = true);
+        }
+    }
+
+    /// Declares the connection lost. The first cause counts; later ones are its consequences.
+    fn fail(&self, cause: Cause) {
+        self.lost.get_or_init(|| {
+            let lost = Lost::new(self.server.clone(), cause);
+            log::debug!("{lost}");
+            Arc::new(lost)
+        });
+        self.stream.hang_up();
+    }
+
+    /// What became of a request that is over.
+    fn conclude(&self, request: Request, flight: Flight) -> Result<Vec<Descriptor>, Error> {
+        if flight.lost {
+            let lost = self
+                .lost
+                .get_or_init(|| Arc::new(Lost::new(self.server.clone(), Cause::Panic)));
+            return Err(Error::Lost(lost.clone()));
+        }
+        let result = flight.reply.finish();
+        if let Err(WireError::Server { errno, .. }) = &result {
+            if *errno == NbdErrno::ESHUTDOWN && !self.closing.swap(true, Ordering::AcqRel) {
+                log::info!("{}: the server is shutting down", self.server);
+            }
+        }
+        self.leave();
+        result.map_err(|error| Error::Failed {
+            server: self.server.clone(),
+            request,
+            error,
+        })
+    }
+
+    /// The last request out of a connection that is closing closes the door.
+    fn leave(&self) {
+        if self.closing.load(Ordering::Acquire) && self.inflight.is_idle() {
+            self.disconnect(Deadline::after(CLOSE_TIMEOUT));
+        }
+    }
+
+    /// Sends `NBD_CMD_DISC`, which has no reply, and nothing after it.
+    fn disconnect(&self, deadline: Deadline) {
+        if self.disconnected.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let goodbye = Request::new(Command::DISC, 0, 0).encode(Cookie(0));
+        if let Err(error) = self.stream.send_all(&goodbye, deadline) {
+            log::debug!("{}: NBD_CMD_DISC: {error}", self.server);
+        }
+        self.stream.finish_sending();
+    }
+}
+
+/// Ends the connection when the thread that holds it panics, so that nobody waits for ever.
+struct Fuse<'a>(&'a Connection);
+
+impl Drop for Fuse<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(Cause::Panic);
+        }
+    }
+}
+
+/// The duty of sending. Every request in a batch is marked as sent when the batch is given up, on
+/// a lost connection and in a panic too: its owner waits for that.
+struct Duty<'a> {
+    connection: &'a Connection,
+    batch: Option<Batch>,
+}
+
+impl Duty<'_> {
+    fn next(&mut self) {
+        for index in self.batch.take().iter().flat_map(Batch::iter) {
+            self.connection.inflight.sent(index);
+        }
+        self.batch = self.connection.outbox.next();
+    }
+}
+
+impl Drop for Duty<'_> {
+    fn drop(&mut self) {
+        if self.batch.is_some() {
+            self.connection.fail(Cause::Panic);
+        }
+        while self.batch.is_some() {
+            self.next();
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The table under test: every interleaving of a few threads with loom, examples otherwise.
+//!
+//! The server is a queue of cookies: what is pushed is answered at once, in order. The load stands
+//! for a caller's buffer; a touch after it was handed back would be caught by the cell around it.
+
+use super::*;
+
+fn table<P, R>(reader: R) -> Inflight<P, R> {
+    Inflight::new(reader, Doorbell::new().expect("eventfd"))
+}
+
+#[cfg(loom)]
+#[allow(unsafe_code)]
+mod models {
+    use super::*;
+    use crate::client::outbox::Outbox;
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::thread;
+    use std::collections::VecDeque;
+
+    /// A caller's buffer. loom fails the model if two threads touch it at once, or if its owner
+    /// touches it without everything before having happened before.
+    type Buffer = Arc<UnsafeCell<u32>>;
+
+    fn touch(buffer: &Buffer) {
+        // SAFETY: loom checks that this is the only access at the time.
+        buffer.with_mut(|value| unsafe { *value += 1 });
+    }
+
+    fn touches(buffer: &Buffer) -> u32 {
+        // SAFETY: likewise.
+        buffer.with(|value| unsafe { *value })
+    }
+
+    struct Model {
+        table: Inflight<Buffer, ()>,
+        outbox: Outbox,
+        server: Mutex<VecDeque<Cookie>>,
+        cookies: [Mutex<Option<Cookie>>; SLOTS],
+    }
+
+    impl Model {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                table: table(()),
+                outbox: Outbox::new(),
+                server: Mutex::new(VecDeque::new()),
+                cookies: std::array::from_fn(|_| Mutex::new(None)),
+            })
+        }
+
+        /// One request, as `Connection::submit` makes it.
+        fn submit(&self) {
+            let buffer: Buffer = Arc::new(UnsafeCell::new(0));
+            let mut cookie = None;
+            let ticket = self.table.claim(|c| {
+                cookie = Some(c);
+                buffer.clone()
+            });
+            *lock(&self.cookies[ticket.index()]) = cookie;
+            let mut batch = self.outbox.post(ticket.index());
+            while let Some(indexes) = batch {
+                for index in indexes.iter() {
+                    let cookie = lock(&self.cookies[index]).expect("claimed");
+                    assert!(
+                        self.table.load(index).get().is_some(),
+                        "sent after its owner left"
+                    );
+                    lock(&self.server).push_back(cookie);
+                    self.table.sent(index);
+                }
+                batch = self.outbox.next();
+            }
+            ticket.wait(Deadline::NEVER, || (), |_| self.read());
+            drop(ticket.finish());
+            // The reply has arrived, once, and nobody else has a hand on the buffer.
+            assert_eq!(touches(&buffer), 1);
+        }
+
+        /// Receives one reply. An empty queue is a receive that returned early.
+        fn read(&self) {
+            let Some(cookie) = lock(&self.server).pop_front() else {
+                thread::yield_now();
+                return;
+            };
+            let over = self.table.with_cookie(cookie, |index, buffer| {
+                touch(buffer);
+                (index, self.table.replied(index))
+            });
+            let (index, over) = over.expect("every cookie in the queue is in flight");
+            if over {
+                self.table.wake(1 << index);
+            }
+        }
+    }
+
+    fn check(threads: usize, requests: usize) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(move || {
+            let model = Model::new();
+            let others: Vec<_> = (1..threads)
+                .map(|_| {
+                    let model = model.clone();
+                    thread::spawn(move || (0..requests).for_each(|_| model.submit()))
+                })
+                .collect();
+            (0..requests).for_each(|_| model.submit());
+            for other in others {
+                other.join().expect("no panic");
+            }
+            assert!(model.table.is_idle());
+        });
+    }
+
+    /// Two threads, sharing slots, outbox and the reading role.
+    #[test]
+    fn loom_two_callers() {
+        check(2, 1);
+    }
+
+    /// A slot is taken again while the other thread may still deal with its first use.
+    #[test]
+    fn loom_a_slot_is_reused() {
+        check(2, 2);
+    }
+
+    /// More callers than slots.
+    #[test]
+    fn loom_callers_wait_for_a_slot() {
+        check(3, 1);
+    }
+
+    /// The reader abandons everything; nobody is left asleep.
+    #[test]
+    fn loom_a_lost_connection_ends_every_wait() {
+        loom::model(|| {
+            let model = Model::new();
+            let other = model.clone();
+            let submit = |model: &Model| {
+                let ticket = model.table.claim(|_| Arc::new(UnsafeCell::new(0)));
+                model.table.sent(ticket.index());
+                ticket.wait(
+                    Deadline::NEVER,
+                    || (),
+                    |_| model.table.abandon(|buffer| touch(buffer)),
+                );
+                assert_eq!(touches(&ticket.finish()), 1);
+            };
+            let thread = thread::spawn(move || submit(&other));
+            submit(&model);
+            thread.join().expect("no panic");
+        });
+    }
+}
+
+#[cfg(not(loom))]
+mod examples {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_cookie_is_good_for_one_reply_only() {
+        let table = table::<u8, ()>(());
+        let mut cookie = Cookie(0);
+        let ticket = table.claim(|c| {
+            cookie = c;
+            1
+        });
+        assert_eq!(table.with_cookie(cookie, |_, load| *load), Some(1));
+        table.sent(ticket.index());
+        assert!(table.replied(ticket.index()), "sent and replied is over");
+        assert_eq!(table.with_cookie(cookie, |_, _| ()), None, "answered twice");
+        ticket.finish();
+        let again = table.claim(|_| 2);
+        assert_eq!(again.index(), 0, "the same slot");
+        assert_eq!(table.with_cookie(cookie, |_, _| ()), None, "a late reply");
+        assert_eq!(
+            table.with_cookie(Cookie(0xff), |_, _| ()),
+            None,
+            "no such slot"
+        );
+    }
+
+    #[test]
+    fn an_early_answer_does_not_end_a_request_that_is_still_being_sent() {
+        let table = table::<u8, ()>(());
+        let ticket = table.claim(|_| 1);
+        assert!(!table.replied(ticket.index()));
+        assert_ne!(table.progress(ticket.index()), OVER);
+        table.sent(ticket.index());
+        ticket.wait(
+            Deadline::NEVER,
+            || (),
+            |()| panic!("nothing is left to read"),
+        );
+    }
+
+    #[test]
+    fn a_panic_while_reading_passes_the_role_on() {
+        let table = table::<u8, u32>(7);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let ticket = table.claim(|_| 1);
+            table.sent(ticket.index());
+            ticket.wait(Deadline::NEVER, || (), |_| panic!("on purpose"));
+        }));
+        assert!(result.is_err());
+        assert!(table.is_idle(), "the slot is free again");
+        let mut role = table.try_read_as_sender().expect("the role is free again");
+        assert_eq!(*role.reader(), 7);
+    }
+
+    #[test]
+    fn a_sleeper_is_called_at_its_deadline() {
+        let table = table::<u8, ()>(());
+        let _role = table.try_read_as_sender().expect("free");
+        let ticket = table.claim(|_| 1);
+        table.sent(ticket.index());
+        let index = ticket.index();
+        ticket.wait(
+            Deadline::after(Duration::from_millis(5)),
+            || assert!(table.replied(index)),
+            |()| panic!("somebody else reads"),
+        );
+    }
+
+    #[test]
+    fn the_doorbell_rings_for_a_waiting_sender() {
+        let table = table::<u8, ()>(());
+        let role = table.try_read_as_sender().expect("free");
+        assert!(table.try_read_as_sender().is_none());
+        drop(role);
+        let (stream, _peer) = crate::transport::unix::pair();
+        let soon = Deadline::after(Duration::from_secs(5));
+        let ready = stream
+            .wait(false, false, Some(table.doorbell()), soon)
+            .expect("poll");
+        assert!(!ready.expired, "it rang");
+    }
+}

@@ -1,0 +1,54 @@
+//! Arithmetic of ranges: cutting requests to a server's limits and answers to a request's.
+
+use crate::proto::chunks::Descriptor;
+
+/// Cuts `length` bytes from `offset` into pieces of at most `most` bytes.
+pub fn pieces(offset: u64, length: u32, most: usize) -> impl Iterator<Item = (u64, usize)> {
+    let end = offset + u64::from(length);
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        let n = (end - at).min(most as u64);
+        let piece = (at, n as usize);
+        at += n;
+        (n > 0).then_some(piece)
+    })
+}
+
+/// Cuts extents so that together they are at most `length` bytes long.
+pub fn cut(extents: &mut Vec<Descriptor>, length: u32) {
+    let mut left = length;
+    let mut keep = 0;
+    for extent in extents.iter_mut() {
+        if left == 0 {
+            break;
+        }
+        extent.length = extent.length.min(left);
+        left -= extent.length;
+        keep += 1;
+    }
+    extents.truncate(keep);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::consts::Allocation;
+
+    #[test]
+    fn pieces_follow_each_other_to_the_end() {
+        let all: Vec<_> = pieces(10, 25, 10).collect();
+        assert_eq!(all, [(10, 10), (20, 10), (30, 5)]);
+        assert_eq!(pieces(5, 0, 10).count(), 0);
+    }
+
+    #[test]
+    fn extents_are_cut_at_the_end_of_the_request() {
+        let extent = |length| Descriptor {
+            length,
+            status: Allocation::ZERO,
+        };
+        let mut extents = vec![extent(10), extent(u32::MAX), extent(7)];
+        cut(&mut extents, 100);
+        assert_eq!(extents, [extent(10), extent(90)]);
+    }
+}

@@ -1,0 +1,45 @@
+//! Lists that nbdkit lends us to be filled, and strings that it keeps for us.
+
+use std::ffi::{CString, c_char};
+use std::ptr::NonNull;
+
+use super::sys;
+use crate::proto::consts::Allocation;
+
+/// The extents of one status query, to be filled in ascending order.
+#[derive(Debug)]
+pub struct Extents {
+    list: NonNull<sys::nbdkit_extents>,
+}
+
+impl Extents {
+    /// Wraps nbdkit's list.
+    ///
+    /// # Safety
+    /// `list` is null or the list that nbdkit passed to the callback that is running, and the
+    /// result does not outlive that callback.
+    pub unsafe fn new(list: *mut sys::nbdkit_extents) -> Option<Self> {
+        NonNull::new(list).map(|list| Self { list })
+    }
+
+    /// Appends an extent. False if nbdkit refused it, with its own message.
+    #[must_use]
+    pub fn add(&mut self, offset: u64, length: u64, status: Allocation) -> bool {
+        // NBDKIT_EXTENT_* have the values of the protocol's base:allocation bits.
+        // SAFETY: by the contract of `new` the list is alive, and ours for the callback's duration.
+        unsafe { sys::nbdkit_add_extent(self.list.as_ptr(), offset, length, status.bits()) == 0 }
+    }
+}
+
+const _: () = assert!(sys::NBDKIT_EXTENT_HOLE == Allocation::HOLE.bits());
+const _: () = assert!(sys::NBDKIT_EXTENT_ZERO == Allocation::ZERO.bits());
+
+/// Gives a string to nbdkit, which keeps it until the connection of the running callback ends.
+/// Null where there is no memory for it.
+pub fn intern(text: &str) -> *const c_char {
+    let Ok(text) = CString::new(text) else {
+        return std::ptr::null();
+    };
+    // SAFETY: a terminated string, which nbdkit copies.
+    unsafe { sys::nbdkit_strdup_intern(text.as_ptr()) }
+}

@@ -1,0 +1,22 @@
+//! nbdkit's way with parameter values.
+
+use std::ffi::{CStr, OsString};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use super::sys;
+
+/// Makes a path absolute against the directory in which the user started nbdkit, since nbdkit
+/// changes to `/` in the background. `None` if nbdkit refused it, with its own message.
+pub fn absolute_path(path: &CStr) -> Option<PathBuf> {
+    // SAFETY: a terminated string; the result is new memory or null.
+    let absolute = unsafe { sys::nbdkit_absolute_path(path.as_ptr()) };
+    if absolute.is_null() {
+        return None;
+    }
+    // SAFETY: not null, so a terminated string.
+    let bytes = unsafe { CStr::from_ptr(absolute) }.to_bytes().to_vec();
+    // SAFETY: nbdkit allocated it with malloc for us to free, and nothing refers to it any more.
+    unsafe { libc::free(absolute.cast()) };
+    Some(PathBuf::from(OsString::from_vec(bytes)))
+}

@@ -1,0 +1,66 @@
+//! Messages and error numbers for nbdkit.
+
+use std::ffi::CString;
+
+use super::sys;
+
+/// Shows the user an error. Must run on the thread of the callback that fails.
+pub fn error(message: &str) {
+    let message = c_string(message);
+    // SAFETY: a terminated string that outlives the call.
+    unsafe { sys::nbd_shim_error(message.as_ptr()) }
+}
+
+/// Shows the user a line if they asked for debug output.
+pub fn debug(message: &str) {
+    let message = c_string(message);
+    // SAFETY: a terminated string that outlives the call.
+    unsafe { sys::nbd_shim_debug(message.as_ptr()) }
+}
+
+/// Prints one line for `--dump-plugin`.
+pub fn print(line: &str) {
+    let line = c_string(line);
+    // SAFETY: a terminated string that outlives the call.
+    unsafe { sys::nbd_shim_print(line.as_ptr()) }
+}
+
+/// Sets the error number of the callback that runs on this thread.
+pub fn set_errno(errno: i32) {
+    // SAFETY: writes a thread-local of nbdkit's; any number is allowed.
+    unsafe { sys::nbdkit_set_error(errno) }
+}
+
+/// Messages contain no NUL by construction; should one slip in, the message ends there.
+fn c_string(text: &str) -> CString {
+    let text = text.split('\0').next().unwrap_or_default();
+    CString::new(text).unwrap_or_default()
+}
+
+/// Forwards the `log` facade, which the rooms below the plugin use, to nbdkit's debug output.
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        debug(&record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Starts forwarding `log` lines. With `verbose` lines about every request come too; without, they
+/// are not even formatted.
+pub fn forward_log(verbose: bool) {
+    static LOGGER: Logger = Logger;
+    // Fails when it was set before, and then it is this one.
+    let _ = log::set_logger(&LOGGER);
+    log::set_max_level(if verbose {
+        log::LevelFilter::Trace
+    } else {
+        log::LevelFilter::Debug
+    });
+}

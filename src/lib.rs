@@ -1,0 +1,27 @@
+//! nbdkit's `nbd` plugin: forwards everything to another NBD server, with a client of its own.
+//!
+//! ```text
+//! nbdkit --> plugin --> client --> transport --> the other NBD server
+//!   ^          |          |  ^
+//!   |          v          v  |
+//!  host     config      proto        (pure: bytes in, decisions out)
+//! ```
+//!
+//! Data flows one way and no arrow points up. [`proto`] is the ground: it knows no socket, thread
+//! or clock. [`client`] moves bytes and wakes waiters; it knows no nbdkit. [`plugin`] knows
+//! nbdkit's callbacks and nothing of the wire. [`host`] is the only place that names nbdkit's
+//! functions. [`config`] is what the user asked for, checked once.
+//!
+//! `unsafe` lives in `host`, in `plugin/{mod,callbacks}.rs` and in `client/loan.rs`; everywhere
+//! else it is forbidden.
+
+#[deny(unsafe_code)]
+pub mod client;
+#[forbid(unsafe_code)]
+pub mod config;
+pub mod host;
+pub mod plugin;
+#[forbid(unsafe_code)]
+pub mod proto;
+#[forbid(unsafe_code)]
+pub mod transport;

@@ -1,0 +1,151 @@
+//! What nbdkit's questions about an export mean, in safe Rust.
+
+use super::guard::Failure;
+use super::state;
+use crate::client::{Client, Zeroing};
+use crate::host::lists::Extents;
+use crate::proto::consts::TransmissionFlags;
+use crate::proto::export::BlockSizes;
+
+/// Largest preferred block size that nbdkit accepts, bytes.
+const MAX_PREFERRED: u32 = 32 << 20;
+
+/// One client of nbdkit's: its connection to the server.
+#[derive(Debug)]
+pub struct Handle {
+    client: Client,
+    readonly: bool,
+}
+
+impl Handle {
+    /// Connects to the server that the user named.
+    pub fn open(readonly: bool) -> Result<Self, Failure> {
+        let config = state::config()?;
+        let client = Client::open(&config.options)?;
+        Ok(Self { client, readonly })
+    }
+
+    /// Disconnects.
+    pub fn close(self) {
+        self.client.close();
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> i64 {
+        // The handshake refuses larger sizes.
+        i64::try_from(self.client.export().size).unwrap_or(i64::MAX)
+    }
+
+    /// The server's description.
+    pub fn description(&self) -> Option<&str> {
+        self.client.export().description.as_deref()
+    }
+
+    /// Minimum, preferred and maximum block size as nbdkit will have them; zeroes where the server
+    /// said nothing.
+    pub fn block_size(&self) -> (u32, u32, u32) {
+        self.client
+            .export()
+            .block_sizes
+            .map_or((0, 0, 0), acceptable)
+    }
+
+    /// Whether the export may be written.
+    pub fn can_write(&self) -> bool {
+        !self.readonly && !self.has(TransmissionFlags::READ_ONLY)
+    }
+
+    /// Whether zeroes can be asked of this plugin. They always can where writing can: what the
+    /// server cannot do is done here with writes. Were this left to nbdkit, versions before 1.44
+    /// would write the first 64 MiB of a longer range over and over, and call it done.
+    pub fn can_zero(&self) -> bool {
+        self.can_write()
+    }
+
+    /// Whether the server has all of these flags.
+    pub fn has(&self, flags: TransmissionFlags) -> bool {
+        self.client.export().can(flags)
+    }
+
+    /// Whether the server reports extents.
+    pub fn can_extents(&self) -> bool {
+        self.client.export().base_allocation.is_some()
+    }
+
+    /// Reads.
+    pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Failure> {
+        Ok(self.client.read(buffer, offset)?)
+    }
+
+    /// Writes.
+    pub fn write(&self, payload: &[u8], offset: u64, fua: bool) -> Result<(), Failure> {
+        Ok(self.client.write(payload, offset, fua)?)
+    }
+
+    /// Flushes.
+    pub fn flush(&self) -> Result<(), Failure> {
+        Ok(self.client.flush()?)
+    }
+
+    /// Trims.
+    pub fn trim(&self, length: u32, offset: u64, fua: bool) -> Result<(), Failure> {
+        Ok(self.client.trim(length, offset, fua)?)
+    }
+
+    /// Zeroes.
+    pub fn zero(&self, length: u32, offset: u64, how: Zeroing) -> Result<(), Failure> {
+        Ok(self.client.zero(length, offset, how)?)
+    }
+
+    /// Prefetches.
+    pub fn cache(&self, length: u32, offset: u64) -> Result<(), Failure> {
+        Ok(self.client.cache(length, offset)?)
+    }
+
+    /// Reports extents; cut at the end of the query, because nbdkit before 1.44 aborts on longer
+    /// ones.
+    pub fn extents(
+        &self,
+        length: u32,
+        offset: u64,
+        one: bool,
+        list: &mut Extents,
+    ) -> Result<(), Failure> {
+        let mut at = offset;
+        for extent in self.client.block_status(length, offset, one)? {
+            if !list.add(at, u64::from(extent.length), extent.status) {
+                return Err(Failure::by_host());
+            }
+            at += u64::from(extent.length);
+        }
+        Ok(())
+    }
+}
+
+/// Bends legal block sizes until nbdkit accepts them; it refuses the client otherwise.
+fn acceptable(sizes: BlockSizes) -> (u32, u32, u32) {
+    let preferred = sizes.preferred.min(MAX_PREFERRED);
+    let maximum = match sizes.maximum {
+        u32::MAX => u32::MAX,
+        limit => limit - limit % sizes.minimum,
+    };
+    (sizes.minimum, preferred, maximum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn block_sizes_are_bent_to_what_nbdkit_accepts() {
+        for (server, host) in [
+            ((1, 4096, 32 << 20), (1, 4096, 32 << 20)),
+            ((1, 64 << 20, 128 << 20), (1, 32 << 20, 128 << 20)),
+            ((512, 4096, 0x7fff_ffff), (512, 4096, 0x7fff_fe00)),
+            ((4096, 4096, u32::MAX), (4096, 4096, u32::MAX)),
+        ] {
+            let sizes = BlockSizes::checked(server.0, server.1, server.2).expect("legal");
+            assert_eq!(acceptable(sizes), host);
+        }
+    }
+}

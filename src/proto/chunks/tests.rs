@@ -1,0 +1,386 @@
+//! Replies as byte streams: legal ones reassemble, damaged ones never pass for success.
+
+use super::*;
+use crate::proto::codec::Writer;
+use crate::proto::consts::STRUCTURED_REPLY_MAGIC;
+use crate::proto::reply::{Decoded, MAX_HEADER_LENGTH, decode};
+use crate::proto::request::Cookie;
+use proptest::prelude::*;
+
+const COOKIE: u64 = 0x0123_4567_89ab_cd03;
+const OFFSET: u64 = 1 << 40;
+
+/// What a stream of bytes led to.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Complete, with the contents of the buffer afterwards.
+    Success(Vec<u8>),
+    Failed(WireError),
+    Broken(Violation),
+    /// The stream ended first.
+    Pending,
+}
+
+/// Carries out the steps of the reply to `request` over `stream`, in a buffer full of 0xee.
+fn receive(request: Request, stream: &[u8]) -> Outcome {
+    let mut reply = Reply::new(request, Some(7));
+    let mut buffer = vec![0xee; request.length as usize];
+    match run(&mut reply, &mut buffer, stream) {
+        Err(violation) => Outcome::Broken(violation),
+        Ok(false) => Outcome::Pending,
+        Ok(true) => match reply.finish() {
+            Ok(_) => Outcome::Success(buffer),
+            Err(error) => Outcome::Failed(error),
+        },
+    }
+}
+
+fn run(reply: &mut Reply, buffer: &mut [u8], stream: &[u8]) -> Result<bool, Violation> {
+    let mut rest = stream;
+    loop {
+        match reply.step() {
+            Step::Done => return Ok(true),
+            Step::Header => match decode(rest, true)? {
+                Decoded::Need(n) => {
+                    assert!(n <= MAX_HEADER_LENGTH);
+                    return Ok(false);
+                }
+                Decoded::Header(header, used) => {
+                    if header.cookie() != Cookie(COOKIE) {
+                        return Err(Violation::Cookie(header.cookie().0));
+                    }
+                    rest = &rest[used..];
+                    reply.begin(header, true)?;
+                }
+            },
+            Step::Take(n) => {
+                assert!(n <= MAX_TAKE);
+                let Some((head, tail)) = rest.split_at_checked(n) else {
+                    return Ok(false);
+                };
+                reply.taken(head)?;
+                rest = tail;
+            }
+            Step::Fill { at, len } => {
+                let n = rest.len().min(len as usize);
+                if n == 0 {
+                    return Ok(false);
+                }
+                buffer[at as usize..][..n].copy_from_slice(&rest[..n]);
+                reply.moved(n as u32);
+                rest = &rest[n..];
+            }
+            Step::Zero { at, len } => {
+                buffer[at as usize..][..len as usize].fill(0);
+                reply.moved(len);
+            }
+            Step::Skip(n) => {
+                let n = rest.len().min(n as usize);
+                if n == 0 {
+                    return Ok(false);
+                }
+                reply.moved(n as u32);
+                rest = &rest[n..];
+            }
+        }
+    }
+}
+
+fn chunk(kind: ChunkType, last: bool, payload: &[u8]) -> Vec<u8> {
+    Writer::default()
+        .u32(STRUCTURED_REPLY_MAGIC)
+        .u16(u16::from(last))
+        .u16(kind.0)
+        .u64(COOKIE)
+        .u32(payload.len() as u32)
+        .bytes(payload)
+        .finish()
+}
+
+fn data(at: usize, bytes: &[u8], last: bool) -> Vec<u8> {
+    let payload = Writer::default()
+        .u64(OFFSET + at as u64)
+        .bytes(bytes)
+        .finish();
+    chunk(ChunkType::OFFSET_DATA, last, &payload)
+}
+
+fn hole(at: usize, len: usize, last: bool) -> Vec<u8> {
+    let payload = Writer::default()
+        .u64(OFFSET + at as u64)
+        .u32(len as u32)
+        .finish();
+    chunk(ChunkType::OFFSET_HOLE, last, &payload)
+}
+
+fn none() -> Vec<u8> {
+    chunk(ChunkType::NONE, true, &[])
+}
+
+fn error(errno: u32, text: &[u8], last: bool) -> Vec<u8> {
+    let payload = Writer::default()
+        .u32(errno)
+        .u16(text.len() as u16)
+        .bytes(text)
+        .finish();
+    chunk(ChunkType::ERROR, last, &payload)
+}
+
+fn read(length: usize) -> Request {
+    Request::new(Command::READ, OFFSET, length as u32)
+}
+
+fn status_request() -> Request {
+    Request::new(Command::BLOCK_STATUS, OFFSET, 1 << 20)
+}
+
+fn status(context: u32, descriptors: &[(u32, u32)], last: bool) -> Vec<u8> {
+    let payload = descriptors
+        .iter()
+        .fold(Writer::default().u32(context), |w, (length, status)| {
+            w.u32(*length).u32(*status)
+        });
+    chunk(ChunkType::BLOCK_STATUS, last, &payload.finish())
+}
+
+#[test]
+fn a_gap_is_a_failed_read() {
+    let stream = [data(0, &[1; 10], false), data(11, &[1; 9], true)].concat();
+    assert_eq!(
+        receive(read(20), &stream),
+        Outcome::Failed(WireError::Incomplete {
+            got: 19,
+            wanted: 20
+        })
+    );
+}
+
+#[test]
+fn an_overlap_whose_sum_is_right_is_a_violation() {
+    let stream = [data(0, &[1; 10], false), hole(9, 10, true)].concat();
+    assert_eq!(
+        receive(read(20), &stream),
+        Outcome::Broken(Violation::Overlap(OFFSET + 9))
+    );
+}
+
+#[test]
+fn success_without_any_data_is_a_failed_read() {
+    assert_eq!(
+        receive(read(20), &none()),
+        Outcome::Failed(WireError::Incomplete { got: 0, wanted: 20 })
+    );
+}
+
+#[test]
+fn ranges_outside_the_request_are_violations() {
+    for (offset, len) in [
+        (OFFSET - 1, 5),
+        (OFFSET + 16, 5),
+        (OFFSET + 20, 1),
+        (0, 5),
+        (u64::MAX - 1, 5),
+    ] {
+        let payload = Writer::default().u64(offset).bytes(&vec![1; len]).finish();
+        let stream = chunk(ChunkType::OFFSET_DATA, true, &payload);
+        assert!(matches!(
+            receive(read(20), &stream),
+            Outcome::Broken(Violation::OutOfRange { .. })
+        ));
+    }
+}
+
+#[test]
+fn the_first_error_counts_and_the_reply_goes_on() {
+    let stream = [
+        error(28, b"full", false),
+        data(0, &[1; 20], false),
+        error(5, b"", true),
+    ]
+    .concat();
+    assert_eq!(
+        receive(read(20), &stream),
+        Outcome::Failed(WireError::Server {
+            errno: NbdErrno::ENOSPC,
+            text: "full".to_owned()
+        })
+    );
+}
+
+#[test]
+fn error_number_zero_is_still_an_error() {
+    let outcome = receive(read(20), &error(0, b"", true));
+    assert!(matches!(outcome, Outcome::Failed(error) if error.errno() == libc::EIO));
+}
+
+#[test]
+fn an_error_text_that_does_not_fit_its_chunk_is_a_violation() {
+    let payload = Writer::default().u32(5).u16(3).bytes(b"ab").finish();
+    let stream = chunk(ChunkType::ERROR, true, &payload);
+    assert!(matches!(receive(read(20), &stream), Outcome::Broken(_)));
+}
+
+#[test]
+fn a_long_error_text_is_cut() {
+    let outcome = receive(read(20), &error(5, &[b'x'; 5000], true));
+    let Outcome::Failed(WireError::Server { text, .. }) = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(text.len(), 4096);
+}
+
+#[test]
+fn an_unknown_error_chunk_fails_the_request_only() {
+    let payload = Writer::default().u32(1).u16(0).bytes(&[0xff; 30]).finish();
+    let outcome = receive(read(20), &chunk(ChunkType(0xffff), true, &payload));
+    assert!(matches!(outcome, Outcome::Failed(error) if error.errno() == libc::EPERM));
+}
+
+#[test]
+fn status_of_our_context_is_kept_and_of_others_skipped() {
+    let stream = [
+        status(9, &[(1, 1)], false),
+        status(7, &[(4096, 3), (8192, 0xffff_fffc)], true),
+    ]
+    .concat();
+    let mut reply = Reply::new(status_request(), Some(7));
+    assert_eq!(run(&mut reply, &mut [], &stream), Ok(true));
+    let descriptors = reply.finish().expect("status");
+    assert_eq!(descriptors.len(), 2);
+    assert_eq!(descriptors[0].status, Allocation::all());
+    assert_eq!(
+        descriptors[1].status,
+        Allocation::empty(),
+        "unknown bits are masked"
+    );
+}
+
+#[test]
+fn broken_status_is_found() {
+    for (stream, violation) in [
+        (status(7, &[(0, 0)], true), Violation::EmptyDescriptor),
+        (
+            [status(7, &[(1, 0)], false), status(7, &[(1, 0)], true)].concat(),
+            Violation::RepeatedContext(7),
+        ),
+    ] {
+        assert_eq!(
+            receive(status_request(), &stream),
+            Outcome::Broken(violation)
+        );
+    }
+    assert_eq!(
+        receive(status_request(), &none()),
+        Outcome::Failed(WireError::NoStatus)
+    );
+}
+
+#[test]
+fn more_descriptors_than_nbdkit_keeps_are_forgotten() {
+    let mut reply = Reply::new(status_request(), Some(7));
+    let many = vec![(1, 0); MAX_DESCRIPTORS + 1];
+    assert_eq!(run(&mut reply, &mut [], &status(7, &many, true)), Ok(true));
+    assert_eq!(reply.finish().map(|d| d.len()), Ok(MAX_DESCRIPTORS));
+}
+
+#[test]
+fn content_for_a_command_that_has_none_is_a_violation() {
+    for command in [Command::WRITE, Command::FLUSH, Command::BLOCK_STATUS] {
+        let request = Request::new(command, OFFSET, 20);
+        assert!(matches!(
+            receive(request, &data(0, &[1; 20], true)),
+            Outcome::Broken(Violation::Chunk { .. })
+        ));
+    }
+}
+
+/// A read of `length` bytes, cut into chunks at `cuts`, each data or hole, sent in the order of
+/// `keys`. Returns the stream and the contents that it stands for.
+fn legal_reply(
+    length: usize,
+    cuts: &[usize],
+    holes: &[bool],
+    keys: &[u32],
+    separate_none: bool,
+) -> (Vec<u8>, Vec<u8>) {
+    let mut edges: Vec<usize> = cuts.iter().map(|cut| cut % length).collect();
+    edges.extend([0, length]);
+    edges.sort_unstable();
+    edges.dedup();
+    let mut content: Vec<u8> = (0..length).map(|i| (i * 31 + 1) as u8).collect();
+    let mut pieces: Vec<(u32, usize, usize, bool)> = Vec::new();
+    for (n, edge) in edges.windows(2).enumerate() {
+        let is_hole = holes[n % holes.len()];
+        if is_hole {
+            content[edge[0]..edge[1]].fill(0);
+        }
+        pieces.push((
+            keys[n % keys.len()].rotate_left(n as u32),
+            edge[0],
+            edge[1],
+            is_hole,
+        ));
+    }
+    pieces.sort_unstable();
+    let mut stream = Vec::new();
+    for (n, (_, from, to, is_hole)) in pieces.iter().enumerate() {
+        let last = !separate_none && n + 1 == pieces.len();
+        stream.extend(if *is_hole {
+            hole(*from, to - from, last)
+        } else {
+            data(*from, &content[*from..*to], last)
+        });
+    }
+    if separate_none {
+        stream.extend(none());
+    }
+    (stream, content)
+}
+
+prop_compose! {
+    fn replies()(
+        length in 1usize..600,
+        cuts in prop::collection::vec(any::<usize>(), 0..12),
+        holes in prop::collection::vec(any::<bool>(), 1..5),
+        keys in prop::collection::vec(any::<u32>(), 1..13),
+        separate_none: bool,
+    ) -> (Vec<u8>, Vec<u8>) {
+        legal_reply(length, &cuts, &holes, &keys, separate_none)
+    }
+}
+
+proptest! {
+    /// Any legal chunking, in any order, reassembles.
+    #[test]
+    fn any_legal_chunking_reassembles((stream, content) in replies()) {
+        prop_assert_eq!(receive(read(content.len()), &stream), Outcome::Success(content));
+    }
+
+    /// One wrong bit may change one bit of the data, which nobody can see, or make the request
+    /// fail. It never makes another success of it.
+    #[test]
+    fn a_damaged_bit_never_passes_for_success((stream, content) in replies(), bit: prop::sample::Index) {
+        let bit = bit.index(stream.len() * 8);
+        let mut damaged = stream;
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        if let Outcome::Success(got) = receive(read(content.len()), &damaged) {
+            let wrong: u32 = got.iter().zip(&content).map(|(a, b)| (a ^ b).count_ones()).sum();
+            prop_assert!(wrong <= 1, "{wrong} bits differ");
+        }
+    }
+
+    /// A reply that is cut short is never complete.
+    #[test]
+    fn a_cut_reply_is_never_success((stream, content) in replies(), cut: prop::sample::Index) {
+        let cut = cut.index(stream.len());
+        prop_assert_eq!(receive(read(content.len()), &stream[..cut]), Outcome::Pending);
+    }
+
+    /// Random bytes behind a good header neither panic nor succeed without covering the read.
+    #[test]
+    fn random_payloads_are_survived(kind in any::<u16>(), last: bool, payload in prop::collection::vec(any::<u8>(), 0..64)) {
+        let stream = chunk(ChunkType(kind), last, &payload);
+        let outcome = receive(read(20), &stream);
+        prop_assert!(!matches!(outcome, Outcome::Success(_)) || kind == ChunkType::OFFSET_DATA.0);
+    }
+}

@@ -1,0 +1,177 @@
+//! What a handshake agreed on: the export's size and abilities, made consistent.
+
+use super::consts::{DEFAULT_MAX_PAYLOAD, TransmissionFlags};
+
+/// An export as the server described it, after everything that contradicts the rest was masked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// Usable bytes: the server's size, rounded down to a whole number of minimum blocks, because
+    /// the rest could not be reached by any legal request.
+    pub size: u64,
+    /// The server's own figure, bytes.
+    pub advertised_size: u64,
+    /// Abilities.
+    pub flags: TransmissionFlags,
+    /// Block size constraints, where the server sent legal ones.
+    pub block_sizes: Option<BlockSizes>,
+    /// The name that the server gives the export, where it said so.
+    pub canonical_name: Option<String>,
+    /// A text for people, where the server sent one.
+    pub description: Option<String>,
+    /// Whether reads are answered by structured replies.
+    pub structured: bool,
+    /// Identity of the `base:allocation` metadata context on this connection.
+    pub base_allocation: Option<u32>,
+}
+
+impl Export {
+    /// Joins the pieces that a handshake collected.
+    pub fn new(size: u64, flags: TransmissionFlags, structured: bool) -> Self {
+        Self {
+            size,
+            advertised_size: size,
+            flags: consistent(flags, structured),
+            block_sizes: None,
+            canonical_name: None,
+            description: None,
+            structured,
+            base_allocation: None,
+        }
+    }
+
+    /// Adds the server's block sizes, which also decide how many bytes can be reached.
+    pub fn with_block_sizes(mut self, sizes: Option<BlockSizes>) -> Self {
+        self.size = self.advertised_size;
+        if let Some(sizes) = sizes {
+            self.size -= self.size % u64::from(sizes.minimum);
+        }
+        self.block_sizes = sizes;
+        self
+    }
+
+    /// Whether the server has all of `flags`.
+    pub fn can(&self, flags: TransmissionFlags) -> bool {
+        self.flags.contains(flags)
+    }
+
+    /// Smallest unit of offset and length that the server accepts, bytes.
+    pub fn minimum_block(&self) -> u32 {
+        self.block_sizes.map_or(1, |sizes| sizes.minimum)
+    }
+
+    /// Largest length of one read or write, bytes: a whole number of minimum blocks.
+    pub fn maximum_payload(&self) -> u32 {
+        match self.block_sizes {
+            Some(sizes) => sizes.maximum - sizes.maximum % sizes.minimum,
+            None => DEFAULT_MAX_PAYLOAD,
+        }
+    }
+}
+
+/// Removes abilities that cannot be meant: all of them without `NBD_FLAG_HAS_FLAGS`, writing to a
+/// read-only export, modifiers without what they modify ("Transmission flags").
+fn consistent(mut flags: TransmissionFlags, structured: bool) -> TransmissionFlags {
+    if !flags.contains(TransmissionFlags::HAS_FLAGS) {
+        // A restriction is worth believing even from a server that forgot the first bit.
+        return flags & TransmissionFlags::READ_ONLY;
+    }
+    if flags.contains(TransmissionFlags::READ_ONLY) {
+        flags -= TransmissionFlags::SEND_TRIM | TransmissionFlags::SEND_WRITE_ZEROES;
+    }
+    if !flags.contains(TransmissionFlags::SEND_WRITE_ZEROES) {
+        flags -= TransmissionFlags::SEND_FAST_ZERO;
+    }
+    if !structured {
+        flags -= TransmissionFlags::SEND_DF;
+    }
+    flags
+}
+
+/// Block size constraints ("Block size constraints"), all in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSizes {
+    /// Offsets and lengths are multiples of this power of two, at most 64 KiB.
+    pub minimum: u32,
+    /// The size that performs well, a power of two.
+    pub preferred: u32,
+    /// Largest payload of a read or write; `u32::MAX` for no limit.
+    pub maximum: u32,
+}
+
+impl BlockSizes {
+    /// The three numbers if they obey the specification, else nothing: what a confused server
+    /// says about block sizes is not worth half believing.
+    pub fn checked(minimum: u32, preferred: u32, maximum: u32) -> Option<Self> {
+        let legal = minimum.is_power_of_two()
+            && minimum <= 64 * 1024
+            && preferred.is_power_of_two()
+            && preferred >= minimum.max(512)
+            && maximum >= preferred;
+        legal.then_some(Self {
+            minimum,
+            preferred,
+            maximum,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: TransmissionFlags = TransmissionFlags::all();
+
+    #[test]
+    fn without_has_flags_there_are_no_abilities() {
+        let export = Export::new(1, ALL - TransmissionFlags::HAS_FLAGS, true);
+        assert_eq!(export.flags, TransmissionFlags::READ_ONLY);
+    }
+
+    #[test]
+    fn read_only_wins_over_write_abilities() {
+        let export = Export::new(1, ALL, true);
+        assert!(export.can(TransmissionFlags::SEND_FLUSH));
+        for lost in [
+            TransmissionFlags::SEND_TRIM,
+            TransmissionFlags::SEND_WRITE_ZEROES,
+            TransmissionFlags::SEND_FAST_ZERO,
+        ] {
+            assert!(!export.can(lost), "{lost:?}");
+        }
+    }
+
+    #[test]
+    fn modifiers_go_with_what_they_modify() {
+        let flags = ALL - TransmissionFlags::READ_ONLY - TransmissionFlags::SEND_WRITE_ZEROES;
+        let export = Export::new(1, flags, false);
+        assert!(!export.can(TransmissionFlags::SEND_FAST_ZERO));
+        assert!(!export.can(TransmissionFlags::SEND_DF));
+    }
+
+    #[test]
+    fn illegal_block_sizes_are_ignored_whole() {
+        for (min, preferred, max) in [
+            (0, 0, 0),
+            (3, 4096, 65536),
+            (128 * 1024, 128 * 1024, 1 << 20),
+            (4096, 512, 65536),
+            (1, 4096, 1000),
+            (1, 256, 65536),
+        ] {
+            assert_eq!(BlockSizes::checked(min, preferred, max), None);
+        }
+        assert!(BlockSizes::checked(1, 4096, u32::MAX).is_some());
+    }
+
+    #[test]
+    fn a_tail_shorter_than_a_block_is_not_offered() {
+        let export = Export::new(10_000, ALL, true).with_block_sizes(BlockSizes::checked(
+            4096,
+            4096,
+            65536 + 100,
+        ));
+        assert_eq!(export.size, 8192);
+        assert_eq!(export.advertised_size, 10_000);
+        assert_eq!(export.maximum_payload(), 65536);
+    }
+}

@@ -1,0 +1,23 @@
+//! The oldstyle handshake: the server speaks once, the client not at all ("Oldstyle negotiation").
+
+use super::{Error, Goal, Progress, enter};
+use crate::proto::codec::{Reader, printable};
+use crate::proto::consts::{MAX_STRING, PADDING};
+
+/// What follows the two magics: size, flags, padding.
+pub const LENGTH: usize = 8 + 4 + PADDING;
+
+/// Reads the rest of the greeting. The upper half of the flags is reserved and the padding has no
+/// meaning, whatever stands in them.
+pub fn received(bytes: &[u8], goal: &Goal) -> Result<Progress, Error> {
+    let mut reader = Reader::new(bytes);
+    let size = reader.u64().unwrap_or_default();
+    let flags = reader.u32().unwrap_or_default() as u16;
+    if !goal.export.is_empty() {
+        log::info!(
+            "oldstyle server: it has one export only, the name \"{}\" is ignored",
+            printable(goal.export.as_bytes(), MAX_STRING)
+        );
+    }
+    Ok(Progress::Enter(Box::new(enter(size, flags, false)?)))
+}

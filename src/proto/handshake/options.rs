@@ -1,0 +1,98 @@
+//! Option data and option reply payloads, as layouts only: what follows from them is decided in
+//! `newstyle`.
+
+use super::Info;
+use crate::proto::Violation;
+use crate::proto::codec::{Reader, Writer, printable};
+use crate::proto::consts::{BASE_ALLOCATION, InfoType, MAX_STRING, OptionReply, OptionType};
+use crate::proto::export::BlockSizes;
+
+/// Data of `NBD_OPT_GO`: the export's name and the facts we want. Asking for block sizes is the
+/// promise to obey them.
+pub fn go(export: &str) -> Vec<u8> {
+    let wanted = [InfoType::BLOCK_SIZE, InfoType::NAME, InfoType::DESCRIPTION];
+    wanted
+        .iter()
+        .fold(
+            Writer::default().string(export).u16(wanted.len() as u16),
+            |data, info| data.u16(info.0),
+        )
+        .finish()
+}
+
+/// Data of `NBD_OPT_SET_META_CONTEXT`: the one context that nbdkit's extents can express.
+pub fn set_meta_context(export: &str) -> Vec<u8> {
+    Writer::default()
+        .string(export)
+        .u32(1)
+        .string(BASE_ALLOCATION)
+        .finish()
+}
+
+/// Reads an `NBD_REP_META_CONTEXT` payload: the id, if it is the context that we asked for.
+pub fn meta_context(payload: &[u8]) -> Option<u32> {
+    let mut reader = Reader::new(payload);
+    let id = reader.u32()?;
+    (reader.rest() == BASE_ALLOCATION.as_bytes()).then_some(id)
+}
+
+/// Reads an `NBD_REP_INFO` payload into `info`. Unknown facts are skipped; so are texts that break
+/// the rules for strings, since nothing depends on them.
+pub fn info(info: &mut Info, payload: &[u8]) -> Result<(), Violation> {
+    let wrong_length = Violation::OptionLength {
+        option: OptionType::GO,
+        got: OptionReply::INFO,
+        length: payload.len() as u32,
+    };
+    let mut reader = Reader::new(payload);
+    let kind = InfoType(reader.u16().ok_or(wrong_length.clone())?);
+    match kind {
+        InfoType::EXPORT => {
+            let fact = export(reader).ok_or(wrong_length)?;
+            if info.export.is_some_and(|earlier| earlier != fact) {
+                return Err(Violation::OptionContent(
+                    OptionType::GO,
+                    "two NBD_INFO_EXPORT that contradict each other",
+                ));
+            }
+            info.export = Some(fact);
+        }
+        InfoType::BLOCK_SIZE => {
+            let (minimum, preferred, maximum) = block_size(reader).ok_or(wrong_length)?;
+            info.block_sizes = BlockSizes::checked(minimum, preferred, maximum);
+            if info.block_sizes.is_none() {
+                log::info!(
+                    "ignoring the server's block sizes {minimum}/{preferred}/{maximum}, which break the rules"
+                );
+            }
+        }
+        InfoType::NAME => info.canonical_name = string(reader.rest()),
+        InfoType::DESCRIPTION => info.description = string(reader.rest()),
+        other => log::debug!("ignoring {other} of {} bytes", payload.len()),
+    }
+    Ok(())
+}
+
+fn export(mut reader: Reader<'_>) -> Option<(u64, u16)> {
+    let fact = (reader.u64()?, reader.u16()?);
+    reader.rest().is_empty().then_some(fact)
+}
+
+fn block_size(mut reader: Reader<'_>) -> Option<(u32, u32, u32)> {
+    let fact = (reader.u32()?, reader.u32()?, reader.u32()?);
+    reader.rest().is_empty().then_some(fact)
+}
+
+/// A string by the specification's rules: UTF-8, no NUL, not too long.
+fn string(bytes: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(bytes)
+        .ok()
+        .filter(|text| text.len() <= MAX_STRING && !text.contains('\0'));
+    if text.is_none() {
+        log::info!(
+            "ignoring a text that breaks the rules: {}",
+            printable(bytes, 64)
+        );
+    }
+    text.map(str::to_owned)
+}

@@ -1,0 +1,213 @@
+//! The NBD protocol as pure logic: bytes in, decisions out.
+//!
+//! Nothing here knows a socket, a thread, a clock or an allocation that a length field of the
+//! server's could stretch. Names are the specification's
+//! (<https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>).
+
+#![deny(clippy::indexing_slicing)]
+
+use std::fmt;
+
+pub mod chunks;
+pub mod codec;
+pub mod consts;
+pub mod coverage;
+pub mod errno;
+pub mod export;
+pub mod handshake;
+pub mod reply;
+pub mod request;
+
+use self::consts::{ChunkType, Command, OptionReply, OptionType};
+use self::errno::NbdErrno;
+
+/// The server broke the protocol. The connection cannot be used any further, because what follows
+/// on it has no known meaning.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// The first bytes are not NBD's.
+    #[error("not an NBD server (it sent 0x{0:016x} instead of NBDMAGIC)")]
+    NotNbd(u64),
+    /// The greeting is of no known style.
+    #[error("unknown handshake style 0x{0:016x}")]
+    Style(u64),
+    /// An option reply does not start as one.
+    #[error("reply to {option}: wrong magic 0x{got:016x}")]
+    OptionMagic {
+        /// What was asked.
+        option: OptionType,
+        /// What came.
+        got: u64,
+    },
+    /// An option reply answers another option.
+    #[error("reply to {option}: the server answered {got} instead")]
+    OptionEcho {
+        /// What was asked.
+        option: OptionType,
+        /// What was answered.
+        got: OptionType,
+    },
+    /// An option reply is of a type that the option cannot have.
+    #[error("reply to {option}: unexpected {got}")]
+    OptionReply {
+        /// What was asked.
+        option: OptionType,
+        /// What came.
+        got: OptionReply,
+    },
+    /// An option reply has a length that its type cannot have.
+    #[error("reply to {option}: {got} with a payload of {length} bytes")]
+    OptionLength {
+        /// What was asked.
+        option: OptionType,
+        /// What came.
+        got: OptionReply,
+        /// Its length, bytes.
+        length: u32,
+    },
+    /// The server does not stop replying to one option.
+    #[error("reply to {0}: too many replies")]
+    OptionFlood(OptionType),
+    /// Facts about the export are missing or contradict each other.
+    #[error("reply to {0}: {1}")]
+    OptionContent(OptionType, &'static str),
+    /// The export is larger than a signed 64-bit size.
+    #[error("export size {0} is above 2^63-1")]
+    Size(u64),
+    /// A reply starts with bytes that no reply starts with.
+    #[error("reply with wrong magic 0x{0:08x}")]
+    ReplyMagic(u32),
+    /// A reply answers a request that is not in flight.
+    #[error("reply with unknown cookie 0x{0:016x}")]
+    Cookie(u64),
+    /// A simple reply to a read although structured replies were agreed.
+    #[error("simple reply to NBD_CMD_READ although structured replies were agreed")]
+    SimpleRead,
+    /// A chunk of a type that the command cannot have.
+    #[error("{command}: unexpected chunk {chunk}")]
+    Chunk {
+        /// The request's command.
+        command: Command,
+        /// The chunk that came.
+        chunk: ChunkType,
+    },
+    /// A chunk of a length that its type cannot have.
+    #[error("{command}: {chunk} with a payload of {length} bytes")]
+    ChunkLength {
+        /// The request's command.
+        command: Command,
+        /// The chunk that came.
+        chunk: ChunkType,
+        /// Its length, bytes.
+        length: u32,
+    },
+    /// `NBD_REPLY_TYPE_NONE` that does not end its reply.
+    #[error("{0}: NBD_REPLY_TYPE_NONE without NBD_REPLY_FLAG_DONE")]
+    NotDone(Command),
+    /// Read data or a hole outside the requested range.
+    #[error("{command}: {chunk} at offset {offset}, length {length}, is outside the request")]
+    OutOfRange {
+        /// The request's command.
+        command: Command,
+        /// The chunk that came.
+        chunk: ChunkType,
+        /// Where the chunk claims to be, bytes from the start of the export.
+        offset: u64,
+        /// Its length, bytes.
+        length: u32,
+    },
+    /// Read data or a hole for bytes that were already answered.
+    #[error("NBD_CMD_READ: the bytes at offset {0} were answered twice")]
+    Overlap(u64),
+    /// A block descriptor of no length.
+    #[error("NBD_CMD_BLOCK_STATUS: block descriptor of length 0")]
+    EmptyDescriptor,
+    /// Two status chunks for one metadata context.
+    #[error("NBD_CMD_BLOCK_STATUS: context {0} was answered twice")]
+    RepeatedContext(u32),
+    /// A status chunk where no metadata context was negotiated.
+    #[error("NBD_CMD_BLOCK_STATUS: unexpected status of context {0}")]
+    UnexpectedContext(u32),
+}
+
+/// The server declined an option, in its own words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("server refused {option}: {}", self.reason())]
+pub struct Refusal {
+    /// What was asked.
+    pub option: OptionType,
+    /// How the server put it.
+    pub reply: OptionReply,
+    /// The server's text, already made printable; may be empty.
+    pub text: String,
+    /// The export that was asked for.
+    pub export: String,
+}
+
+impl Refusal {
+    /// What the reply means, and the server's own text where it sent one.
+    fn reason(&self) -> String {
+        let meaning = match self.reply {
+            OptionReply::ERR_UNKNOWN => format!("no export named \"{}\"", self.export),
+            OptionReply::ERR_TLS_REQD => {
+                format!("TLS is required, or no export named \"{}\"", self.export)
+            }
+            OptionReply::ERR_POLICY => "forbidden by the server's policy".to_owned(),
+            OptionReply::ERR_SHUTDOWN => "the server is shutting down".to_owned(),
+            OptionReply::ERR_UNSUP => "the server does not know it".to_owned(),
+            OptionReply::ERR_EXT_HEADER_REQD => "the export needs extended headers".to_owned(),
+            other => other.to_string(),
+        };
+        if self.text.is_empty() {
+            meaning
+        } else {
+            format!("{meaning} ({})", self.text)
+        }
+    }
+}
+
+/// One request failed; the connection is healthy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WireError {
+    /// The server said so.
+    Server {
+        /// The error number.
+        errno: NbdErrno,
+        /// The server's text, already made printable; may be empty.
+        text: String,
+    },
+    /// A read ended without every byte having been answered.
+    Incomplete {
+        /// Bytes that were answered.
+        got: u32,
+        /// Bytes that were asked for.
+        wanted: u32,
+    },
+    /// A status query ended without any status.
+    NoStatus,
+}
+
+impl WireError {
+    /// This machine's error number for it.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Server { errno, .. } => errno.local(),
+            Self::Incomplete { .. } | Self::NoStatus => libc::EIO,
+        }
+    }
+}
+
+impl fmt::Display for WireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server { errno, text } if text.is_empty() => {
+                write!(f, "server answered {errno}")
+            }
+            Self::Server { errno, text } => write!(f, "server answered {errno} ({text})"),
+            Self::Incomplete { got, wanted } => {
+                write!(f, "server answered only {got} of {wanted} bytes")
+            }
+            Self::NoStatus => f.write_str("server answered without a status"),
+        }
+    }
+}

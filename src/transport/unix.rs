@@ -1,0 +1,95 @@
+//! A Unix domain stream socket, by path.
+
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
+use super::{Deadline, Error, Stream};
+
+/// Size of `sun_path` in a Unix socket address, bytes.
+const SUN_PATH: usize = 108;
+
+/// Whether `path` fits a Unix socket address, its terminating zero byte included. Linux does not
+/// insist on the zero byte, but programs do: no server could be listening on a longer name.
+pub fn fits(path: &Path) -> bool {
+    path.as_os_str().len() < SUN_PATH
+}
+
+/// Connects to the socket at `path`. A full queue of connections is waited for until the deadline:
+/// it means that the server is busy, not that it is gone.
+pub fn open(path: &Path, deadline: Deadline) -> Result<Stream, Error> {
+    let address = SocketAddrUnix::new(path).map_err(Error::Connect)?;
+    let fd = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|errno| Error::Io {
+        call: "socket",
+        errno,
+    })?;
+    loop {
+        // unix(7): connect obeys the send timeout, and fails with EAGAIN when it has passed.
+        let left = deadline.remaining();
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(deadline.passed());
+        }
+        set_socket_timeout(&fd, Timeout::Send, left).map_err(|errno| Error::Io {
+            call: "setsockopt",
+            errno,
+        })?;
+        match connect(&fd, &address) {
+            Ok(()) => break,
+            Err(Errno::AGAIN | Errno::INTR) => (),
+            Err(errno) => return Err(Error::Connect(errno)),
+        }
+    }
+    set_socket_timeout(&fd, Timeout::Send, None).map_err(|errno| Error::Io {
+        call: "setsockopt",
+        errno,
+    })?;
+    Ok(Stream::new(fd))
+}
+
+/// Two connected streams, for tests.
+#[cfg(test)]
+pub fn pair() -> (Stream, Stream) {
+    let (a, b) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .expect("socketpair");
+    (Stream::new(a), Stream::new(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn the_limit_of_a_path_is_107_bytes() {
+        assert!(fits(Path::new(&format!("/{}", "x".repeat(106)))));
+        assert!(!fits(Path::new(&format!("/{}", "x".repeat(107)))));
+    }
+
+    #[test]
+    fn a_full_queue_is_waited_for_until_the_deadline() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+        // The standard library's backlog is large; shrink it to one.
+        rustix::net::listen(&listener, 0).expect("listen");
+        let brief = Duration::from_millis(50);
+        let _first = open(&path, Deadline::after(brief)).expect("first");
+        assert_eq!(
+            open(&path, Deadline::after(brief)).err(),
+            Some(Error::Timeout(brief))
+        );
+    }
+}
