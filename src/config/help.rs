@@ -8,6 +8,6 @@ socket=<SOCKNAME>      (required) The Unix socket to connect to.
 export=<NAME>          Export name to connect to (default \"\").
 connect-timeout=<TIME> Longest wait for the connection (default 30 seconds).
 handshake-timeout=<TIME>
-                       Longest wait for the whole handshake (default 30 seconds).
+                       Longest wait for the handshake (default 30 seconds).
 request-timeout=<TIME> Longest wait for the answer to a request (default none).
 ";

@@ -88,8 +88,8 @@ enum Body {
     ContextId { left: u32 },
     /// Descriptors.
     Descriptors { left: u32 },
-    /// The fixed part of an error; `left` bytes follow it.
-    Error { left: u32 },
+    /// The fixed part of an error; `left` bytes follow it, the last `offset` of them an offset.
+    Error { left: u32, offset: u32 },
     /// An error's text of `text` bytes; `left` bytes follow it.
     ErrorText {
         errno: NbdErrno,
@@ -265,7 +265,14 @@ impl Reply {
             (ChunkType::OFFSET_HOLE, Command::READ) => return bad_length,
             (error, _) if error.is_error() => match length.checked_sub(6) {
                 // The text is at most 64 KiB long, an offset or two may follow it.
-                Some(left) if left <= 0xffff + 64 => Body::Error { left },
+                Some(left) if left <= 0xffff + 64 => {
+                    let offset = if error == ChunkType::ERROR_OFFSET {
+                        8
+                    } else {
+                        0
+                    };
+                    Body::Error { left, offset }
+                }
                 _ => return bad_length,
             },
             _ => return Err(Violation::Chunk { command, chunk }),
@@ -289,9 +296,9 @@ impl Reply {
             }
             Body::ContextId { left } => self.begin_status(reader.u32()?, left),
             Body::Descriptors { left } => self.descriptors(reader, left),
-            Body::Error { left } => {
+            Body::Error { left, offset } => {
                 let (errno, text) = (reader.u32()?, u32::from(reader.u16()?));
-                self.begin_error(errno, text, left)
+                self.begin_error(errno, text, left, offset)
             }
             Body::ErrorText { errno, left, .. } => {
                 self.fail(errno, printable(bytes, MAX_STRING));
@@ -367,8 +374,15 @@ impl Reply {
         Ok(())
     }
 
-    fn begin_error(&mut self, errno: u32, text: u32, left: u32) -> Result<(), Violation> {
-        let Some(after) = left.checked_sub(text) else {
+    fn begin_error(
+        &mut self,
+        errno: u32,
+        text: u32,
+        left: u32,
+        offset: u32,
+    ) -> Result<(), Violation> {
+        let after = left.checked_sub(text).filter(|after| *after >= offset);
+        let Some(after) = after else {
             return Err(Violation::ChunkLength {
                 command: self.request.command,
                 chunk: ChunkType::ERROR,

@@ -221,6 +221,13 @@ fn an_error_text_that_does_not_fit_its_chunk_is_a_violation() {
 }
 
 #[test]
+fn an_error_offset_needs_its_eight_bytes() {
+    let payload = Writer::default().u32(5).u16(2).bytes(b"ab").bytes(&[0; 7]);
+    let stream = chunk(ChunkType::ERROR_OFFSET, true, &payload.finish());
+    assert!(matches!(receive(read(20), &stream), Outcome::Broken(_)));
+}
+
+#[test]
 fn a_long_error_text_is_cut() {
     let outcome = receive(read(20), &error(5, &[b'x'; 5000], true));
     let Outcome::Failed(WireError::Server { text, .. }) = outcome else {
