@@ -161,13 +161,11 @@ impl Reply {
     pub fn taken(&mut self, bytes: &[u8]) -> Result<(), Violation> {
         // The lengths were asked for by `step`; too few bytes would be our own mistake, and a
         // violation is the harmless way to notice it.
-        self.accept(bytes).unwrap_or_else(|| {
-            Err(Violation::ChunkLength {
-                command: self.request.command,
-                chunk: ChunkType::NONE,
-                length: bytes.len() as u32,
-            })
-        })
+        self.accept(bytes).unwrap_or(Err(Violation::ChunkLength {
+            command: self.request.command,
+            chunk: ChunkType::NONE,
+            length: bytes.len() as u32,
+        }))
     }
 
     /// Notes that `len` bytes of a [`Step::Fill`], [`Step::Zero`] or [`Step::Skip`] were dealt

@@ -1,6 +1,6 @@
 //! The handshake as a machine: it returns steps and is handed bytes, and never waits for anything.
 //!
-//! It begins with the greeting that both styles share and passes to [`oldstyle`] or [`newstyle`].
+//! It begins with the greeting that both styles share and passes to `oldstyle` or `newstyle`.
 //! The order of options is the one that works with every server met so far: structured replies,
 //! the metadata context, then `NBD_OPT_GO`; `NBD_OPT_EXPORT_NAME` where the server knows no
 //! better. Everything said in answer to an option counts only if that option succeeds.
