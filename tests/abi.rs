@@ -1,0 +1,208 @@
+//! The plugin file as the loader and nbdkit see it: what it exports, what it needs, what it says of itself.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use common::clients::{LIMIT, program, text};
+use common::process::run_ok;
+use common::{need, need_all, plugin};
+
+/// The functions of nbdkit that the plugin may call: all exist in nbdkit 1.32. The host loads plugins with
+/// RTLD_NOW, so a single newer one would make an old host refuse the plugin.
+const NBDKIT_FUNCTIONS: &[&str] = &[
+    "nbdkit_absolute_path",
+    "nbdkit_add_extent",
+    "nbdkit_debug",
+    "nbdkit_error",
+    "nbdkit_set_error",
+    "nbdkit_strdup_intern",
+];
+
+/// The shared libraries it may need: nothing that a Rust toolchain's C programs do not have anyway.
+const LIBRARIES: &[&str] = &[
+    "ld-linux-x86-64.so.2",
+    "libc.so.6",
+    "libgcc_s.so.1",
+    "libm.so.6",
+];
+
+/// Names of dynamic symbols, without their versions; `kind` is nm's --defined-only or --undefined-only.
+fn symbols(kind: &str) -> BTreeSet<String> {
+    let listing = program("nm", &["-D", "-P", kind, text(&plugin())]);
+    listing
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .filter_map(|name| name.split('@').next())
+        .map(str::to_owned)
+        .collect()
+}
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// The `key=value` lines of `nbdkit PLUGIN --dump-plugin`.
+fn dump() -> Vec<(String, String)> {
+    let text = run_ok(
+        Command::new("nbdkit").arg(plugin()).arg("--dump-plugin"),
+        LIMIT,
+    );
+    text.lines()
+        .map(|line| {
+            line.split_once('=')
+                .unwrap_or_else(|| panic!("not key=value: {line}"))
+        })
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+fn value_of(key: &str) -> Option<String> {
+    dump()
+        .into_iter()
+        .find(|(found, _)| found == key)
+        .map(|(_, value)| value)
+}
+
+#[test]
+fn exports_the_entry_point_and_the_debug_flag_only() {
+    if !need("nm") {
+        return;
+    }
+    assert_eq!(
+        symbols("--defined-only"),
+        set(&["plugin_init", "nbd_debug_verbose"])
+    );
+}
+
+#[test]
+fn calls_only_these_functions_of_nbdkit() {
+    if !need("nm") {
+        return;
+    }
+    let called: BTreeSet<_> = symbols("--undefined-only")
+        .into_iter()
+        .filter(|name| name.starts_with("nbdkit_"))
+        .collect();
+    assert_eq!(called, set(NBDKIT_FUNCTIONS));
+}
+
+#[test]
+fn installed_nbdkit_has_all_of_them() {
+    if !need_all(&["nm", "nbdkit"]) {
+        return;
+    }
+    let nbdkit = program("sh", &["-c", "readlink -f \"$(command -v nbdkit)\""]);
+    let offered = program("nm", &["-D", "-P", "--defined-only", nbdkit.trim_end()]);
+    let offered: BTreeSet<_> = offered
+        .lines()
+        .filter_map(|line| line.split([' ', '@']).next())
+        .collect();
+    let missing: Vec<_> = NBDKIT_FUNCTIONS
+        .iter()
+        .filter(|name| !offered.contains(**name))
+        .collect();
+    assert_eq!(missing, [&""; 0]);
+}
+
+#[test]
+fn needs_no_library_beyond_the_basic_ones() {
+    if !need("readelf") {
+        return;
+    }
+    let listing = run_ok(
+        Command::new("readelf")
+            .env("LC_ALL", "C")
+            .args(["-d", "-W"])
+            .arg(plugin()),
+        LIMIT,
+    );
+    let extra: Vec<_> = listing
+        .lines()
+        .filter(|line| line.contains("(NEEDED)"))
+        .filter_map(|line| line.split(['[', ']']).nth(1))
+        .filter(|library| !LIBRARIES.contains(library))
+        .collect();
+    assert_eq!(extra, [""; 0]);
+}
+
+#[test]
+fn speaks_version_2_of_the_api_in_its_full_size() {
+    if !need("nbdkit") {
+        return;
+    }
+    assert_eq!(value_of("api_version").as_deref(), Some("2"));
+    // The struct is the same in nbdkit 1.32 and 1.48, on 64-bit machines.
+    assert_eq!(value_of("struct_size").as_deref(), Some("384"));
+}
+
+#[test]
+fn is_parallel_and_keeps_errno() {
+    if !need("nbdkit") {
+        return;
+    }
+    assert_eq!(value_of("name").as_deref(), Some("nbd"));
+    assert_eq!(value_of("max_thread_model").as_deref(), Some("parallel"));
+    assert_eq!(value_of("thread_model").as_deref(), Some("parallel"));
+    assert_eq!(value_of("errno_is_preserved").as_deref(), Some("1"));
+}
+
+#[test]
+fn has_every_callback_that_a_forwarder_can_mean() {
+    if !need("nbdkit") {
+        return;
+    }
+    let callbacks = [
+        "longname",
+        "unload",
+        "dump_plugin",
+        "config",
+        "config_complete",
+        "config_help",
+        "open",
+        "close",
+        "export_description",
+        "get_size",
+        "block_size",
+        "can_write",
+        "can_flush",
+        "is_rotational",
+        "can_trim",
+        "can_zero",
+        "can_fast_zero",
+        "can_extents",
+        "can_fua",
+        "can_multi_conn",
+        "can_cache",
+        "pread",
+        "pwrite",
+        "flush",
+        "trim",
+        "zero",
+        "extents",
+        "cache",
+    ];
+    let keys: BTreeSet<String> = dump().into_iter().map(|(key, _)| key).collect();
+    let missing: Vec<_> = callbacks
+        .iter()
+        .filter(|name| !keys.contains(&format!("has_{name}")))
+        .collect();
+    assert_eq!(missing, [&""; 0]);
+}
+
+#[test]
+fn says_which_client_is_inside() {
+    if !need("nbdkit") {
+        return;
+    }
+    assert_eq!(
+        value_of("nbd_client"),
+        Some(format!("rust/{}", env!("CARGO_PKG_VERSION")))
+    );
+    assert_eq!(
+        value_of("libnbd_version"),
+        None,
+        "this is not the plugin made with libnbd"
+    );
+}

@@ -1,0 +1,139 @@
+//! A running nbdkit, and one that forwards through the plugin under test.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::process::{Guarded, eventually};
+
+/// How long a server may take until it listens. Generous: the machine may be busy.
+const START: Duration = Duration::from_secs(20);
+
+/// A running `nbdkit -f -U SOCKET ...`, never a daemon. It ends when this is dropped.
+pub struct Nbdkit {
+    process: Guarded,
+    socket: PathBuf,
+}
+
+impl Nbdkit {
+    /// Starts nbdkit in `directory` and waits until it listens.
+    pub fn start<S: AsRef<OsStr>>(directory: &Path, args: &[S]) -> Self {
+        // Several servers may share one directory: a chain of forwarders, or an upstream and its front.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self::start_at(&directory.join(format!("nbdkit-{number}.sock")), args)
+    }
+
+    /// Starts nbdkit on the socket given, for servers that come back where another one was.
+    pub fn start_at<S: AsRef<OsStr>>(socket: &Path, args: &[S]) -> Self {
+        // nbdkit writes the pid file once it listens. To connect instead would be seen by the plugin.
+        let pidfile = socket.with_extension("pid");
+        let _ = fs::remove_file(&pidfile);
+        let mut command = Command::new("nbdkit");
+        command
+            .arg("-f")
+            .arg("-U")
+            .arg(socket)
+            .arg("-P")
+            .arg(&pidfile)
+            .args(args);
+        let mut process = Guarded::spawn(&mut command);
+        eventually("nbdkit listens", START, || {
+            if !process.alive() {
+                panic!("nbdkit ended at once: {command:?}\n{}", process.stderr());
+            }
+            fs::read_to_string(&pidfile)
+                .ok()
+                .filter(|pid| pid.ends_with('\n'))
+        });
+        Self {
+            process,
+            socket: socket.to_owned(),
+        }
+    }
+
+    /// The socket it listens on.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The URI of the default export.
+    pub fn uri(&self) -> String {
+        self.uri_export("")
+    }
+
+    /// The URI of the export `name`, which must not need percent-encoding.
+    pub fn uri_export(&self, name: &str) -> String {
+        uri(&self.socket, name)
+    }
+
+    /// The process id of nbdkit.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// What nbdkit wrote to stderr so far.
+    pub fn stderr(&self) -> String {
+        self.process.stderr()
+    }
+
+    /// Whether nbdkit is still running.
+    pub fn alive(&mut self) -> bool {
+        self.process.alive()
+    }
+
+    /// Sends a signal to nbdkit.
+    pub fn signal(&self, signal: libc::c_int) {
+        self.process.signal(signal);
+    }
+
+    /// Waits for nbdkit to end, but not longer than `timeout`.
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Option<ExitStatus> {
+        self.process.wait_timeout(timeout)
+    }
+
+    /// How many descriptors nbdkit has open.
+    pub fn descriptors(&self) -> usize {
+        self.count("fd")
+    }
+
+    /// How many threads nbdkit has.
+    pub fn threads(&self) -> usize {
+        self.count("task")
+    }
+
+    fn count(&self, what: &str) -> usize {
+        let path = format!("/proc/{}/{what}", self.pid());
+        fs::read_dir(&path)
+            .unwrap_or_else(|error| panic!("{path}: {error}"))
+            .count()
+    }
+}
+
+/// The URI of export `name` on a Unix socket.
+pub fn uri(socket: &Path, name: &str) -> String {
+    format!("nbd+unix:///{name}?socket={}", socket.display())
+}
+
+/// `nbdkit -v PLUGIN socket=UPSTREAM`, listening in `directory`.
+///
+/// Elements of `extra` that start with `-` are options of nbdkit itself (`-r`, `--filter=delay`,
+/// `-Dnbd.verbose=1`) and go before the plugin; the others are parameters and follow it.
+pub fn forward(directory: &Path, upstream: &Path, extra: &[&str]) -> Nbdkit {
+    Nbdkit::start(directory, &forward_args(upstream, extra))
+}
+
+/// The arguments that [`forward`] gives to nbdkit, for tests that start it in their own way.
+pub fn forward_args(upstream: &Path, extra: &[&str]) -> Vec<String> {
+    let (options, parameters): (Vec<&str>, Vec<&str>) =
+        extra.iter().partition(|arg| arg.starts_with('-'));
+    let mut args = vec!["-v".to_owned()];
+    args.extend(options.into_iter().map(str::to_owned));
+    args.push(super::plugin().display().to_string());
+    args.push(format!("socket={}", upstream.display()));
+    args.extend(parameters.into_iter().map(str::to_owned));
+    args
+}

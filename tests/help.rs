@@ -1,0 +1,109 @@
+//! `--help` and the manual page name the same parameters.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::clients::LIMIT;
+use common::process::run_ok;
+use common::{need, plugin};
+
+/// The keys that lines of `nbdkit PLUGIN --help` begin with, after the plugin's own file name.
+fn keys_in_help() -> BTreeSet<String> {
+    let help = run_ok(Command::new("nbdkit").arg(plugin()).arg("--help"), LIMIT);
+    let (_, ours) = help
+        .split_once("\nplugin: ")
+        .expect("nbdkit introduces the plugin");
+    ours.lines().filter_map(key).collect()
+}
+
+/// The keys that `=item` lines of the manual begin with.
+fn keys_in_manual() -> BTreeSet<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("nbdkit-nbd-plugin.pod");
+    let manual =
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    manual
+        .lines()
+        .filter_map(|line| line.strip_prefix("=item "))
+        .filter_map(|item| key(&plain(item)))
+        .collect()
+}
+
+/// `key=...` or `[key=]...` at the start of a line.
+fn key(line: &str) -> Option<String> {
+    let (key, _) = line.trim_start_matches('[').split_once('=')?;
+    let lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (!key.is_empty() && key.chars().all(lower)).then(|| key.to_owned())
+}
+
+/// POD text without its codes such as B<...>, which are single capital letters before an angle bracket.
+fn plain(pod: &str) -> String {
+    let mut text = String::new();
+    let mut rest = pod.chars().peekable();
+    while let Some(c) = rest.next() {
+        if c.is_ascii_uppercase() && rest.peek() == Some(&'<') {
+            rest.next();
+        } else if c != '>' {
+            text.push(c);
+        }
+    }
+    text
+}
+
+#[test]
+fn every_key_of_the_help_is_in_the_manual() {
+    if !need("nbdkit") {
+        return;
+    }
+    let missing: Vec<_> = keys_in_help()
+        .difference(&keys_in_manual())
+        .cloned()
+        .collect();
+    assert_eq!(missing, [""; 0]);
+}
+
+#[test]
+fn every_key_of_the_manual_is_in_the_help() {
+    if !need("nbdkit") {
+        return;
+    }
+    let missing: Vec<_> = keys_in_manual()
+        .difference(&keys_in_help())
+        .cloned()
+        .collect();
+    assert_eq!(missing, [""; 0]);
+}
+
+#[test]
+fn help_has_the_parameters_at_all() {
+    // The two comparisons above would also agree on nothing.
+    if !need("nbdkit") {
+        return;
+    }
+    assert!(
+        keys_in_help().is_superset(&["socket", "export"].map(str::to_owned).into()),
+        "{:?}",
+        keys_in_help()
+    );
+}
+
+#[test]
+fn help_fits_a_terminal() {
+    if !need("nbdkit") {
+        return;
+    }
+    let help = run_ok(Command::new("nbdkit").arg(plugin()).arg("--help"), LIMIT);
+    let (_, ours) = help
+        .split_once("\nplugin: ")
+        .expect("nbdkit introduces the plugin");
+    // The line with the plugin's path is nbdkit's own.
+    let long: Vec<_> = ours
+        .lines()
+        .skip(2)
+        .filter(|line| line.len() > 80)
+        .collect();
+    assert_eq!(long, [""; 0]);
+}

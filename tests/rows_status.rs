@@ -1,0 +1,337 @@
+//! Rows B of the catalogue: servers that misbehave when asked for block status.
+
+mod common;
+
+use common::scripted::bench::{Ask, Bench, LENGTH, OFFSET, Verdict};
+use common::scripted::disk::Disk;
+use common::scripted::peer::Offer;
+use common::scripted::wire::{self, DONE, MORE, cmd_flag, errno};
+
+const HALF: u32 = LENGTH / 2;
+
+/// The id that the scripted server gives to `base:allocation`.
+fn id() -> u32 {
+    Offer::default().contexts[0].0
+}
+
+/// A row about a status query without flags.
+fn status(
+    bench: &mut Bench,
+    row: &str,
+    verdict: Verdict,
+    reply: impl Fn(u64) -> Vec<u8> + Send + Sync + 'static,
+) {
+    bench.row(
+        row,
+        &Offer::default(),
+        &Ask::status(),
+        verdict,
+        move |request| reply(request.cookie),
+    );
+}
+
+/// A row about a status query for one extent.
+fn status_one(
+    bench: &mut Bench,
+    row: &str,
+    verdict: Verdict,
+    reply: impl Fn(u64) -> Vec<u8> + Send + Sync + 'static,
+) {
+    let ask = Ask {
+        flags: cmd_flag::REQ_ONE,
+        ..Ask::status()
+    };
+    bench.row(row, &Offer::default(), &ask, verdict, move |request| {
+        assert_eq!(request.flags, cmd_flag::REQ_ONE, "the flag is passed on");
+        reply(request.cookie)
+    });
+}
+
+#[test]
+fn a_good_answer_reaches_the_client() {
+    status(
+        &mut Bench::new(&[]),
+        "good",
+        Verdict::Extents(&[(HALF, 0), (HALF, 3)]),
+        |cookie| wire::status(DONE, cookie, id(), &[(HALF, 0), (HALF, 3)]),
+    );
+}
+
+#[test]
+fn the_end_of_the_reply_may_be_a_chunk_of_its_own() {
+    status(
+        &mut Bench::new(&[]),
+        "NONE at the end",
+        Verdict::Extents(&[(LENGTH, 3)]),
+        |cookie| {
+            wire::join(&[
+                &wire::status(MORE, cookie, id(), &[(LENGTH, 3)]),
+                &wire::none(cookie),
+            ])
+        },
+    );
+}
+
+#[test]
+fn b1_success_without_an_answer_is_an_error() {
+    let mut bench = Bench::new(&[]);
+    status(
+        &mut bench,
+        "B1 chunk",
+        Verdict::Fails(errno::EIO),
+        wire::none,
+    );
+    status_one(
+        &mut bench,
+        "B1 chunk, one extent",
+        Verdict::Fails(errno::EIO),
+        wire::none,
+    );
+}
+
+#[test]
+fn b2_extents_without_progress_kill_the_connection() {
+    let mut bench = Bench::new(&[]);
+    let rows: [(&str, &[(u32, u32)]); 4] = [
+        ("none", &[]),
+        ("empty", &[(0, 0)]),
+        ("first empty", &[(0, 3), (LENGTH, 0)]),
+        ("later empty", &[(HALF, 3), (0, 0), (HALF, 3)]),
+    ];
+    for (row, extents) in rows {
+        status(&mut bench, &format!("B2 {row}"), Verdict::Dead, |cookie| {
+            wire::status(DONE, cookie, id(), extents)
+        });
+        status_one(
+            &mut bench,
+            &format!("B2 {row}, one extent asked for"),
+            Verdict::Dead,
+            |cookie| wire::status(DONE, cookie, id(), extents),
+        );
+    }
+}
+
+#[test]
+fn b2_extents_of_a_length_that_does_not_add_up_kill_the_connection() {
+    let mut bench = Bench::new(&[]);
+    let whole = wire::join(&[&id().to_be_bytes(), &LENGTH.to_be_bytes(), &[0; 4], &[0; 8]]);
+    for length in [0, 3, 5, 11, 13, 19] {
+        let payload = whole[..length].to_vec();
+        status(
+            &mut bench,
+            &format!("B2 payload of {length} bytes"),
+            Verdict::Dead,
+            move |cookie| wire::chunk(DONE, wire::chunk_type::BLOCK_STATUS, cookie, &payload),
+        );
+    }
+}
+
+#[test]
+fn b3_extents_end_with_the_request() {
+    let mut bench = Bench::new(&[]);
+    status(
+        &mut bench,
+        "B3 one too long",
+        Verdict::Extents(&[(LENGTH, 3)]),
+        |cookie| wire::status(DONE, cookie, id(), &[(u32::MAX, 3)]),
+    );
+    status(
+        &mut bench,
+        "B3 last too long",
+        Verdict::Extents(&[(HALF, 3), (HALF, 0)]),
+        |cookie| wire::status(DONE, cookie, id(), &[(HALF, 3), (u32::MAX, 0)]),
+    );
+    status(
+        &mut bench,
+        "B3 far too many",
+        Verdict::Extents(&[(LENGTH, 0)]),
+        |cookie| {
+            wire::status(
+                DONE,
+                cookie,
+                id(),
+                &[(LENGTH, 0), (u32::MAX, 3), (u32::MAX, 0), (u32::MAX, 3)],
+            )
+        },
+    );
+    // nbdkit joins equal neighbours, so their sum must not pass the end either.
+    status(
+        &mut bench,
+        "B3 equal neighbours",
+        Verdict::Extents(&[(LENGTH, 3)]),
+        |cookie| wire::status(DONE, cookie, id(), &[(u32::MAX, 3), (u32::MAX, 3)]),
+    );
+}
+
+#[test]
+fn b4_with_req_one_the_first_extent_counts() {
+    let mut bench = Bench::new(&[]);
+    status_one(
+        &mut bench,
+        "B4 two extents",
+        Verdict::Extents(&[(HALF, 3)]),
+        |cookie| wire::status(DONE, cookie, id(), &[(HALF, 3), (HALF, 0)]),
+    );
+    status_one(
+        &mut bench,
+        "B4 too long",
+        Verdict::Extents(&[(LENGTH, 3)]),
+        |cookie| wire::status(DONE, cookie, id(), &[(4096, 3)]),
+    );
+}
+
+#[test]
+fn b5_a_context_that_answers_twice_kills_the_connection() {
+    status(&mut Bench::new(&[]), "B5", Verdict::Dead, |cookie| {
+        let once = |flags| wire::status(flags, cookie, id(), &[(LENGTH, 0)]);
+        wire::join(&[&once(MORE), &once(DONE)])
+    });
+}
+
+#[test]
+fn b6_unknown_contexts_are_ignored() {
+    let mut bench = Bench::new(&[]);
+    let unknown = id() + 1;
+    status(
+        &mut bench,
+        "B6 before",
+        Verdict::Extents(&[(LENGTH, 3)]),
+        move |cookie| {
+            let noise = wire::status(MORE, cookie, unknown, &[(HALF, 7), (HALF, 9)]);
+            wire::join(&[&noise, &wire::status(DONE, cookie, id(), &[(LENGTH, 3)])])
+        },
+    );
+    status(
+        &mut bench,
+        "B6 after",
+        Verdict::Extents(&[(LENGTH, 3)]),
+        move |cookie| {
+            let answer = wire::status(MORE, cookie, id(), &[(LENGTH, 3)]);
+            wire::join(&[
+                &answer,
+                &wire::status(DONE, cookie, unknown, &[(HALF, 7), (HALF, 9)]),
+            ])
+        },
+    );
+    status(
+        &mut bench,
+        "B6 alone",
+        Verdict::Fails(errno::EIO),
+        move |cookie| wire::status(DONE, cookie, unknown, &[(LENGTH, 0)]),
+    );
+}
+
+#[test]
+fn b6_unknown_status_bits_are_masked() {
+    let mut bench = Bench::new(&[]);
+    status(
+        &mut bench,
+        "B6 hole",
+        Verdict::Extents(&[(LENGTH, 1)]),
+        |cookie| wire::status(DONE, cookie, id(), &[(LENGTH, 0xffff_fffd)]),
+    );
+    // Equal once the unknown bits are gone, hence one extent.
+    status(
+        &mut bench,
+        "B6 data",
+        Verdict::Extents(&[(LENGTH, 0)]),
+        |cookie| wire::status(DONE, cookie, id(), &[(HALF, 4), (HALF, 0x8000_0000)]),
+    );
+}
+
+#[test]
+fn b7_a_million_extents_are_cut_somewhere() {
+    const COUNT: u32 = (1 << 20) + 1;
+    let mut bench = Bench::new(&[]);
+    let offer = Offer {
+        size: 4 << 20,
+        ..Offer::default()
+    };
+    let ticket = bench.play(move |peer| {
+        peer.negotiate(&offer)?;
+        let request = peer.request()?;
+        // Alternating, so that none can be joined with its neighbour.
+        let extents: Vec<(u32, u32)> = (0..COUNT).map(|i| (1, i % 2 * 3)).collect();
+        peer.send(&wire::status(DONE, request.cookie, id(), &extents))?;
+        peer.answered(&request);
+        peer.serve(&mut Disk::new(offer.size))
+    });
+
+    let mut front = bench.open_structured();
+    let extents = front
+        .status(0, COUNT)
+        .expect("the beginning is a good answer");
+    assert!(
+        !extents.is_empty() && extents.len() <= 1 << 20,
+        "{} extents",
+        extents.len()
+    );
+    assert!(
+        extents
+            .iter()
+            .zip(0..)
+            .all(|(extent, i)| *extent == (1, i % 2 * 3))
+    );
+    front.close();
+
+    ticket.finished("B7");
+    bench.serves_the_next("B7");
+}
+
+#[test]
+fn b9_a_server_that_cannot_tell_after_all_fails_the_query_only() {
+    let mut bench = Bench::new(&[]);
+    for error in [errno::EINVAL, errno::ENOTSUP] {
+        status(
+            &mut bench,
+            &format!("B9 simple error {error}"),
+            Verdict::Fails(errno::EINVAL),
+            move |cookie| wire::simple(cookie, error),
+        );
+        status(
+            &mut bench,
+            &format!("B9 chunk error {error}"),
+            Verdict::Fails(errno::EINVAL),
+            move |cookie| wire::error(DONE, cookie, error, b"not aligned"),
+        );
+    }
+}
+
+#[test]
+fn b10_small_steps_through_a_large_query_are_bounded() {
+    const STEP: u32 = 512;
+    let mut bench = Bench::new(&[]);
+    let offer = Offer {
+        size: 1 << 40,
+        ..Offer::default()
+    };
+    let ticket = bench.play(move |peer| {
+        peer.negotiate(&offer)?;
+        loop {
+            let request = peer.request()?;
+            if request.kind == wire::cmd::DISC {
+                return peer.expect_closed();
+            }
+            assert_eq!(request.kind, wire::cmd::BLOCK_STATUS);
+            assert!(request.offset + u64::from(request.length) <= offer.size);
+            peer.send(&wire::status(DONE, request.cookie, id(), &[(STEP, 0)]))?;
+            peer.answered(&request);
+        }
+    });
+
+    let mut front = bench.open_structured();
+    let mut offset = OFFSET;
+    for _ in 0..10 {
+        let extents = front.status(offset, 0xffff_fe00).expect("some progress");
+        let covered: u64 = extents.iter().map(|(length, _)| u64::from(*length)).sum();
+        assert!(
+            covered >= u64::from(STEP) && covered % u64::from(STEP) == 0,
+            "covered {covered}"
+        );
+        offset += covered;
+    }
+    front.close();
+
+    ticket.finished("B10");
+    bench.serves_the_next("B10");
+}
