@@ -1,0 +1,54 @@
+# A menu. Longer work is in scripts/.
+
+# `sudo make` and bare shells often lack rustup's directory; last, so that a
+# cargo that is found already stays the one in use.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# For install and uninstall; the defaults are in scripts/install.sh. NAME counts
+# only on make's command line: some systems have it in the environment.
+NAME := nbd
+export DESTDIR PLUGINDIR MANDIR NAME
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+PAGE := $(TARGET_DIR)/nbdkit-nbd-plugin.1
+
+.PHONY: help deps build run check lint man install uninstall clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+deps: ## install what building, running and testing need (Debian)
+	@scripts/deps.sh build run test lint
+
+build: ## build the plugin: target/release/libnbdkit_nbd_plugin.so
+	@scripts/deps.sh build
+	cargo build --release --locked
+
+run: ## try it: a server, the plugin before it, a verified copy (ONCE=1, UPSTREAM=SOCKET)
+	@scripts/deps.sh build run
+	@scripts/run.sh
+
+check: deps ## run all tests, then lint
+	@scripts/check.sh
+	@$(MAKE) --no-print-directory lint
+
+lint: ## rustfmt, clippy, rustdoc, manual page, scripts
+	@scripts/deps.sh build lint
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	podchecker nbdkit-nbd-plugin.pod
+	set -e; for script in scripts/*.sh .ci/run; do bash -n $$script; done
+
+man: ## make the manual page: target/nbdkit-nbd-plugin.1
+	@scripts/deps.sh lint
+	scripts/man.sh nbd $(PAGE)
+
+install: ## install what `make build` built (DESTDIR=, PLUGINDIR=, MANDIR=, NAME=nbd)
+	@scripts/install.sh install
+
+uninstall: ## remove it again, with the same variables
+	@scripts/install.sh uninstall
+
+clean: ## remove everything that was built
+	cargo clean

@@ -1,0 +1,28 @@
+#!/bin/bash
+# Runs every test of the project. `make check` installs what they need first.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+step() { echo; echo "==> $*"; }
+
+step "unit tests, tests with real programs, documentation tests"
+cargo test --locked --no-fail-fast
+
+# loom replaces the synchronisation primitives in the whole crate, so that this
+# build has a target directory of its own; release, because loom tries every
+# interleaving.
+step "loom models"
+CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+    RUSTFLAGS="--cfg loom" cargo test --locked --release --lib --target-dir target/loom loom_
+
+step "make run"
+ONCE=1 UPSTREAM='' PLUGIN='' scripts/run.sh
+
+step "make install, make uninstall"
+dest=$(mktemp -d)
+trap 'rm -rf "$dest"' EXIT
+DESTDIR=$dest scripts/install.sh install
+nbdkit "$(find "$dest" -name 'nbdkit-nbd-plugin.so')" --dump-plugin >/dev/null
+DESTDIR=$dest scripts/install.sh uninstall
+left=$(find "$dest" -type f)
+[ -z "$left" ] || { echo "left behind by uninstall: $left" >&2; exit 1; }
