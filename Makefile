@@ -12,10 +12,10 @@ export DESTDIR PLUGINDIR MANDIR NAME
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PAGE := $(TARGET_DIR)/nbdkit-nbd-plugin.1
 
-.PHONY: help deps build run check lint man install uninstall clean
+.PHONY: help deps build run check check-nbdkit check-compat lint man install uninstall clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 deps: ## install what building, running and testing need (Debian)
 	@scripts/deps.sh build run test lint
@@ -31,6 +31,14 @@ run: ## try it: a server, the plugin before it, a verified copy (ONCE=1, UPSTREA
 check: deps ## run all tests, then lint
 	@scripts/check.sh
 	@$(MAKE) --no-print-directory lint
+
+check-nbdkit: ## run nbdkit's own tests of its plugin (NBDKIT_SRC=DIR, PLUGIN=FILE)
+	@scripts/deps.sh build run nbdkit
+	@scripts/check-nbdkit.sh
+
+check-compat: ## try the binary in Debian 12, 13 and unstable (root; PLUGIN=, COMPAT_DIR=)
+	@scripts/deps.sh build compat
+	@scripts/check-compat.sh
 
 lint: ## rustfmt, clippy, rustdoc, manual page, scripts
 	@scripts/deps.sh build lint

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what building, running, testing or linting this project needs.
 #
-#     scripts/deps.sh SET...      SET is build, run, test or lint
+#     scripts/deps.sh SET...      SET is build, run, test, lint, nbdkit or compat
 #
 # Each need is checked by the program or file itself, never by package name:
 # names differ between distributions, and a tool built from source counts too.
@@ -35,6 +35,8 @@ have_libclang() {
         any_file {/usr/lib/llvm-*,/usr,/usr/local}/lib{,64}/clang/*/include/stddef.h
 }
 
+have_openssl_headers() { have pkg-config && pkg-config --exists 'openssl >= 3'; }
+
 have_certificates() {
     [ -n "${SSL_CERT_FILE:-}" ] ||
         any_file /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt
@@ -49,6 +51,7 @@ each_need() {
     "$1" build "have pkg-config"          "pkg-config"        "pkgconf-pkg-config"
     "$1" build "have_nbdkit_header"       "nbdkit-plugin-dev" "nbdkit-devel"
     "$1" build "have_libclang"            "libclang-dev"      "clang-devel"
+    "$1" build "have_openssl_headers"     "libssl-dev"        "openssl-devel"
     "$1" build "have_certificates"        "ca-certificates"   "ca-certificates"
     "$1" run   "have nbdkit"              "nbdkit"            "nbdkit"
     "$1" run   "have nbdinfo && have nbdcopy" "libnbd-bin"    "libnbd"
@@ -61,6 +64,10 @@ each_need() {
     "$1" test  "have socat"               "socat"             "socat"
     "$1" test  "have_fio_nbd"             "fio"               "fio fio-engine-nbd"
     "$1" test  "have nm && have readelf"  "binutils"          "binutils"
+    "$1" test  "have certtool && have psktool" "gnutls-bin"   "gnutls-utils"
+    "$1" nbdkit "have certtool && have psktool" "gnutls-bin"  "gnutls-utils"
+    "$1" nbdkit "have jq"                 "jq"                "jq"
+    "$1" compat "have debootstrap"        "debootstrap"       "debootstrap"
     "$1" lint  "have podchecker && have pod2man" "perl"       "perl-Pod-Checker perl-podlators"
 }
 
@@ -131,7 +138,7 @@ need_rust_lints() {
 
 sets="$*"
 for set in "$@"; do
-    [[ $set =~ ^(build|run|test|lint)$ ]] || die "unknown set '$set' (build, run, test, lint)"
+    [[ $set =~ ^(build|run|test|lint|nbdkit|compat)$ ]] || die "unknown set '$set' (build, run, test, lint, nbdkit, compat)"
 done
 
 look
