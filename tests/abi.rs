@@ -13,19 +13,25 @@ use common::{need, need_all, plugin};
 /// RTLD_NOW, so a single newer one would make an old host refuse the plugin.
 const NBDKIT_FUNCTIONS: &[&str] = &[
     "nbdkit_absolute_path",
+    "nbdkit_add_export",
     "nbdkit_add_extent",
     "nbdkit_debug",
     "nbdkit_error",
+    "nbdkit_export_name",
+    "nbdkit_nanosleep",
     "nbdkit_set_error",
     "nbdkit_strdup_intern",
+    "nbdkit_use_default_export",
 ];
 
-/// The shared libraries it may need: nothing that a Rust toolchain's C programs do not have anyway.
+/// The shared libraries it may need: OpenSSL 3, and what a Rust toolchain's C programs have anyway.
 const LIBRARIES: &[&str] = &[
     "ld-linux-x86-64.so.2",
     "libc.so.6",
+    "libcrypto.so.3",
     "libgcc_s.so.1",
     "libm.so.6",
+    "libssl.so.3",
 ];
 
 /// Names of dynamic symbols, without their versions; `kind` is nm's --defined-only or --undefined-only.
@@ -107,7 +113,7 @@ fn installed_nbdkit_has_all_of_them() {
 }
 
 #[test]
-fn needs_no_library_beyond_the_basic_ones() {
+fn needs_no_library_beyond_openssl() {
     if !need("readelf") {
         return;
     }
@@ -155,11 +161,16 @@ fn has_every_callback_that_a_forwarder_can_mean() {
     }
     let callbacks = [
         "longname",
+        "load",
         "unload",
         "dump_plugin",
         "config",
         "config_complete",
         "config_help",
+        "get_ready",
+        "after_fork",
+        "list_exports",
+        "default_export",
         "open",
         "close",
         "export_description",
@@ -192,6 +203,14 @@ fn has_every_callback_that_a_forwarder_can_mean() {
 }
 
 #[test]
+fn word_without_a_key_is_a_uri() {
+    if !need("nbdkit") {
+        return;
+    }
+    assert_eq!(value_of("magic_config_key").as_deref(), Some("uri"));
+}
+
+#[test]
 fn says_which_client_is_inside() {
     if !need("nbdkit") {
         return;
@@ -200,9 +219,22 @@ fn says_which_client_is_inside() {
         value_of("nbd_client"),
         Some(format!("rust/{}", env!("CARGO_PKG_VERSION")))
     );
-    assert_eq!(
-        value_of("libnbd_version"),
-        None,
-        "this is not the plugin made with libnbd"
-    );
+}
+
+/// What scripts look for, nbdkit's own tests among them: whether the abilities are there, under the
+/// names of the C plugin.
+#[test]
+fn tells_its_abilities_under_the_usual_names() {
+    if !need("nbdkit") {
+        return;
+    }
+    for ability in ["tls", "uri", "vsock", "dynamic_list"] {
+        assert_eq!(
+            value_of(&format!("libnbd_{ability}")).as_deref(),
+            Some("1"),
+            "{ability}"
+        );
+    }
+    assert_eq!(value_of("libnbd_version").as_deref(), Some("none"));
+    assert_eq!(value_of("magic_config_key").as_deref(), Some("uri"));
 }

@@ -78,16 +78,33 @@ fn every_key_of_the_manual_is_in_the_help() {
 }
 
 #[test]
-fn help_has_the_parameters_at_all() {
-    // The two comparisons above would also agree on nothing.
+fn help_has_all_the_parameters_of_the_plugin_in_c() {
     if !need("nbdkit") {
         return;
     }
-    assert!(
-        keys_in_help().is_superset(&["socket", "export"].map(str::to_owned).into()),
-        "{:?}",
-        keys_in_help()
-    );
+    // `nbdkit nbd --help` of nbdkit 1.32 to 1.48. `cid` works, but was never in the help.
+    let theirs = [
+        "uri",
+        "socket",
+        "hostname",
+        "port",
+        "vsock",
+        "command",
+        "arg",
+        "socket-fd",
+        "export",
+        "dynamic-export",
+        "retry",
+        "shared",
+        "tls",
+        "tls-certificates",
+        "tls-verify",
+        "tls-username",
+        "tls-psk",
+    ];
+    let ours = keys_in_help();
+    let missing: Vec<_> = theirs.iter().filter(|key| !ours.contains(**key)).collect();
+    assert_eq!(missing, [&""; 0]);
 }
 
 #[test]

@@ -20,6 +20,8 @@ fn assert_same_info(direct: &str, through: &str, exceptions: &[Exception]) {
     let mut through = nbdinfo(through);
     for info in [&mut direct, &mut through] {
         info["uri"] = Value::Null;
+        // Told by newer nbdinfo of servers with extended headers, which nbdkit does not have.
+        info["can_block_status_payload"] = Value::Null;
     }
     for (key, value) in exceptions {
         assert_eq!(&through[key], value, "{key}");

@@ -1,12 +1,25 @@
-//! Hundreds of clients later nbdkit has the descriptors and threads that it began with.
+//! Thousands of clients later nbdkit has the descriptors, the threads and the memory that it began with.
 
 mod common;
 
+use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
 use common::clients::{LIMIT, nbdsh_unconnected};
-use common::nbdkit::{Nbdkit, forward};
+use common::nbdkit::{Nbdkit, forward, forward_args};
 use common::need;
 use common::process::eventually;
+use common::scripted::wire::{self, cmd, opt};
 use common::upstream::memory;
+
+/// How much a nbdkit may grow while thousands of clients come and go. The allocator's own habits are a few
+/// hundred KiB; a leak of a mere 500 bytes for each of the clients is more.
+const GROWTH_KIB: u64 = 3 << 10;
 
 /// Lets one client after another connect, or fail to, and returns when all are gone.
 fn clients(front: &Nbdkit, count: usize, action: &str) {
@@ -89,4 +102,175 @@ fn two_hundred_clients_whose_export_is_refused() {
     );
     let front = forward(directory.path(), upstream.socket(), &["export=wrong"]);
     stays_flat(&front, "pass");
+}
+
+/// The first part of what a client sends: flags, and GO for the default export.
+fn opening() -> Vec<u8> {
+    let name_and_infos = [0; 6];
+    wire::join(&[
+        &u32::from(wire::FIXED_NEWSTYLE | wire::NO_ZEROES).to_be_bytes(),
+        &wire::NEWSTYLE_MAGIC.to_be_bytes(),
+        &opt::GO.to_be_bytes(),
+        &(name_and_infos.len() as u32).to_be_bytes(),
+        &name_and_infos,
+    ])
+}
+
+/// A request without payload.
+fn request(kind: u16, length: u32) -> Vec<u8> {
+    wire::join(&[
+        &wire::REQUEST_MAGIC.to_be_bytes(),
+        &0u16.to_be_bytes(),
+        &kind.to_be_bytes(),
+        &[0; 16],
+        &length.to_be_bytes(),
+    ])
+}
+
+fn connect(socket: &Path) -> UnixStream {
+    let stream = UnixStream::connect(socket).expect("nbdkit listens");
+    let deadline = Some(Duration::from_secs(20));
+    stream.set_read_timeout(deadline).expect("a timeout");
+    stream.set_write_timeout(deadline).expect("a timeout");
+    stream
+}
+
+/// The shortest life of a client: everything is sent at once, and what comes is of no interest.
+fn open_and_close(socket: &Path) {
+    let mut stream = connect(socket);
+    let all = wire::join(&[&opening(), &request(cmd::DISC, 0)]);
+    stream.write_all(&all).expect("nbdkit takes the handshake");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("nbdkit closes");
+    // Greeting, one INFO reply, ACK.
+    assert!(
+        answer.len() >= 18 + 20 + 12 + 20,
+        "only {} bytes",
+        answer.len()
+    );
+}
+
+/// Sends only the first `count` bytes of a conversation and leaves without a word.
+fn leave_after(socket: &Path, conversation: &[u8], count: usize) {
+    let mut stream = connect(socket);
+    stream
+        .write_all(&conversation[..count])
+        .expect("nbdkit takes the beginning");
+    if count > opening().len() {
+        // Else nbdkit would see the end before it has opened anything.
+        let mut greeting_and_more = [0; 18 + 1];
+        stream
+            .read_exact(&mut greeting_and_more)
+            .expect("an answer to GO");
+    }
+    let _ = stream.shutdown(Shutdown::Both);
+}
+
+/// How much memory nbdkit has at the moment, in KiB.
+fn resident_kib(front: &Nbdkit) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", front.pid())).expect("nbdkit runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.expect("a VmRSS line").trim().trim_end_matches(" kB");
+    number.parse().expect("a number")
+}
+
+/// nbdkit that is quick to open: without debug messages, and with few threads.
+fn quick_front(directory: &Path, upstream: &Nbdkit, extra: &[&str]) -> Nbdkit {
+    let args = forward_args(upstream.socket(), &[&["-t1"], extra].concat());
+    let quiet: Vec<_> = args.into_iter().filter(|arg| arg != "-v").collect();
+    Nbdkit::start(directory, &quiet)
+}
+
+/// Plays `client` as often as said, from two threads, the first fifth to warm up; then everything must
+/// be as it was.
+fn stays_flat_and_small(front: &Nbdkit, count: usize, client: impl Fn(usize) + Sync) {
+    let play = |from: usize, to: usize| {
+        thread::scope(|scope| {
+            for first in [from, from + 1] {
+                let client = &client;
+                scope.spawn(move || (first..to).step_by(2).for_each(client));
+            }
+        });
+    };
+    let (threads, descriptors) = (front.threads(), front.descriptors());
+    let settled = || {
+        eventually("threads are back to the start", LIMIT, || {
+            (front.threads() <= threads).then_some(())
+        });
+        eventually("descriptors are back to the start", LIMIT, || {
+            (front.descriptors() <= descriptors).then_some(())
+        });
+    };
+    play(0, count / 5);
+    settled();
+    let before = resident_kib(front);
+    play(count / 5, count);
+    settled();
+    let after = resident_kib(front);
+    println!("{count} clients: {before} KiB before, {after} KiB after");
+    assert!(after <= before + GROWTH_KIB, "from {before} to {after} KiB");
+}
+
+#[test]
+fn ten_thousand_clients_that_open_and_close() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let upstream = Nbdkit::start(directory.path(), &["-t1", "memory", "1M"]);
+    let front = quick_front(directory.path(), &upstream, &[]);
+    stays_flat_and_small(&front, 10_000, |_| open_and_close(front.socket()));
+}
+
+#[test]
+fn two_thousand_clients_of_a_shared_connection() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let upstream = Nbdkit::start(directory.path(), &["-t1", "memory", "1M"]);
+    let front = quick_front(directory.path(), &upstream, &["shared=true"]);
+    stays_flat_and_small(&front, 2000, |_| open_and_close(front.socket()));
+}
+
+#[test]
+fn clients_that_leave_after_every_byte_of_their_conversation() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let upstream = Nbdkit::start(directory.path(), &["-t1", "memory", "1M"]);
+    let front = quick_front(directory.path(), &upstream, &[]);
+    let mut write = request(cmd::WRITE, 512);
+    write.extend([1; 512]);
+    // A read of the whole disk, whose data nobody takes; half of a write.
+    let conversation = wire::join(&[&opening(), &request(cmd::READ, 1 << 20), &write[..300]]);
+    let places = conversation.len() + 1;
+    stays_flat_and_small(&front, 5 * places, |number| {
+        leave_after(front.socket(), &conversation, number % places);
+    });
+}
+
+#[test]
+fn thousand_clients_that_list_the_servers_exports() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let upstream = Nbdkit::start(directory.path(), &["-t1", "memory", "1M"]);
+    let front = quick_front(directory.path(), &upstream, &["dynamic-export=true"]);
+    let option = |number: u32| {
+        wire::join(&[
+            &wire::NEWSTYLE_MAGIC.to_be_bytes(),
+            &number.to_be_bytes(),
+            &0u32.to_be_bytes(),
+        ])
+    };
+    let flags = u32::from(wire::FIXED_NEWSTYLE | wire::NO_ZEROES).to_be_bytes();
+    let conversation = wire::join(&[&flags, &option(opt::LIST), &option(opt::ABORT)]);
+    stays_flat_and_small(&front, 1000, |_| {
+        let mut stream = connect(front.socket());
+        stream.write_all(&conversation).expect("nbdkit takes it");
+        stream.read_to_end(&mut Vec::new()).expect("nbdkit closes");
+    });
 }

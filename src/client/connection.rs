@@ -5,14 +5,16 @@
 //! it, because the server may be waiting for its replies to be drained.
 
 use std::io::IoSlice;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use once_cell::sync::OnceCell;
+
 use super::error::{Cause, Error, Lost, Server};
-use super::inflight::{Inflight, SlotSet};
+use super::inflight::{Inflight, LoadGuard, SlotSet};
 use super::loan::{Buffer, Loan};
-use super::outbox::{BATCH, Batch, Outbox};
+use super::outbox::{BATCH, Batch, Next, Outbox};
 use super::receiver::{LARGE, Receiver, Wire};
 use crate::proto::WireError;
 use crate::proto::chunks::{Descriptor, Reply};
@@ -36,7 +38,7 @@ pub struct Connection {
     request_timeout: Option<Duration>,
     /// Reads in flight that are too large for the receive buffer to be of use.
     large_reads: AtomicU32,
-    lost: OnceLock<Arc<Lost>>,
+    lost: OnceCell<Arc<Lost>>,
     /// The server said that it is going away: nothing new is sent.
     closing: AtomicBool,
     /// `NBD_CMD_DISC` was sent: nothing at all is sent.
@@ -70,7 +72,7 @@ impl Connection {
             context: export.base_allocation,
             request_timeout,
             large_reads: AtomicU32::new(0),
-            lost: OnceLock::new(),
+            lost: OnceCell::new(),
             closing: AtomicBool::new(false),
             disconnected: AtomicBool::new(false),
         })
@@ -95,18 +97,26 @@ impl Connection {
             return Err(error);
         }
         let _fuse = Fuse(self);
-        let large = request.command == Command::READ && request.length >= LARGE;
+        let large = request.length >= LARGE;
+        let heavy = request.command == Command::WRITE && large;
+        let large = request.command == Command::READ && large;
         if large {
             self.large_reads.fetch_add(1, Ordering::Relaxed);
         }
         log::trace!("{}: sending {request} {:?}", self.server, request.flags);
-        if let Some(batch) = self.outbox.post(ticket.index()) {
-            self.send(batch, request, deadline);
+        let own = Own {
+            request,
+            index: ticket.index(),
+            deadline,
+        };
+        if let Some(batch) = self.outbox.post(own.index, heavy) {
+            self.send(Some(batch), own);
         }
         ticket.wait(
             deadline,
             || self.fail(Cause::Deadline(request, deadline.passed())),
-            |receiver| self.receive(receiver, request, deadline),
+            || self.send(None, own),
+            |receiver| self.receive(receiver, own),
         );
         let flight = ticket.finish();
         if large {
@@ -144,6 +154,14 @@ impl Connection {
         self.stream.hang_up();
     }
 
+    /// Whether no new request will succeed. Looks for the end of the stream if nobody else does.
+    pub fn is_over(&self) -> bool {
+        if let Some(mut role) = self.inflight.try_read() {
+            self.receive_once(role.reader(), Blocking::No);
+        }
+        self.check_usable().is_err()
+    }
+
     fn check_usable(&self) -> Result<(), Error> {
         if let Some(lost) = self.lost.get() {
             return Err(Error::Lost(lost.clone()));
@@ -155,53 +173,68 @@ impl Connection {
     }
 
     /// The duty of sending: this batch, and whatever gathers meanwhile.
-    fn send(&self, batch: Batch, own: Request, deadline: Deadline) {
+    fn send(&self, batch: Option<Batch>, own: Own) {
         let mut duty = Duty {
             connection: self,
-            batch: Some(batch),
+            batch,
         };
+        if duty.batch.is_none() {
+            duty.next(own);
+        }
         while let Some(batch) = &duty.batch {
-            if let Err(error) = self.send_batch(batch, deadline) {
+            if let Err(error) = self.send_batch(batch, own) {
                 self.fail(match error {
-                    timeout @ transport::Error::Timeout(_) => Cause::Deadline(own, timeout),
+                    timeout @ transport::Error::Timeout(_) => Cause::Deadline(own.request, timeout),
                     error => Cause::Transport(error),
                 });
             }
-            duty.next();
+            duty.next(own);
         }
     }
 
-    fn send_batch(&self, batch: &Batch, deadline: Deadline) -> Result<(), transport::Error> {
+    fn send_batch(&self, batch: &Batch, own: Own) -> Result<(), transport::Error> {
         let mut sent = 0;
+        // Where each request ends, counted from the first byte of the batch.
+        let mut ends = [0; BATCH];
         while self.lost.get().is_none() {
-            // The locks are held for a send that does not block, and given up before a wait.
+            // The locks are held for a send that does not block, and given up before a wait. What
+            // was sent whole is left alone: it may be being answered.
             let mut loads = [const { None }; BATCH];
-            for (load, index) in loads.iter_mut().zip(batch.iter()) {
-                *load = Some(self.inflight.load(index));
-            }
             let mut pieces = [(); 2 * BATCH].map(|()| IoSlice::new(&[]));
             let mut count = 0;
-            let mut total = 0;
-            for flight in loads.iter().flatten().filter_map(|load| load.get()) {
+            let mut skip = sent;
+            for (place, index) in batch.iter().enumerate() {
+                if ends[place] == 0 || ends[place] > sent {
+                    loads[place] = Some(self.inflight.load(index));
+                } else {
+                    skip = sent - ends[place];
+                }
+            }
+            let mut end = sent - skip;
+            for (place, load) in loads.iter().enumerate() {
+                let Some(flight) = load.as_ref().and_then(LoadGuard::get) else {
+                    continue;
+                };
                 for bytes in [&flight.header[..], flight.loan.source()] {
                     if !bytes.is_empty() {
                         pieces[count] = IoSlice::new(bytes);
                         count += 1;
-                        total += bytes.len();
+                        end += bytes.len();
                     }
                 }
+                ends[place] = end;
             }
             let mut rest = &mut pieces[..count];
-            IoSlice::advance_slices(&mut rest, sent);
+            IoSlice::advance_slices(&mut rest, skip);
             match self.stream.send(rest)? {
                 Some(n) => sent += n,
                 None => {
                     drop(loads);
-                    self.wait_to_send(deadline)?;
+                    self.wait_to_send(own)?;
                     continue;
                 }
             }
-            if sent == total {
+            if sent == end {
                 break;
             }
         }
@@ -209,7 +242,13 @@ impl Connection {
     }
 
     /// Waits until there is room to send, and sees to it that somebody receives meanwhile.
-    fn wait_to_send(&self, deadline: Deadline) -> Result<(), transport::Error> {
+    fn wait_to_send(&self, own: Own) -> Result<(), transport::Error> {
+        // Whose request is answered already has no deadline any more. Those whose requests are
+        // sent here mind theirs themselves, and end the connection if need be.
+        let deadline = match self.inflight.is_replied(own.index) {
+            true => Deadline::NEVER,
+            false => own.deadline,
+        };
         let ready = if let Some(mut role) = self.inflight.try_read_as_sender() {
             let ready = self.stream.wait(true, true, None, deadline)?;
             if ready.readable {
@@ -220,37 +259,53 @@ impl Connection {
             let doorbell = self.inflight.doorbell();
             self.stream.wait(false, true, Some(doorbell), deadline)?
         };
-        if ready.expired {
+        if ready.expired && !self.inflight.is_replied(own.index) {
             return Err(deadline.passed());
         }
         Ok(())
     }
 
     /// Receives as a waiting owner of a request, no longer than until its deadline.
-    fn receive(&self, receiver: &mut Receiver, own: Request, deadline: Deadline) {
+    fn receive(&self, receiver: &mut Receiver, own: Own) {
+        let deadline = own.deadline;
         if !deadline.is_never() && self.lost.get().is_none() {
             match self.stream.wait(true, false, None, deadline) {
-                Ok(ready) if ready.expired => self.fail(Cause::Deadline(own, deadline.passed())),
+                Ok(ready) if ready.expired => {
+                    self.fail(Cause::Deadline(own.request, deadline.passed()));
+                }
                 Ok(ready) if !ready.readable => return,
                 Ok(_) => (),
                 Err(error) => self.fail(error.into()),
             }
         }
-        self.receive_once(receiver, Blocking::Yes);
+        // Under TLS something may have been readable that is not a byte of ours; only whoever has
+        // all the time in the world waits for more without looking at the clock.
+        self.receive_once(
+            receiver,
+            match deadline.is_never() {
+                true => Blocking::Yes,
+                false => Blocking::No,
+            },
+        );
     }
 
     /// Receives once and wakes whose requests are over. On a lost connection ends all requests.
     fn receive_once(&self, receiver: &mut Receiver, blocking: Blocking) {
-        let mut over: SlotSet = 0;
+        let mut round = Round {
+            connection: self,
+            over: 0,
+        };
         let wire = Wire {
             stream: &self.stream,
             inflight: &self.inflight,
             large_reads: self.large_reads.load(Ordering::Relaxed) > 0,
         };
-        let result = receiver.round(wire, blocking, &mut over);
-        self.inflight.wake(over);
+        let result = receiver.round(wire, blocking, &mut round.over);
+        drop(round);
         if let Err(cause) = result {
             self.fail(cause);
+        }
+        if self.lost.get().is_some() {
             self.inflight.abandon(|flight| flight.lost = true);
         }
     }
@@ -326,21 +381,61 @@ struct Duty<'a> {
 }
 
 impl Duty<'_> {
-    fn next(&mut self) {
+    fn next(&mut self, own: Own) {
+        let inflight = &self.connection.inflight;
+        self.give_up_batch();
+        let answered = inflight.is_replied(own.index);
+        self.batch = match self
+            .connection
+            .outbox
+            .next(|waiting| answered && inflight.pass_duty(waiting))
+        {
+            Next::Send(batch) => Some(batch),
+            Next::Leave => None,
+        };
+    }
+
+    fn give_up_batch(&mut self) {
         for index in self.batch.take().iter().flat_map(Batch::iter) {
             self.connection.inflight.sent(index);
         }
-        self.batch = self.connection.outbox.next();
     }
 }
 
 impl Drop for Duty<'_> {
     fn drop(&mut self) {
-        if self.batch.is_some() {
-            self.connection.fail(Cause::Panic);
+        if self.batch.is_none() {
+            return;
         }
-        while self.batch.is_some() {
-            self.next();
+        self.connection.fail(Cause::Panic);
+        self.give_up_batch();
+        while let Next::Send(batch) = self.connection.outbox.next(|_| false) {
+            self.batch = Some(batch);
+            self.give_up_batch();
         }
     }
+}
+
+/// One receive. What it completed is made known also when it panics.
+struct Round<'a> {
+    connection: &'a Connection,
+    over: SlotSet,
+}
+
+impl Drop for Round<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Before the reading role is passed on: the stream is of no use to the next reader.
+            self.connection.fail(Cause::Panic);
+        }
+        self.connection.inflight.wake(self.over);
+    }
+}
+
+/// The request that a thread waits for while it works for others too.
+#[derive(Clone, Copy)]
+struct Own {
+    request: Request,
+    index: usize,
+    deadline: Deadline,
 }

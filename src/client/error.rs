@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::proto::consts::{CommandFlags, OptionReply};
 use crate::proto::handshake;
 use crate::proto::request::Request;
 use crate::proto::{Violation, WireError};
@@ -55,12 +56,22 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether opening again later may help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Open { cause, .. } if cause.is_transient())
+    }
+
     /// This machine's error number, for nbdkit.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Open { .. } => libc::EIO,
             Self::Lost(lost) => lost.cause.errno(),
-            Self::Failed { error, .. } => error.errno(),
+            Self::Failed { request, error, .. } => match error.errno() {
+                // An answer to a fast zero only; nbdkit would take it for a hint that zeroes should
+                // be written, and some versions do that wrongly.
+                libc::ENOTSUP if !request.flags.contains(CommandFlags::FAST_ZERO) => libc::EINVAL,
+                errno => errno,
+            },
             Self::ShuttingDown(_) => libc::ESHUTDOWN,
             Self::Unsupported { errno, .. } => *errno,
         }
@@ -81,12 +92,39 @@ pub enum OpenError {
         /// What the server owed us then.
         awaited: String,
     },
+    /// The connection broke at the point where servers refuse a client's TLS credentials.
+    #[error(
+        "handshake: {0} (right after TLS was established: the server may have refused our certificate)"
+    )]
+    Unwelcome(transport::Error),
     /// The handshake failed.
     #[error("handshake: {0}")]
     Handshake(handshake::Error),
+    /// The protocol has no room for such a name.
+    #[error("export names are at most 4096 bytes long")]
+    LongName,
+    /// The handshake came to another end than was asked for: a mistake of ours.
+    #[error("handshake: unexpected end")]
+    Goal,
     /// Something else stood in the way.
     #[error("{0}")]
     System(transport::Error),
+}
+
+impl OpenError {
+    /// Whether trying again later may help: the server may still be starting, or be back soon. A
+    /// server that answered and said no will say it again.
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.is_transient(),
+            Self::Broken { error, .. } => error.is_transient(),
+            Self::System(_) => true,
+            Self::Handshake(handshake::Error::Refused(refusal)) => {
+                refusal.reply == OptionReply::ERR_SHUTDOWN
+            }
+            Self::Unwelcome(_) | Self::Handshake(_) | Self::LongName | Self::Goal => false,
+        }
+    }
 }
 
 /// A connection that is gone, and why.
@@ -144,5 +182,26 @@ impl Cause {
             Self::Transport(error) | Self::Deadline(_, error) => error.errno(),
             Self::Violation(_) | Self::Panic => libc::EIO,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::consts::Command;
+    use crate::proto::errno::NbdErrno;
+
+    #[test]
+    fn enotsup_is_an_answer_to_fast_zeroes_only() {
+        let failed = |flags| Error::Failed {
+            server: "server".into(),
+            request: Request::new(Command::WRITE_ZEROES, 0, 512).with(flags),
+            error: WireError::Server {
+                errno: NbdErrno::ENOTSUP,
+                text: String::new(),
+            },
+        };
+        assert_eq!(failed(CommandFlags::FAST_ZERO).errno(), libc::ENOTSUP);
+        assert_eq!(failed(CommandFlags::FUA).errno(), libc::EINVAL);
     }
 }

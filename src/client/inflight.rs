@@ -8,8 +8,8 @@
 //! then receives for everybody, until its own reply is complete; the others sleep and are woken
 //! when their reply is complete or when the role needs a new holder. The role is a value, the
 //! reader `R`: to hold it is to be the one thread that may receive. Three things keep it from
-//! getting lost: a sleeper registers under the lock that guards the role; who gives the role back
-//! wakes a registered sleeper; and a wake-up that comes before its sleep makes the sleep return
+//! getting lost: a sleeper registers under the lock that guards the role, and nobody is registered
+//! who has left; who gives the role back wakes a registered sleeper; and a wake-up that comes before its sleep makes the sleep return
 //! at once.
 //!
 //! The table knows when a slot's load may be touched, not what it is: the load `P` is reached only
@@ -29,6 +29,8 @@ const SENT: u32 = 1;
 /// Progress of a request: all of its reply has been received.
 const REPLIED: u32 = 2;
 const OVER: u32 = SENT | REPLIED;
+/// Not progress but a call: the owner has been given the duty of sending (`outbox.rs`).
+const DUTY: u32 = 4;
 
 /// A set of slots, one bit each.
 pub type SlotSet = u64;
@@ -115,6 +117,7 @@ impl<P, R> Inflight<P, R> {
             table: self,
             index,
             sleeper,
+            registered: std::cell::Cell::new(false),
         }
     }
 
@@ -194,6 +197,15 @@ impl<P, R> Inflight<P, R> {
         }
     }
 
+    /// The reading role, if nobody has it.
+    pub fn try_read(&self) -> Option<ReadingRole<'_, P, R>> {
+        let reader = lock(&self.reading).reader.take()?;
+        Some(ReadingRole {
+            table: self,
+            reader: Some(reader),
+        })
+    }
+
     /// The reading role for a sender that cannot go on. If somebody has it, the doorbell rings
     /// when it is given back and no sleeper takes it.
     pub fn try_read_as_sender(&self) -> Option<ReadingRole<'_, P, R>> {
@@ -236,9 +248,32 @@ impl<P, R> Inflight<P, R> {
         }
     }
 
+    /// Gives the duty of sending to the first of these owners that is free for it: asleep, and not
+    /// the one that reads. False if none is.
+    #[must_use]
+    pub fn pass_duty(&self, candidates: impl Iterator<Item = usize>) -> bool {
+        let mut reading = lock(&self.reading);
+        let mut candidates = candidates;
+        let Some(index) = candidates.find(|index| reading.sleepers & (1 << index) != 0) else {
+            return false;
+        };
+        // Under the lock: should its owner be about to take the reading role, it finds the call
+        // right after.
+        reading.sleepers &= !(1 << index);
+        self.slots[index].progress.fetch_or(DUTY, Ordering::AcqRel);
+        drop(reading);
+        self.wake(1 << index);
+        true
+    }
+
+    /// Whether all of the reply was received.
+    pub fn is_replied(&self, index: usize) -> bool {
+        self.progress(index) & REPLIED != 0
+    }
+
     fn mark(&self, index: usize, what: u32) -> bool {
         let before = self.slots[index].progress.fetch_or(what, Ordering::AcqRel);
-        before != OVER && before | what == OVER
+        before & OVER != OVER && (before | what) & OVER == OVER
     }
 
     fn progress(&self, index: usize) -> u32 {
@@ -268,8 +303,7 @@ impl<P, R> Inflight<P, R> {
         while reading.sleepers != 0 && heir.is_none() {
             let index = reading.sleepers.trailing_zeros() as usize;
             reading.sleepers &= reading.sleepers - 1;
-            // An owner whose reply is complete does not want the role. One that took the slot
-            // since is awake, and will ask for the role before it sleeps.
+            // An owner whose reply is complete does not want the role.
             if self.progress(index) & REPLIED == 0 {
                 heir = Some(index);
             }
@@ -307,6 +341,8 @@ pub struct Ticket<'t, P, R> {
     table: &'t Inflight<P, R>,
     index: usize,
     sleeper: Sleeper,
+    /// Has been a sleeper at some time, and may be registered as one still.
+    registered: std::cell::Cell<bool>,
 }
 
 impl<P, R> Ticket<'_, P, R> {
@@ -316,22 +352,41 @@ impl<P, R> Ticket<'_, P, R> {
     }
 
     /// Waits until the request is over. `read` is called, again and again, while this thread holds
-    /// the reading role: it receives something and deals with it, or abandons all requests. At the
-    /// deadline `expire` is called once, which must make the request end soon.
-    pub fn wait(&self, deadline: Deadline, expire: impl FnOnce(), mut read: impl FnMut(&mut R)) {
+    /// the reading role: it receives something and deals with it, or abandons all requests. `send`
+    /// is called when this thread was given the duty of sending. At the deadline `expire` is called
+    /// once, which must make the request end soon.
+    pub fn wait(
+        &self,
+        deadline: Deadline,
+        expire: impl FnOnce(),
+        mut send: impl FnMut(),
+        mut read: impl FnMut(&mut R),
+    ) {
         let mut deadline = deadline;
         let mut expire = Some(expire);
         loop {
             let progress = self.table.progress(self.index);
+            if progress & DUTY != 0 {
+                self.table.slots[self.index]
+                    .progress
+                    .fetch_and(!DUTY, Ordering::AcqRel);
+                send();
+                continue;
+            }
             if progress == OVER {
                 return;
             }
             if progress & REPLIED == 0 {
-                if let Some(mut role) = self.table.read_or_register(self.index) {
-                    while self.table.progress(self.index) & REPLIED == 0 {
-                        read(role.reader());
+                match self.table.read_or_register(self.index) {
+                    // The duty comes first, and must not wait behind a blocking receive.
+                    Some(_) if self.table.progress(self.index) & DUTY != 0 => continue,
+                    Some(mut role) => {
+                        while self.table.progress(self.index) & REPLIED == 0 {
+                            read(role.reader());
+                        }
+                        continue;
                     }
-                    continue;
+                    None => self.registered.set(true),
                 }
             }
             let left = deadline.remaining();
@@ -362,6 +417,10 @@ impl<P, R> Drop for Ticket<'_, P, R> {
         let load = lock(&slot.cell).load.take();
         drop(load);
         slot.progress.store(OVER, Ordering::Release);
+        if self.registered.get() {
+            // Or the slot's next owner would be taken for a sleeper.
+            lock(&self.table.reading).sleepers &= !(1 << self.index);
+        }
         self.table.give_slot_back(self.index);
     }
 }

@@ -16,7 +16,6 @@ mod receiver;
 mod split;
 mod sync;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use self::connection::Connection;
@@ -27,29 +26,41 @@ use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::errno::NbdErrno;
 use crate::proto::export::Export;
-use crate::proto::handshake::Goal;
+use crate::proto::handshake::{Listed, TlsPolicy};
 use crate::proto::request::Request;
-
-/// Where a server is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// A Unix domain socket, by absolute path.
-    Unix(PathBuf),
-}
+use crate::transport::Target;
+use crate::transport::tls::Settings;
 
 /// How to open a connection.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Options {
     /// Where to.
     pub target: Target,
-    /// What for.
-    pub goal: Goal,
+    /// Whether to use TLS.
+    pub tls_policy: TlsPolicy,
+    /// How to use TLS, where it is.
+    pub tls: Settings,
     /// Longest time to wait for the connection; `None` for ever.
     pub connect_timeout: Option<Duration>,
     /// Longest time for the whole handshake; `None` for ever.
     pub handshake_timeout: Option<Duration>,
     /// Longest time from a request to its complete answer; `None` for ever.
     pub request_timeout: Option<Duration>,
+}
+
+/// Asks a server which exports it has.
+pub fn list(options: &Options) -> Result<Vec<Listed>, Error> {
+    open::list(&server(options), options)
+}
+
+/// Asks a server for the canonical name of its default export.
+pub fn default_export(options: &Options) -> Result<Option<String>, Error> {
+    Ok(open::describe_default(&server(options), options)?.canonical_name)
+}
+
+/// The server's name for messages.
+fn server(options: &Options) -> Server {
+    options.target.to_string().into()
 }
 
 /// An open export.
@@ -76,12 +87,10 @@ pub struct Zeroing {
 const MAX_STATUS: u32 = 1 << 31;
 
 impl Client {
-    /// Connects and enters transmission.
-    pub fn open(options: &Options) -> Result<Self, Error> {
-        let server: Server = match &options.target {
-            Target::Unix(path) => path.to_string_lossy().into(),
-        };
-        let (stream, export) = open::open(&server, options)?;
+    /// Connects and enters transmission with an export.
+    pub fn open(options: &Options, export: &str) -> Result<Self, Error> {
+        let server = server(options);
+        let (stream, export) = open::enter(&server, options, export)?;
         let connection = Connection::new(server.clone(), stream, &export, options.request_timeout)
             .map_err(|error| Error::Open {
                 server: server.clone(),
@@ -95,8 +104,13 @@ impl Client {
     }
 
     /// Disconnects; waits for the server, but not long. No request may be in flight.
-    pub fn close(self) {
+    pub fn close(&self) {
         self.connection.close();
+    }
+
+    /// Whether the connection is gone, or about to go: no new request will succeed on it.
+    pub fn is_over(&self) -> bool {
+        self.connection.is_over()
     }
 
     /// What the server offers.

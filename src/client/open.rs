@@ -1,54 +1,140 @@
 //! Opening: connect, drive the handshake, both within their deadlines.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::Options;
 use super::error::{Error, OpenError, Server};
-use super::{Options, Target};
+use crate::proto::consts::OptionType;
 use crate::proto::export::Export;
-use crate::proto::handshake::{Handshake, Step};
-use crate::transport::{Deadline, Stream, unix};
+use crate::proto::handshake::{self, Described, Goal, Handshake, Listed, Outcome, Step};
+use crate::proto::request::encode_option;
+use crate::transport::tls::Settings;
+use crate::transport::{Blocking, Deadline, Stream};
 
-/// A connected stream at the beginning of transmission.
-pub fn open(server: &Server, options: &Options) -> Result<(Stream, Export), Error> {
-    let failed = |cause| Error::Open {
+/// How long a server may take to close a connection that we left.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Connects, and enters transmission with `export`.
+pub fn enter(server: &Server, options: &Options, export: &str) -> Result<(Stream, Export), Error> {
+    let goal = Goal::open(export).ok_or_else(|| failed(server, OpenError::LongName))?;
+    match reach(server, options, goal)? {
+        (stream, Outcome::Export(export)) => {
+            describe(server, &export);
+            Ok((stream, *export))
+        }
+        _ => Err(failed(server, OpenError::Goal)),
+    }
+}
+
+/// Asks which exports there are.
+pub fn list(server: &Server, options: &Options) -> Result<Vec<Listed>, Error> {
+    match reach(server, options, Goal::list())? {
+        (stream, Outcome::Listing(listing)) => {
+            leave(&stream);
+            Ok(listing)
+        }
+        _ => Err(failed(server, OpenError::Goal)),
+    }
+}
+
+/// Asks about the default export.
+pub fn describe_default(server: &Server, options: &Options) -> Result<Described, Error> {
+    match reach(server, options, Goal::describe_default())? {
+        (stream, Outcome::Described(described)) => {
+            leave(&stream);
+            Ok(described)
+        }
+        _ => Err(failed(server, OpenError::Goal)),
+    }
+}
+
+/// Waits a little until the server has closed a connection that was left by `NBD_OPT_ABORT`, so that
+/// it can get rid of its reply. The reply may be missing; it is of no interest.
+fn leave(stream: &Stream) {
+    let deadline = Deadline::after(LEAVE_TIMEOUT);
+    let mut scrap = [0; 64];
+    while !deadline.has_passed() {
+        match stream.wait(true, false, None, deadline) {
+            Ok(ready) if ready.readable => (),
+            _ => return,
+        }
+        if stream.receive(&mut scrap, Blocking::No).is_err() {
+            return;
+        }
+    }
+}
+
+fn failed(server: &Server, cause: OpenError) -> Error {
+    Error::Open {
         server: server.clone(),
         cause: Arc::new(cause),
-    };
+    }
+}
+
+/// Connects and shakes hands. Whatever the goal, the same TLS policy and deadlines apply.
+fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outcome), Error> {
     let connecting = Deadline::after_maybe(options.connect_timeout);
-    let stream = match &options.target {
-        Target::Unix(path) => unix::open(path, connecting),
-    };
-    let stream = stream.map_err(|error| failed(OpenError::Connect(error)))?;
+    let mut stream = options
+        .target
+        .connect(connecting)
+        .map_err(|error| failed(server, OpenError::Connect(error)))?;
     log::debug!("{server}: connected");
-    let export = shake_hands(&stream, options).map_err(failed)?;
-    describe(server, &export);
-    Ok((stream, export))
+    let deadline = Deadline::after_maybe(options.handshake_timeout);
+    let goal = goal.with_tls(options.tls_policy);
+    let outcome = shake_hands(&mut stream, goal, &options.tls, deadline)
+        .map_err(|cause| failed(server, cause))?;
+    Ok((stream, outcome))
 }
 
 /// Runs the handshake machine over a stream. One deadline covers all of it, so a server cannot
 /// stretch it by saying little, but often.
-fn shake_hands(stream: &Stream, options: &Options) -> Result<Export, OpenError> {
-    let deadline = Deadline::after_maybe(options.handshake_timeout);
-    let mut machine = Handshake::new(options.goal.clone());
+fn shake_hands(
+    stream: &mut Stream,
+    goal: Goal,
+    tls: &Settings,
+    deadline: Deadline,
+) -> Result<Outcome, OpenError> {
+    let mut machine = Handshake::new(goal);
     let mut bytes = Vec::new();
     loop {
-        let broken = |machine: &Handshake, error| OpenError::Broken {
-            error,
-            awaited: machine.awaited(),
+        let broken = |machine: &Handshake, error| match machine.may_be_refused() {
+            true => OpenError::Unwelcome(error),
+            false => OpenError::Broken {
+                error,
+                awaited: machine.awaited(),
+            },
         };
         match machine.step() {
-            Step::Send(bytes) => stream
-                .send_all(&bytes, deadline)
-                .map_err(|error| broken(&machine, error))?,
+            Step::Send(bytes) => match stream.send_all(&bytes, deadline) {
+                // What is said at the end is a courtesy, and the server may be gone.
+                Err(error) if !machine.is_done() => return Err(broken(&machine, error)),
+                _ => (),
+            },
             Step::Receive(n) => {
                 // The machine bounds n.
                 bytes.resize(n, 0);
                 stream
                     .receive_exact(&mut bytes, deadline)
                     .map_err(|error| broken(&machine, error))?;
-                machine.received(&bytes).map_err(OpenError::Handshake)?;
+                if let Err(error) = machine.received(&bytes) {
+                    if matches!(error, handshake::Error::Refused(_)) {
+                        // The connection is healthy, and servers like to be told.
+                        let abort = encode_option(OptionType::ABORT, &[]);
+                        if stream.send_all(&abort, deadline).is_ok() {
+                            leave(stream);
+                        }
+                    }
+                    return Err(OpenError::Handshake(error));
+                }
             }
-            Step::Done(export) => return Ok(*export),
+            Step::StartTls => {
+                let proof = stream
+                    .start_tls(tls, deadline)
+                    .map_err(|error| broken(&machine, error))?;
+                machine.tls_established(proof);
+            }
+            Step::Done => return machine.finish().ok_or(OpenError::Goal),
         }
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! Whoever submits while nobody sends takes the duty and sends its own request; whoever submits
 //! meanwhile leaves its slot's index here and waits for the reply at once. The one with the duty
-//! sends what has gathered, many requests in one system call, until nothing is left.
+//! sends what has gathered, many requests in one system call, until nothing is left; or, once its
+//! own reply has come, until it finds another to take the duty: nobody works for the others while
+//! its own client waits.
 
 use super::inflight::SLOTS;
 use super::sync::{Mutex, lock};
@@ -33,6 +35,23 @@ impl Batch {
     }
 }
 
+/// A slot whose request waits to be sent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Entry {
+    index: u8,
+    /// Its payload is so large that nothing is gained by sending it together with others.
+    heavy: bool,
+}
+
+/// What the one on duty does next.
+#[derive(Debug)]
+pub enum Next {
+    /// Send these.
+    Send(Batch),
+    /// Nothing is left, or another has the duty.
+    Leave,
+}
+
 /// The queue in front of a connection.
 #[derive(Debug)]
 pub struct Outbox {
@@ -42,7 +61,7 @@ pub struct Outbox {
 /// A ring: no slot is in it twice, so as many places as slots suffice.
 #[derive(Debug)]
 struct Queue {
-    ring: [u8; SLOTS],
+    ring: [Entry; SLOTS],
     head: usize,
     len: usize,
     on_duty: bool,
@@ -53,7 +72,7 @@ impl Outbox {
     pub fn new() -> Self {
         Self {
             queue: Mutex::new(Queue {
-                ring: [0; SLOTS],
+                ring: [Entry::default(); SLOTS],
                 head: 0,
                 len: 0,
                 on_duty: false,
@@ -63,33 +82,50 @@ impl Outbox {
 
     /// Leaves a slot to be sent. If nobody is on duty the caller is from now on, and gets the slot
     /// back as its first batch.
-    pub fn post(&self, index: usize) -> Option<Batch> {
+    pub fn post(&self, index: usize, heavy: bool) -> Option<Batch> {
         let mut queue = lock(&self.queue);
         if !queue.on_duty {
             queue.on_duty = true;
             return Some(Batch::one(index));
         }
         let tail = (queue.head + queue.len) % SLOTS;
-        queue.ring[tail] = index as u8;
+        queue.ring[tail] = Entry {
+            index: index as u8,
+            heavy,
+        };
         queue.len += 1;
         None
     }
 
-    /// What gathered since, for the one on duty. `None` ends the duty.
-    pub fn next(&self) -> Option<Batch> {
+    /// What gathered since, for the one on duty. Before it sends more, `pass` may give the duty to
+    /// the owner of one of the waiting slots: it says whether it did.
+    pub fn next(&self, pass: impl FnOnce(&mut dyn Iterator<Item = usize>) -> bool) -> Next {
         let mut queue = lock(&self.queue);
         if queue.len == 0 {
             queue.on_duty = false;
-            return None;
+            return Next::Leave;
         }
-        let mut batch = Batch::one(0);
-        batch.len = queue.len.min(BATCH);
-        for place in 0..batch.len {
-            batch.indexes[place] = queue.ring[(queue.head + place) % SLOTS];
+        if pass(&mut (0..queue.len).map(|place| usize::from(queue.entry(place).index))) {
+            return Next::Leave;
+        }
+        let mut batch = Batch::one(usize::from(queue.entry(0).index));
+        while batch.len < queue.len.min(BATCH) {
+            let entry = queue.entry(batch.len);
+            if entry.heavy || queue.entry(0).heavy {
+                break;
+            }
+            batch.indexes[batch.len] = entry.index;
+            batch.len += 1;
         }
         queue.head = (queue.head + batch.len) % SLOTS;
         queue.len -= batch.len;
-        Some(batch)
+        Next::Send(batch)
+    }
+}
+
+impl Queue {
+    fn entry(&self, place: usize) -> Entry {
+        self.ring[(self.head + place) % SLOTS]
     }
 }
 
@@ -97,22 +133,53 @@ impl Outbox {
 mod tests {
     use super::*;
 
+    fn next(outbox: &Outbox) -> Option<Vec<usize>> {
+        match outbox.next(|_| false) {
+            Next::Send(batch) => Some(batch.iter().collect()),
+            Next::Leave => None,
+        }
+    }
+
     #[test]
     fn requests_gather_while_somebody_sends() {
         let outbox = Outbox::new();
-        let first = outbox.post(3).expect("nobody on duty");
+        let first = outbox.post(3, false).expect("nobody on duty");
         assert_eq!(first.iter().collect::<Vec<_>>(), [3]);
         for index in 10..30 {
-            assert!(outbox.post(index).is_none());
+            assert!(outbox.post(index, false).is_none());
         }
-        let batch = outbox.next().expect("some gathered");
-        assert_eq!(
-            batch.iter().collect::<Vec<_>>(),
-            (10..26).collect::<Vec<_>>()
-        );
-        let batch = outbox.next().expect("some more");
-        assert_eq!(batch.iter().collect::<Vec<_>>(), [26, 27, 28, 29]);
-        assert!(outbox.next().is_none());
-        assert!(outbox.post(5).is_some(), "the duty is free again");
+        assert_eq!(next(&outbox), Some((10..26).collect()));
+        assert_eq!(next(&outbox), Some(vec![26, 27, 28, 29]));
+        assert_eq!(next(&outbox), None);
+        assert!(outbox.post(5, false).is_some(), "the duty is free again");
+    }
+
+    #[test]
+    fn heavy_requests_are_sent_alone() {
+        let outbox = Outbox::new();
+        assert!(outbox.post(0, true).is_some());
+        for (index, heavy) in [(1, false), (2, false), (3, true), (4, true), (5, false)] {
+            assert!(outbox.post(index, heavy).is_none());
+        }
+        assert_eq!(next(&outbox), Some(vec![1, 2]));
+        assert_eq!(next(&outbox), Some(vec![3]));
+        assert_eq!(next(&outbox), Some(vec![4]));
+        assert_eq!(next(&outbox), Some(vec![5]));
+    }
+
+    #[test]
+    fn a_passed_duty_is_not_free() {
+        let outbox = Outbox::new();
+        assert!(outbox.post(1, false).is_some());
+        assert!(outbox.post(2, false).is_none());
+        let mut offered = Vec::new();
+        let next_step = outbox.next(|waiting| {
+            offered.extend(waiting);
+            true
+        });
+        assert!(matches!(next_step, Next::Leave));
+        assert_eq!(offered, [2]);
+        assert!(outbox.post(3, false).is_none(), "the owner of 2 has it");
+        assert_eq!(next(&outbox), Some(vec![2, 3]));
     }
 }

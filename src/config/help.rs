@@ -4,8 +4,26 @@ use std::ffi::CStr;
 
 /// One parameter a line, the way nbdkit's own plugins write them.
 pub const HELP: &CStr = c"\
-socket=<SOCKNAME>      (required) The Unix socket to connect to.
+[uri=]<URI>            The server and export as an NBD URI.
+socket=<SOCKNAME>      The Unix socket to connect to.
+hostname=<HOST>        The TCP host to connect to.
+port=<PORT>            TCP port or service, or vsock port (default 10809).
+vsock=<CID>            The context id of the virtio socket to connect to.
+command=<COMMAND>      A server to start, with a socket to listen on.
+arg=<ARG>              An argument for the command; may be repeated.
+socket-fd=<FD>         A connected socket, by file descriptor.
 export=<NAME>          Export name to connect to (default \"\").
+dynamic-export=<BOOL>  Pass the client's export name on (default false).
+retry=<N>              Try to connect N more times, a second apart (default 0).
+shared=<BOOL>          One connection for all clients (default false).
+tls=<MODE>             How to use TLS: 'off', 'on' or 'require'.
+tls-certificates=<DIR> Directory of X.509 certificates.
+tls-verify=<BOOL>      Whether to check the server's certificate.
+tls-username=<NAME>    User name to present with a pre-shared key.
+tls-psk=<FILE>         File of pre-shared keys.
+tls-hostname=<NAME>    Name that the server's certificate must bear.
+tls-priority=<CIPHERS> Ciphers to offer, as OpenSSL writes them.
+tls-pin=sha256:<HEX>   Digest of the public key that the server must have.
 connect-timeout=<TIME> Longest wait for the connection (default 30 seconds).
 handshake-timeout=<TIME>
                        Longest wait for the handshake (default 30 seconds).

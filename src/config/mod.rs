@@ -2,13 +2,16 @@
 
 pub mod help;
 mod params;
+pub mod target;
+pub mod tls;
+pub mod uri;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::client::{Options, Target};
-use crate::proto::handshake::Goal;
-use crate::transport::unix;
+use self::target::{Place, TargetParams};
+use self::tls::TlsParams;
+use crate::proto::handshake::TlsPolicy;
+use crate::transport::tls::Settings;
 
 /// What the user typed wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,54 +29,156 @@ pub enum Error {
         /// What is allowed.
         why: &'static str,
     },
+    /// A value is neither yes nor no.
+    #[error("could not decipher boolean ({0})")]
+    Boolean(String),
+    /// A value is no number.
+    #[error("{what}: could not parse number: \"{value}\": {why}")]
+    Number {
+        /// What it should be.
+        what: &'static str,
+        /// The value, made printable.
+        value: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A value that should be a number is empty.
+    #[error("{0}: empty string where we expected a number")]
+    NoNumber(&'static str),
+    /// A descriptor is negative.
+    #[error("socket-fd must be >= 0")]
+    NegativeDescriptor,
+    /// A URI is malformed or asks for what there is not.
+    ///
+    /// Only the error is told: what stands in a URI may be a secret.
+    #[error("uri: {0}")]
+    Uri(#[from] uri::Error),
     /// No server was named.
     #[error(
-        "the ‘socket’ parameter must be specified: the Unix socket of the server to forward to"
+        "exactly one of ‘socket’, ‘hostname’, ‘vsock’, ‘command’, ‘socket-fd’ and ‘uri’ \
+         parameters must be specified"
     )]
     NoTarget,
+    /// More than one server was named.
+    #[error(
+        "cannot mix Unix ‘socket’, TCP ‘hostname’/‘port’, ‘vsock’, ‘command’, ‘socket-fd’ and \
+         ‘uri’ parameters"
+    )]
+    SeveralTargets,
+    /// A port without anything that has ports.
+    #[error("‘port’ parameter should only be used with ‘hostname’ or ‘vsock’")]
+    StrayPort,
     /// The path does not fit a Unix socket address.
     #[error("socket file name too large")]
     SocketTooLong,
+    /// The client's export name and ours cannot both be meant.
+    #[error("cannot mix 'dynamic-export' with explicit export name")]
+    DynamicWithExport,
+    /// One connection has one export.
+    #[error("cannot use 'dynamic-export' with shared connection")]
+    DynamicWithShared,
+    /// A URI demands TLS and a parameter forbids it.
+    #[error("cannot mix 'tls=off' with a URI that demands TLS")]
+    TlsOff,
+    /// TLS that protects from nobody who can change the stream.
+    #[error("tls-type=anon is not supported: it proves nothing about the server")]
+    AnonymousTls,
+    /// A pre-shared key was announced and not given.
+    #[error("tls-type=psk needs ‘tls-psk-file’ in the URI, or ‘tls-psk’")]
+    PskWithoutFile,
+    /// A pre-shared key has no certificate whose key could be pinned.
+    #[error("cannot mix ‘tls-pin’ with a pre-shared key")]
+    PinWithPsk,
+    /// Nobody said whose key to present.
+    #[error("‘tls-psk’ needs ‘tls-username’")]
+    NoUsername,
+    /// Verification was demanded and there is no name to verify.
+    #[error(
+        "tls-verify=true needs a name to verify: add ‘tls-hostname’, or ‘tls-pin’ to recognise \
+         the server by its key"
+    )]
+    NothingToVerify,
+    /// A pin that is no digest.
+    #[error("tls-pin: must be sha256: and 64 hexadecimal digits")]
+    BadPin,
 }
 
 /// A value that is a path and must be made absolute before [`Params::set`] gets it.
 pub fn is_path(key: &str) -> bool {
-    key == "socket"
+    matches!(key, "socket" | "tls-certificates" | "tls-psk")
 }
 
 /// The parameters as they come.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Params {
-    socket: Option<PathBuf>,
-    export: String,
-    connect_timeout: Option<Duration>,
-    handshake_timeout: Option<Duration>,
-    request_timeout: Option<Duration>,
+    target: TargetParams,
+    export: Option<String>,
+    dynamic_export: bool,
+    retry: u32,
+    shared: bool,
+    tls: TlsParams,
+    timeouts: Timeouts,
 }
 
-impl Default for Params {
+/// How long to wait for a server; `None` is for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For the connection.
+    pub connect: Option<Duration>,
+    /// For the whole handshake.
+    pub handshake: Option<Duration>,
+    /// From a request to its complete answer.
+    pub request: Option<Duration>,
+}
+
+impl Default for Timeouts {
     fn default() -> Self {
         Self {
-            socket: None,
-            export: String::new(),
-            connect_timeout: Some(Duration::from_secs(30)),
-            handshake_timeout: Some(Duration::from_secs(30)),
-            request_timeout: None,
+            connect: Some(Duration::from_secs(30)),
+            handshake: Some(Duration::from_secs(30)),
+            request: None,
         }
     }
 }
 
 impl Params {
-    /// Takes one parameter; a later value replaces an earlier one.
+    /// Takes one parameter; a later value replaces an earlier one, but for `command` and `arg`,
+    /// which add up.
     pub fn set(&mut self, key: &str, value: &[u8]) -> Result<(), Error> {
+        let target = &mut self.target;
+        let tls = &mut self.tls;
         match key {
-            "socket" => self.socket = Some(params::path("socket", value)?),
-            "export" => self.export = params::export_name("export", value)?,
-            "connect-timeout" => self.connect_timeout = params::timeout("connect-timeout", value)?,
-            "handshake-timeout" => {
-                self.handshake_timeout = params::timeout("handshake-timeout", value)?;
+            "socket" => target.socket = Some(params::path("socket", value)?),
+            "hostname" => target.hostname = Some(params::text("hostname", value)?),
+            "port" => target.port = Some(params::text("port", value)?),
+            "vsock" | "cid" => target.vsock = Some(value.to_vec()),
+            "uri" => target.uri = Some(params::text("uri", value)?),
+            "command" => target.command.push(params::argument("command", value)?),
+            "arg" => target.command.push(params::argument("arg", value)?),
+            "socket-fd" => target.socket_fd = Some(params::descriptor(value)?),
+            "export" => self.export = Some(params::export_name("export", value)?),
+            "dynamic-export" => self.dynamic_export = params::boolean(value)?,
+            "retry" => self.retry = params::number("retry", value)?,
+            "shared" => self.shared = params::boolean(value)?,
+            "tls" => tls.policy = Some(tls::policy(value)?),
+            "tls-hostname" => tls.hostname = Some(params::text("tls-hostname", value)?),
+            "tls-priority" => tls.priority = Some(params::text("tls-priority", value)?),
+            "tls-pin" => tls.pin = Some(tls::pin(value)?),
+            "tls-certificates" => {
+                tls.certificates = Some(params::path("tls-certificates", value)?);
             }
-            "request-timeout" => self.request_timeout = params::timeout("request-timeout", value)?,
+            "tls-verify" => tls.verify = Some(params::boolean(value)?),
+            "tls-username" => tls.username = Some(params::text("tls-username", value)?),
+            "tls-psk" => tls.psk = Some(params::path("tls-psk", value)?),
+            "connect-timeout" => {
+                self.timeouts.connect = params::timeout("connect-timeout", value)?;
+            }
+            "handshake-timeout" => {
+                self.timeouts.handshake = params::timeout("handshake-timeout", value)?;
+            }
+            "request-timeout" => {
+                self.timeouts.request = params::timeout("request-timeout", value)?;
+            }
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -81,88 +186,79 @@ impl Params {
 
     /// Checks that the parameters make sense together.
     pub fn complete(self) -> Result<Config, Error> {
-        let socket = self.socket.ok_or(Error::NoTarget)?;
-        if !unix::fits(&socket) {
-            return Err(Error::SocketTooLong);
+        let uri = self.target.uri.clone();
+        let mut tls_params = self.tls;
+        let (place, uri_export) = match (self.target.complete()?, uri) {
+            (Some(place), _) => (place, None),
+            (None, uri) => from_uri(&uri.unwrap_or_default(), &mut tls_params)?,
+        };
+        let shared = self.shared || place.is_single();
+        if self.dynamic_export {
+            if self.export.is_some() {
+                return Err(Error::DynamicWithExport);
+            }
+            if shared {
+                return Err(Error::DynamicWithShared);
+            }
         }
+        let (tls_policy, tls) = tls_params.complete(&place)?;
+        let export = if self.dynamic_export {
+            ExportName::Dynamic
+        } else {
+            // The name in a URI wins, also if it is the empty one.
+            ExportName::Fixed(uri_export.or(self.export).unwrap_or_default())
+        };
         Ok(Config {
-            options: Options {
-                target: Target::Unix(socket),
-                goal: Goal::new(&self.export).ok_or(Error::Value {
-                    key: "export",
-                    value: params::shown(self.export.as_bytes()),
-                    why: params::NAME_TOO_LONG,
-                })?,
-                connect_timeout: self.connect_timeout,
-                handshake_timeout: self.handshake_timeout,
-                request_timeout: self.request_timeout,
-            },
+            place,
+            export,
+            retry: self.retry,
+            shared,
+            tls_policy,
+            tls,
+            timeouts: self.timeouts,
         })
     }
+}
+
+/// The place and the export name that a URI gives.
+fn from_uri(text: &str, tls: &mut TlsParams) -> Result<(Place, Option<String>), Error> {
+    let uri = uri::parse(text)?;
+    tls.merge(uri.tls, uri.username, uri.options)?;
+    let place = match uri.place {
+        uri::Place::Unix(path) => target::unix_socket(path)?,
+        uri::Place::Tcp { host, port } => Place::Tcp { host, port },
+        uri::Place::Vsock { cid, port } => Place::Vsock { cid, port },
+    };
+    Ok((place, Some(uri.export)))
 }
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How to open a connection.
-    pub options: Options,
+    /// Where the server is.
+    pub place: Place,
+    /// Which export to open.
+    pub export: ExportName,
+    /// How many more times to try to connect, a second apart.
+    pub retry: u32,
+    /// Whether all clients share one connection.
+    pub shared: bool,
+    /// Whether to use TLS.
+    pub tls_policy: TlsPolicy,
+    /// How to use TLS, where it is.
+    pub tls: Settings,
+    /// Deadlines.
+    pub timeouts: Timeouts,
+}
+
+/// Which export to open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExportName {
+    /// This one, whatever the client asks for.
+    Fixed(String),
+    /// The one that the client asks for.
+    Dynamic,
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn complete(pairs: &[(&str, &str)]) -> Result<Config, Error> {
-        let mut params = Params::default();
-        for (key, value) in pairs {
-            params.set(key, value.as_bytes())?;
-        }
-        params.complete()
-    }
-
-    #[test]
-    fn a_socket_is_enough() {
-        let config = complete(&[("socket", "/run/nbd.sock")]).expect("legal");
-        assert_eq!(
-            config.options.target,
-            Target::Unix(PathBuf::from("/run/nbd.sock"))
-        );
-        assert_eq!(
-            config.options.connect_timeout,
-            Some(Duration::from_secs(30))
-        );
-        assert_eq!(config.options.request_timeout, None);
-    }
-
-    #[test]
-    fn a_later_value_replaces_an_earlier_one() {
-        let config = complete(&[("socket", "/a"), ("socket", "/b")]).expect("legal");
-        assert_eq!(config.options.target, Target::Unix(PathBuf::from("/b")));
-    }
-
-    #[test]
-    fn every_mistake_has_its_message() {
-        let long = format!("/{}", "x".repeat(107));
-        let name = "x".repeat(4097);
-        for (pairs, message) in [
-            (&[("soket", "/a")][..], "unknown parameter 'soket'"),
-            (
-                &[][..],
-                "the ‘socket’ parameter must be specified: the Unix socket of the server to forward to",
-            ),
-            (&[("socket", "")][..], "socket=: must not be empty"),
-            (
-                &[("socket", long.as_str())][..],
-                "socket file name too large",
-            ),
-            (
-                &[("request-timeout", "-1")][..],
-                "request-timeout=-1: must be a time such as 30, 1.5s or 200ms, or 0 for none",
-            ),
-        ] {
-            assert_eq!(complete(pairs).expect_err(message).to_string(), message);
-        }
-        let error = complete(&[("socket", "/a"), ("export", &name)]).expect_err("too long");
-        assert!(error.to_string().ends_with(params::NAME_TOO_LONG));
-    }
-}
+mod tests;

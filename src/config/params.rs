@@ -1,6 +1,6 @@
 //! One value at a time: text to meaning, or what is wrong with it.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use crate::proto::consts::MAX_STRING;
 
 /// What is wrong with a long export name.
 pub const NAME_TOO_LONG: &str = "must be at most 4096 bytes long";
+const EMPTY: &str = "must not be empty";
 const BAD_TIME: &str = "must be a time such as 30, 1.5s or 200ms, or 0 for none";
 /// Longest time, seconds: a year. More is a typing mistake.
 const MAX_SECONDS: f64 = 366.0 * 86400.0;
@@ -20,10 +21,99 @@ pub fn shown(value: &[u8]) -> String {
     printable(value, 200)
 }
 
+/// Text that is not empty.
+pub fn text(key: &'static str, value: &[u8]) -> Result<String, Error> {
+    match std::str::from_utf8(value) {
+        Ok("") => Err(bad(key, value, EMPTY)),
+        Ok(text) => Ok(text.to_owned()),
+        Err(_) => Err(bad(key, value, "must be UTF-8")),
+    }
+}
+
+/// An argument of a command; any bytes, but not none.
+pub fn argument(key: &'static str, value: &[u8]) -> Result<OsString, Error> {
+    if value.is_empty() && key == "command" {
+        return Err(bad(key, value, EMPTY));
+    }
+    Ok(OsStr::from_bytes(value).to_owned())
+}
+
+/// A yes or no, in the words that nbdkit knows.
+pub fn boolean(value: &[u8]) -> Result<bool, Error> {
+    const YES: [&[u8]; 5] = [b"true", b"t", b"yes", b"y", b"on"];
+    const NO: [&[u8]; 5] = [b"false", b"f", b"no", b"n", b"off"];
+    let is_one_of = |words: [&[u8]; 5]| words.iter().any(|word| word.eq_ignore_ascii_case(value));
+    match value {
+        b"1" => Ok(true),
+        b"0" => Ok(false),
+        _ if is_one_of(YES) => Ok(true),
+        _ if is_one_of(NO) => Ok(false),
+        _ => Err(Error::Boolean(shown(value))),
+    }
+}
+
+/// A number that is not negative: decimal, hexadecimal behind `0x`, or octal behind `0`, as nbdkit
+/// itself reads numbers. Errors name `what`, which is not always the parameter.
+pub fn number(what: &'static str, value: &[u8]) -> Result<u32, Error> {
+    let error = |why| Error::Number {
+        what,
+        value: shown(value),
+        why,
+    };
+    let text = std::str::from_utf8(value).map_err(|_| error("not a number"))?;
+    let (digits, radix) = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None if text.len() > 1 && text.starts_with('0') => (text, 8),
+        None => (text, 10),
+    };
+    if text.is_empty() {
+        return Err(Error::NoNumber(what));
+    }
+    if text.starts_with('-') {
+        return Err(error("negative numbers are not allowed"));
+    }
+    if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
+        return Err(error("trailing garbage"));
+    }
+    u32::from_str_radix(digits, radix).map_err(|_| error("Numerical result out of range"))
+}
+
+/// A file descriptor.
+pub fn descriptor(value: &[u8]) -> Result<i32, Error> {
+    let number = match value.strip_prefix(b"-") {
+        Some(digits) => number("socket-fd", digits).map(|_| -1)?,
+        None => {
+            let number = number("socket-fd", value)?;
+            i32::try_from(number).map_err(|_| Error::Number {
+                what: "socket-fd",
+                value: shown(value),
+                why: "Numerical result out of range",
+            })?
+        }
+    };
+    if number < 0 {
+        return Err(Error::NegativeDescriptor);
+    }
+    Ok(number)
+}
+
+/// A TCP port: a number that fits, or else a service name, which has a letter in it (RFC 6335).
+pub fn tcp_port(value: &str) -> Result<String, Error> {
+    let number = value.parse::<u16>().is_ok_and(|port| port > 0);
+    let digits = value.bytes().all(|b| b.is_ascii_digit());
+    let name = value.bytes().any(|b| b.is_ascii_alphabetic())
+        && value.bytes().all(|b| b.is_ascii_graphic());
+    if (digits && number) || name {
+        return Ok(value.to_owned());
+    }
+    let why = "must be from 1 to 65535, or the name of a service";
+    Err(bad("port", value.as_bytes(), why))
+}
+
 /// A path; not empty.
 pub fn path(key: &'static str, value: &[u8]) -> Result<PathBuf, Error> {
     if value.is_empty() {
-        return Err(bad(key, value, "must not be empty"));
+        return Err(bad(key, value, EMPTY));
     }
     Ok(PathBuf::from(OsStr::from_bytes(value)))
 }
@@ -108,6 +198,61 @@ mod tests {
         ] {
             assert_eq!(duration(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn booleans_are_nbdkits() {
+        for text in ["1", "true", "T", "Yes", "y", "ON"] {
+            assert_eq!(boolean(text.as_bytes()), Ok(true), "{text}");
+        }
+        for text in ["0", "FALSE", "f", "no", "N", "off"] {
+            assert_eq!(boolean(text.as_bytes()), Ok(false), "{text}");
+        }
+        let error = boolean(b"maybe").expect_err("neither");
+        assert_eq!(error.to_string(), "could not decipher boolean (maybe)");
+    }
+
+    #[test]
+    fn numbers_are_nbdkits() {
+        for (text, expected) in [
+            ("0", 0),
+            ("10", 10),
+            ("0x10", 16),
+            ("010", 8),
+            ("4294967295", u32::MAX),
+        ] {
+            assert_eq!(number("port", text.as_bytes()), Ok(expected), "{text}");
+        }
+        for (text, message) in [
+            ("", "port: empty string where we expected a number"),
+            ("x", "port: could not parse number: \"x\": trailing garbage"),
+            (
+                "1x",
+                "port: could not parse number: \"1x\": trailing garbage",
+            ),
+            (
+                "09",
+                "port: could not parse number: \"09\": trailing garbage",
+            ),
+            (
+                "-1",
+                "port: could not parse number: \"-1\": negative numbers are not allowed",
+            ),
+            (
+                "4294967296",
+                "port: could not parse number: \"4294967296\": Numerical result out of range",
+            ),
+        ] {
+            let error = number("port", text.as_bytes()).expect_err(text);
+            assert_eq!(error.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn descriptors_are_not_negative() {
+        assert_eq!(descriptor(b"3"), Ok(3));
+        assert_eq!(descriptor(b"-1"), Err(Error::NegativeDescriptor));
+        assert!(descriptor(b"2147483648").is_err());
     }
 
     #[test]

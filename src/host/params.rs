@@ -20,3 +20,12 @@ pub fn absolute_path(path: &CStr) -> Option<PathBuf> {
     unsafe { libc::free(absolute.cast()) };
     Some(PathBuf::from(OsString::from_vec(bytes)))
 }
+
+/// Sleeps for a second. False if nbdkit, or the client that waits, ends before that; nbdkit has
+/// said so then. Not to be called before `after_fork`: nbdkit's pipe that ends the sleep is made
+/// after `get_ready`.
+#[must_use]
+pub fn sleep_a_second() -> bool {
+    // SAFETY: takes two numbers.
+    unsafe { sys::nbdkit_nanosleep(1, 0) == 0 }
+}

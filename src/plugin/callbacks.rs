@@ -6,12 +6,12 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null;
 use std::sync::atomic::Ordering;
 
-use super::export::Handle;
+use super::export::{self, Handle};
 use super::guard::{Failure, guard, install_panic_hook};
 use super::{nbd_debug_verbose, state};
 use crate::client::Zeroing;
 use crate::config;
-use crate::host::lists::{Extents, intern};
+use crate::host::lists::{Exports, Extents, intern};
 use crate::host::{params, report, sys};
 use crate::proto::consts::TransmissionFlags;
 
@@ -100,15 +100,45 @@ pub extern "C" fn get_ready() -> c_int {
     guard("get_ready", || {
         // -D flags are known by now and never change.
         report::forward_log(nbd_debug_verbose.load(Ordering::Relaxed) != 0);
-        Ok(0)
+        state::get_ready().map(|()| 0)
     })
+}
+
+pub extern "C" fn after_fork() -> c_int {
+    guard("after_fork", || state::after_fork().map(|()| 0))
 }
 
 pub extern "C" fn dump_plugin() {
     guard("dump_plugin", || {
-        report::print(concat!("nbd_client=rust/", env!("CARGO_PKG_VERSION")));
+        // Scripts look for these to learn what there is, whatever provides it.
+        const LINES: [&str; 6] = [
+            "libnbd_version=none",
+            "libnbd_tls=1",
+            "libnbd_uri=1",
+            "libnbd_vsock=1",
+            "libnbd_dynamic_list=1",
+            concat!("nbd_client=rust/", env!("CARGO_PKG_VERSION")),
+        ];
+        LINES.iter().for_each(|line| report::print(line));
         Ok(())
     });
+}
+
+pub unsafe extern "C" fn list_exports(
+    _readonly: c_int,
+    _is_tls: c_int,
+    list: *mut sys::nbdkit_exports,
+) -> c_int {
+    guard("list_exports", || {
+        // SAFETY: contract 3: the list of this callback, and it stays in this function.
+        let list = unsafe { Exports::new(list) };
+        let mut list = list.ok_or_else(|| Failure::misuse("list_exports: no list"))?;
+        export::list(&mut list).map(|()| 0)
+    })
+}
+
+pub extern "C" fn default_export(_readonly: c_int, _is_tls: c_int) -> *const c_char {
+    guard("default_export", export::default_export)
 }
 
 pub extern "C" fn open(readonly: c_int) -> *mut c_void {

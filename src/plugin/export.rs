@@ -1,9 +1,14 @@
 //! What nbdkit's questions about an export mean, in safe Rust.
 
+use std::ffi::c_char;
+use std::sync::Arc;
+
 use super::guard::Failure;
 use super::state;
-use crate::client::{Client, Zeroing};
-use crate::host::lists::Extents;
+use super::upstream::{Session, Upstream};
+use crate::client::Zeroing;
+use crate::client::error::Error;
+use crate::host::lists::{self, Exports, Extents, intern};
 use crate::proto::consts::TransmissionFlags;
 use crate::proto::export::BlockSizes;
 
@@ -13,16 +18,24 @@ const MAX_PREFERRED: u32 = 32 << 20;
 /// One client of nbdkit's: its connection to the server.
 #[derive(Debug)]
 pub struct Handle {
-    client: Client,
+    upstream: Arc<Upstream>,
+    client: Session,
     readonly: bool,
 }
 
 impl Handle {
-    /// Connects to the server that the user named.
+    /// Connects to the server that the user named, or joins the shared connection.
     pub fn open(readonly: bool) -> Result<Self, Failure> {
-        let config = state::config()?;
-        let client = Client::open(&config.options)?;
-        Ok(Self { client, readonly })
+        let upstream = state::upstream()?;
+        let client = upstream.open(|| {
+            let name = lists::export_name().ok_or_else(Failure::by_host)?;
+            String::from_utf8(name).map_err(|_| Failure::misuse("the export name is not UTF-8"))
+        })?;
+        Ok(Self {
+            upstream,
+            client,
+            readonly,
+        })
     }
 
     /// Disconnects.
@@ -72,34 +85,39 @@ impl Handle {
         self.client.export().base_allocation.is_some()
     }
 
+    /// Turns a failed request into what the user is told of it.
+    fn explained<T>(&self, result: Result<T, Error>) -> Result<T, Failure> {
+        result.map_err(|error| self.upstream.explain(error))
+    }
+
     /// Reads.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Failure> {
-        Ok(self.client.read(buffer, offset)?)
+        self.explained(self.client.read(buffer, offset))
     }
 
     /// Writes.
     pub fn write(&self, payload: &[u8], offset: u64, fua: bool) -> Result<(), Failure> {
-        Ok(self.client.write(payload, offset, fua)?)
+        self.explained(self.client.write(payload, offset, fua))
     }
 
     /// Flushes.
     pub fn flush(&self) -> Result<(), Failure> {
-        Ok(self.client.flush()?)
+        self.explained(self.client.flush())
     }
 
     /// Trims.
     pub fn trim(&self, length: u32, offset: u64, fua: bool) -> Result<(), Failure> {
-        Ok(self.client.trim(length, offset, fua)?)
+        self.explained(self.client.trim(length, offset, fua))
     }
 
     /// Zeroes.
     pub fn zero(&self, length: u32, offset: u64, how: Zeroing) -> Result<(), Failure> {
-        Ok(self.client.zero(length, offset, how)?)
+        self.explained(self.client.zero(length, offset, how))
     }
 
     /// Prefetches.
     pub fn cache(&self, length: u32, offset: u64) -> Result<(), Failure> {
-        Ok(self.client.cache(length, offset)?)
+        self.explained(self.client.cache(length, offset))
     }
 
     /// Reports extents; cut at the end of the query, because nbdkit before 1.44 aborts on longer
@@ -112,7 +130,7 @@ impl Handle {
         list: &mut Extents,
     ) -> Result<(), Failure> {
         let mut at = offset;
-        for extent in self.client.block_status(length, offset, one)? {
+        for extent in self.explained(self.client.block_status(length, offset, one))? {
             if !list.add(at, u64::from(extent.length), extent.status) {
                 return Err(Failure::by_host());
             }
@@ -120,6 +138,16 @@ impl Handle {
         }
         Ok(())
     }
+}
+
+/// Fills the list of exports for a client.
+pub fn list(exports: &mut Exports) -> Result<(), Failure> {
+    state::upstream()?.list(exports)
+}
+
+/// The name of the default export, kept by nbdkit.
+pub fn default_export() -> Result<*const c_char, Failure> {
+    Ok(intern(&state::upstream()?.default_export()))
 }
 
 /// Bends legal block sizes until nbdkit accepts them; it refuses the client otherwise.

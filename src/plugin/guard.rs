@@ -71,6 +71,19 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// An error, and behind it what `postscript` has to say; asked only if the user is told at all.
+    pub fn with_postscript(error: Error, postscript: impl FnOnce() -> Option<String>) -> Self {
+        let mut failure = Self::from(error);
+        if let Message::Tell(message) = &mut failure.message {
+            if let Some(postscript) = postscript() {
+                *message = format!("{message}: {postscript}");
+            }
+        }
+        failure
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let message = match &error {

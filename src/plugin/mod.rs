@@ -29,6 +29,8 @@ mod export;
 mod guard;
 #[forbid(unsafe_code)]
 mod state;
+#[forbid(unsafe_code)]
+mod upstream;
 
 use std::ffi::c_int;
 use std::mem::size_of;
@@ -84,7 +86,7 @@ static TABLE: Table = Table(sys::nbdkit_plugin {
     flush: Some(callbacks::flush),
     trim: Some(callbacks::trim),
     zero: Some(callbacks::zero),
-    magic_config_key: std::ptr::null(),
+    magic_config_key: c"uri".as_ptr(),
     can_multi_conn: Some(callbacks::can_multi_conn),
     can_extents: Some(callbacks::can_extents),
     extents: Some(callbacks::extents),
@@ -94,9 +96,9 @@ static TABLE: Table = Table(sys::nbdkit_plugin {
     can_fast_zero: Some(callbacks::can_fast_zero),
     preconnect: None,
     get_ready: Some(callbacks::get_ready),
-    after_fork: None,
-    list_exports: None,
-    default_export: None,
+    after_fork: Some(callbacks::after_fork),
+    list_exports: Some(callbacks::list_exports),
+    default_export: Some(callbacks::default_export),
     export_description: Some(callbacks::export_description),
     cleanup: None,
     block_size: Some(callbacks::block_size),

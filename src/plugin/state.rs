@@ -1,15 +1,20 @@
-//! The only state of the whole process: what the user asked for.
+//! The only state of the whole process: what the user asked for, and the server behind it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::guard::Failure;
+use super::upstream::Upstream;
 use crate::config::{Config, Params};
 
-/// Before and after `config_complete`.
+/// The plugin's life, in nbdkit's order.
 #[derive(Debug)]
 enum State {
+    /// Until `config_complete`.
     Collecting(Option<Params>),
-    Frozen(Arc<Config>),
+    /// Until `get_ready`.
+    Frozen(Config),
+    /// Until `unload`.
+    Ready(Arc<Upstream>),
 }
 
 static STATE: Mutex<State> = Mutex::new(State::Collecting(None));
@@ -22,7 +27,7 @@ fn state() -> MutexGuard<'static, State> {
 pub fn set(key: &str, value: &[u8]) -> Result<(), Failure> {
     match &mut *state() {
         State::Collecting(params) => Ok(params.get_or_insert_default().set(key, value)?),
-        State::Frozen(_) => Err(Failure::misuse("parameter after the last parameter")),
+        _ => Err(Failure::misuse("parameter after the last parameter")),
     }
 }
 
@@ -31,20 +36,38 @@ pub fn freeze() -> Result<(), Failure> {
     let mut state = state();
     if let State::Collecting(params) = &mut *state {
         let config = params.take().unwrap_or_default().complete()?;
-        *state = State::Frozen(Arc::new(config));
+        *state = State::Frozen(config);
     }
     Ok(())
 }
 
-/// The frozen configuration.
-pub fn config() -> Result<Arc<Config>, Failure> {
+/// Prepares the server.
+pub fn get_ready() -> Result<(), Failure> {
+    let mut state = state();
+    if let State::Frozen(config) = &*state {
+        let upstream = Upstream::new(config)?;
+        *state = State::Ready(Arc::new(upstream));
+    }
+    Ok(())
+}
+
+/// Lets the server know that nbdkit has forked.
+pub fn after_fork() -> Result<(), Failure> {
+    upstream()?.after_fork()
+}
+
+/// The server.
+pub fn upstream() -> Result<Arc<Upstream>, Failure> {
     match &*state() {
-        State::Frozen(config) => Ok(config.clone()),
-        State::Collecting(_) => Err(Failure::misuse("used before it was configured")),
+        State::Ready(upstream) => Ok(upstream.clone()),
+        _ => Err(Failure::misuse("used before it was ready")),
     }
 }
 
-/// Forgets everything.
+/// Disconnects and forgets everything.
 pub fn clear() {
-    *state() = State::Collecting(None);
+    let last = std::mem::replace(&mut *state(), State::Collecting(None));
+    if let State::Ready(upstream) = last {
+        upstream.end();
+    }
 }

@@ -16,6 +16,8 @@ use super::{Violation, WireError};
 /// Most block descriptors that are kept of one reply; more are read and forgotten. nbdkit keeps
 /// no more either.
 const MAX_DESCRIPTORS: usize = 1 << 20;
+/// Longest payload of a status chunk, bytes. Several times what is kept; more is not meant well.
+const MAX_STATUS_PAYLOAD: u32 = 4 + 4 * 8 * MAX_DESCRIPTORS as u32;
 /// Most descriptor bytes that are taken in one step.
 const DESCRIPTOR_STEP: u32 = 4096;
 /// A step never takes more bytes at once than this.
@@ -257,7 +259,9 @@ impl Reply {
             },
             (ChunkType::OFFSET_HOLE, Command::READ) if length == 12 => Body::Hole,
             (ChunkType::BLOCK_STATUS, Command::BLOCK_STATUS) => match length.checked_sub(4) {
-                Some(left) if left != 0 && left % 8 == 0 => Body::ContextId { left },
+                Some(left) if left != 0 && left % 8 == 0 && length <= MAX_STATUS_PAYLOAD => {
+                    Body::ContextId { left }
+                }
                 _ => return bad_length,
             },
             (ChunkType::OFFSET_HOLE, Command::READ) => return bad_length,

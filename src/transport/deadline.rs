@@ -37,6 +37,14 @@ impl Deadline {
             .map(|(at, _)| at.saturating_duration_since(Instant::now()))
     }
 
+    /// A deadline for the first of `parts` equal parts of the time that is left.
+    pub fn share(&self, parts: usize) -> Self {
+        match self.remaining() {
+            None => Self::NEVER,
+            Some(left) => Self::after(left / u32::try_from(parts.max(1)).unwrap_or(u32::MAX)),
+        }
+    }
+
     /// Whether it has passed.
     pub fn has_passed(&self) -> bool {
         self.remaining() == Some(Duration::ZERO)

@@ -3,21 +3,26 @@
 //! A [`Stream`] is sent to without blocking and received from either way; waiting is a separate
 //! step, so that whoever waits can also listen for a [`Doorbell`] and obey a [`Deadline`].
 
+pub mod command;
 mod deadline;
+mod doorbell;
+#[allow(unsafe_code)]
+pub mod fd;
+mod stream;
+pub mod tcp;
+pub mod tls;
 pub mod unix;
+pub mod vsock;
 
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::OwnedFd;
+use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, recvmsg,
-    sendmsg, shutdown,
-};
 
 pub use self::deadline::Deadline;
+pub use self::doorbell::Doorbell;
+pub use self::stream::{Blocking, Ready, Stream};
 
 /// Why a server could not be reached, or no longer can.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +30,26 @@ pub enum Error {
     /// No connection came about.
     #[error("{}", describe(*.0))]
     Connect(Errno),
+    /// The host or service name means nothing.
+    #[error("{0}")]
+    Resolve(String),
+    /// A socket that is good for one connection has had it.
+    #[error("the socket was good for one connection, which has ended")]
+    UsedUp,
+    /// TLS failed.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// A program could not be started.
+    #[error("cannot start {command}: {}", describe(*.errno))]
+    Spawn {
+        /// Which one.
+        command: String,
+        /// Why not.
+        errno: Errno,
+    },
+    /// The server that we started has ended: how, and its last words.
+    #[error("{0}")]
+    ServerEnded(String),
     /// The server closed the connection where it should not have.
     #[error("the server closed the connection")]
     Closed,
@@ -42,18 +67,36 @@ pub enum Error {
 }
 
 impl Error {
+    /// Turns the failure of a system call into an error that names it.
+    fn io(call: &'static str) -> impl Fn(Errno) -> Self {
+        move |errno| Self::Io { call, errno }
+    }
+
+    /// Whether trying again later may help.
+    pub fn is_transient(&self) -> bool {
+        !matches!(
+            self,
+            Self::UsedUp | Self::Tls(_) | Self::Spawn { .. } | Self::ServerEnded(_)
+        )
+    }
+
     /// The error number for requests that fail with it.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Closed | Self::Io { .. } | Self::Connect(_) => libc::ESHUTDOWN,
             Self::Timeout(_) => libc::EIO,
+            _ => libc::ESHUTDOWN,
         }
     }
 }
 
-/// The system's text for an error number, without Rust's suffix.
+/// The system's text for an error number.
 fn describe(errno: Errno) -> String {
-    let text = errno.to_string();
+    describe_io(&errno.into())
+}
+
+/// The text of an error, without the number that Rust appends.
+fn describe_io(error: &std::io::Error) -> String {
+    let text = error.to_string();
     match text.find(" (os error") {
         Some(end) => text[..end].to_owned(),
         None => text,
@@ -69,220 +112,67 @@ fn seconds(duration: Duration) -> String {
     }
 }
 
-/// Whether a receive may wait for the first byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Blocking {
-    /// Wait.
-    Yes,
-    /// Come back at once.
-    No,
-}
-
-/// A connected socket.
+/// Where a server is.
 #[derive(Debug)]
-pub struct Stream {
-    fd: OwnedFd,
+pub enum Target {
+    /// A Unix domain socket, by absolute path.
+    Unix(PathBuf),
+    /// A TCP host and service.
+    Tcp {
+        /// Name or address.
+        host: String,
+        /// Number or name.
+        port: String,
+    },
+    /// A virtio socket.
+    Vsock {
+        /// Context id.
+        cid: u32,
+        /// Port number.
+        port: u32,
+    },
+    /// A socket that was connected for us.
+    Inherited(fd::Inherited),
+    /// A server that we started.
+    Child(command::Child),
 }
 
-impl Stream {
-    fn new(fd: OwnedFd) -> Self {
-        Self { fd }
-    }
-
-    /// Sends what fits at once; `None` if nothing does.
-    pub fn send(&self, pieces: &[IoSlice<'_>]) -> Result<Option<usize>, Error> {
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        loop {
-            match sendmsg(&self.fd, pieces, &mut SendAncillaryBuffer::default(), flags) {
-                Ok(n) => return Ok(Some(n)),
-                Err(Errno::INTR) => (),
-                Err(Errno::AGAIN) => return Ok(None),
-                Err(errno) => {
-                    return Err(Error::Io {
-                        call: "send",
-                        errno,
-                    });
-                }
-            }
+impl Target {
+    /// Connects, before the deadline.
+    pub fn connect(&self, deadline: Deadline) -> Result<Stream, Error> {
+        match self {
+            Self::Unix(path) => unix::open(path, deadline),
+            Self::Tcp { host, port } => tcp::open(host, port, deadline),
+            Self::Vsock { cid, port } => vsock::open(*cid, *port, deadline),
+            Self::Inherited(socket) => socket.open(),
+            Self::Child(child) => child.connect(deadline),
         }
     }
 
-    /// Receives into `buffer`, at least one byte. `None` if nothing is there and `blocking` forbids
-    /// to wait. The end of the stream is [`Error::Closed`].
-    pub fn receive(&self, buffer: &mut [u8], blocking: Blocking) -> Result<Option<usize>, Error> {
-        finish_receive(
-            |flags| recv(&self.fd, &mut *buffer, flags).map(|(n, _)| n),
-            blocking,
-        )
-    }
-
-    /// Like [`Stream::receive`], into several buffers in turn.
-    pub fn receive_vectored(
-        &self,
-        buffers: &mut [IoSliceMut<'_>],
-        blocking: Blocking,
-    ) -> Result<Option<usize>, Error> {
-        finish_receive(
-            |flags| {
-                recvmsg(
-                    &self.fd,
-                    buffers,
-                    &mut RecvAncillaryBuffer::default(),
-                    flags,
-                )
-                .map(|message| message.bytes)
+    /// If the server is one that we started, and it has ended: how, and its last words.
+    pub fn obituary(&self) -> Option<String> {
+        match self {
+            // Asked when a connection is lost, a moment before the end can be seen.
+            Self::Child(child) => match child.explain(Error::Closed) {
+                Error::ServerEnded(obituary) => Some(obituary),
+                _ => None,
             },
-            blocking,
-        )
-    }
-
-    /// Waits until the stream can be received from (`readable`) or sent to (`writable`), or the
-    /// doorbell rings. False at the deadline.
-    pub fn wait(
-        &self,
-        readable: bool,
-        writable: bool,
-        doorbell: Option<&Doorbell>,
-        deadline: Deadline,
-    ) -> Result<Ready, Error> {
-        let mut events = PollFlags::empty();
-        events.set(PollFlags::IN, readable);
-        events.set(PollFlags::OUT, writable);
-        let mut fds = [
-            PollFd::new(&self.fd, events),
-            // Without a doorbell the second entry is not passed on.
-            PollFd::new(doorbell.map_or(&self.fd, |bell| &bell.fd), PollFlags::IN),
-        ];
-        let count = if doorbell.is_some() { 2 } else { 1 };
-        let timeout = deadline.timespec();
-        match poll(&mut fds[..count], timeout.as_ref()) {
-            Ok(0) => {
-                return Ok(Ready {
-                    expired: true,
-                    ..Ready::default()
-                });
-            }
-            Ok(_) | Err(Errno::INTR) => (),
-            Err(errno) => {
-                return Err(Error::Io {
-                    call: "poll",
-                    errno,
-                });
-            }
-        }
-        let mut ready = Ready::default();
-        let stream = fds[0].revents();
-        // An error or hang-up is found out by the next send or receive.
-        let broken = stream.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
-        ready.readable = readable && (broken || stream.contains(PollFlags::IN));
-        ready.writable = writable && (broken || stream.contains(PollFlags::OUT));
-        if let Some(bell) = doorbell {
-            if fds[1].revents().contains(PollFlags::IN) {
-                bell.quieten();
-            }
-        }
-        Ok(ready)
-    }
-
-    /// Sends all of `bytes` before the deadline.
-    pub fn send_all(&self, mut bytes: &[u8], deadline: Deadline) -> Result<(), Error> {
-        while !bytes.is_empty() {
-            match self.send(&[IoSlice::new(bytes)])? {
-                Some(n) => bytes = &bytes[n..],
-                None if self.wait(false, true, None, deadline)?.expired => {
-                    return Err(deadline.passed());
-                }
-                None => (),
-            }
-        }
-        Ok(())
-    }
-
-    /// Receives exactly as many bytes as `buffer` holds before the deadline.
-    pub fn receive_exact(&self, buffer: &mut [u8], deadline: Deadline) -> Result<(), Error> {
-        let mut got = 0;
-        while got < buffer.len() {
-            if self.wait(true, false, None, deadline)?.expired {
-                return Err(deadline.passed());
-            }
-            got += self.receive(&mut buffer[got..], Blocking::No)?.unwrap_or(0);
-        }
-        Ok(())
-    }
-
-    /// Tells the server that nothing more will be sent.
-    pub fn finish_sending(&self) {
-        // Fails only when the connection is gone, which the next receive reports.
-        let _ = shutdown(&self.fd, Shutdown::Write);
-    }
-
-    /// Ends both directions: a blocked send or receive of any thread returns. Bytes that have
-    /// already arrived can still be received.
-    pub fn hang_up(&self) {
-        let _ = shutdown(&self.fd, Shutdown::Both);
-    }
-}
-
-fn finish_receive(
-    mut receive: impl FnMut(RecvFlags) -> Result<usize, Errno>,
-    blocking: Blocking,
-) -> Result<Option<usize>, Error> {
-    let flags = match blocking {
-        Blocking::Yes => RecvFlags::empty(),
-        Blocking::No => RecvFlags::DONTWAIT,
-    };
-    loop {
-        match receive(flags) {
-            Ok(0) => return Err(Error::Closed),
-            Ok(n) => return Ok(Some(n)),
-            Err(Errno::INTR) => (),
-            Err(Errno::AGAIN) if blocking == Blocking::No => return Ok(None),
-            Err(errno) => {
-                return Err(Error::Io {
-                    call: "receive",
-                    errno,
-                });
-            }
+            _ => None,
         }
     }
 }
 
-/// What a [`Stream::wait`] found.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Ready {
-    /// A receive will not block.
-    pub readable: bool,
-    /// A send will not block.
-    pub writable: bool,
-    /// The deadline passed and nothing else happened.
-    pub expired: bool,
-}
-
-/// Wakes a thread that waits for a stream, from another thread.
-#[derive(Debug)]
-pub struct Doorbell {
-    fd: OwnedFd,
-}
-
-impl Doorbell {
-    /// A bell that has not rung.
-    pub fn new() -> Result<Self, Error> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let fd = eventfd(0, flags).map_err(|errno| Error::Io {
-            call: "eventfd",
-            errno,
-        })?;
-        Ok(Self { fd })
-    }
-
-    /// Wakes whoever waits, now or the next time.
-    pub fn ring(&self) {
-        // Fails only when the counter is full, and then the bell is already ringing.
-        let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
-    }
-
-    fn quieten(&self) {
-        let _ = rustix::io::read(&self.fd, &mut [0; 8]);
+/// The name of the place, as messages give it.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
+            Self::Inherited(socket) => write!(f, "socket-fd={}", socket.number()),
+            Self::Child(child) => write!(f, "command={}", child.name()),
+        }
     }
 }
 

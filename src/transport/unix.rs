@@ -3,13 +3,16 @@
 use std::path::Path;
 
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::sockopt::{Timeout, set_socket_send_buffer_size, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::{Deadline, Error, Stream};
 
 /// Size of `sun_path` in a Unix socket address, bytes.
 const SUN_PATH: usize = 108;
+
+/// Bytes in flight towards a server that we would like; the system's limit is usually less.
+const SEND_BUFFER: usize = 1 << 20;
 
 /// Whether `path` fits a Unix socket address, its terminating zero byte included. Linux does not
 /// insist on the zero byte, but programs do: no server could be listening on a longer name.
@@ -27,30 +30,24 @@ pub fn open(path: &Path, deadline: Deadline) -> Result<Stream, Error> {
         SocketFlags::CLOEXEC,
         None,
     )
-    .map_err(|errno| Error::Io {
-        call: "socket",
-        errno,
-    })?;
+    .map_err(Error::io("socket"))?;
     loop {
         // unix(7): connect obeys the send timeout, and fails with EAGAIN when it has passed.
         let left = deadline.remaining();
         if left.is_some_and(|left| left.is_zero()) {
             return Err(deadline.passed());
         }
-        set_socket_timeout(&fd, Timeout::Send, left).map_err(|errno| Error::Io {
-            call: "setsockopt",
-            errno,
-        })?;
+        set_socket_timeout(&fd, Timeout::Send, left).map_err(Error::io("setsockopt"))?;
         match connect(&fd, &address) {
             Ok(()) => break,
             Err(Errno::AGAIN | Errno::INTR) => (),
             Err(errno) => return Err(Error::Connect(errno)),
         }
     }
-    set_socket_timeout(&fd, Timeout::Send, None).map_err(|errno| Error::Io {
-        call: "setsockopt",
-        errno,
-    })?;
+    set_socket_timeout(&fd, Timeout::Send, None).map_err(Error::io("setsockopt"))?;
+    // As much as the system allows without privilege, so that a write of a usual size fits whole and
+    // its sender need not wait for room. A refusal is no reason to fail.
+    let _ = set_socket_send_buffer_size(&fd, SEND_BUFFER);
     Ok(Stream::new(fd))
 }
 

@@ -235,6 +235,8 @@ impl Front {
         self.stream
             .write_all(&disconnect)
             .expect("nbdkit takes the disconnect");
+        // nbdkit from 1.42 on waits for the end of what we send.
+        let _ = self.stream.shutdown(Shutdown::Write);
         self.wait_until("nbdkit closes the connection", |state| {
             state.ended.is_some().then_some(())
         });

@@ -6,10 +6,17 @@
 #![allow(dead_code)]
 
 pub mod clients;
+pub mod daemon;
 pub mod front;
 pub mod nbdkit;
+pub mod pki;
 pub mod process;
+pub mod refusal;
+pub mod relay;
 pub mod scripted;
+pub mod started;
+pub mod tcp;
+pub mod tls;
 pub mod upstream;
 
 use std::env;

@@ -21,14 +21,32 @@ pub struct Nbdkit {
 impl Nbdkit {
     /// Starts nbdkit in `directory` and waits until it listens.
     pub fn start<S: AsRef<OsStr>>(directory: &Path, args: &[S]) -> Self {
+        Self::start_with(directory, args, |_| ())
+    }
+
+    /// [`Nbdkit::start`], with something done to the command before it runs.
+    pub fn start_with<S: AsRef<OsStr>>(
+        directory: &Path,
+        args: &[S],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
         // Several servers may share one directory: a chain of forwarders, or an upstream and its front.
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        Self::start_at(&directory.join(format!("nbdkit-{number}.sock")), args)
+        let socket = directory.join(format!("nbdkit-{number}.sock"));
+        Self::start_prepared(&socket, args, prepare)
     }
 
     /// Starts nbdkit on the socket given, for servers that come back where another one was.
     pub fn start_at<S: AsRef<OsStr>>(socket: &Path, args: &[S]) -> Self {
+        Self::start_prepared(socket, args, |_| ())
+    }
+
+    fn start_prepared<S: AsRef<OsStr>>(
+        socket: &Path,
+        args: &[S],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
         // nbdkit writes the pid file once it listens. To connect instead would be seen by the plugin.
         let pidfile = socket.with_extension("pid");
         let _ = fs::remove_file(&pidfile);
@@ -40,6 +58,7 @@ impl Nbdkit {
             .arg("-P")
             .arg(&pidfile)
             .args(args);
+        prepare(&mut command);
         let mut process = Guarded::spawn(&mut command);
         eventually("nbdkit listens", START, || {
             if !process.alive() {
@@ -128,12 +147,22 @@ pub fn forward(directory: &Path, upstream: &Path, extra: &[&str]) -> Nbdkit {
 
 /// The arguments that [`forward`] gives to nbdkit, for tests that start it in their own way.
 pub fn forward_args(upstream: &Path, extra: &[&str]) -> Vec<String> {
+    let socket = format!("socket={}", upstream.display());
+    plugin_args(&[&[socket.as_str()], extra].concat())
+}
+
+/// [`forward`] for servers that are reached in another way: `args` are all there is.
+pub fn through(directory: &Path, args: &[&str]) -> Nbdkit {
+    Nbdkit::start(directory, &plugin_args(args))
+}
+
+/// `-v`, options of nbdkit, the plugin, its parameters.
+pub fn plugin_args(args: &[&str]) -> Vec<String> {
     let (options, parameters): (Vec<&str>, Vec<&str>) =
-        extra.iter().partition(|arg| arg.starts_with('-'));
-    let mut args = vec!["-v".to_owned()];
-    args.extend(options.into_iter().map(str::to_owned));
-    args.push(super::plugin().display().to_string());
-    args.push(format!("socket={}", upstream.display()));
-    args.extend(parameters.into_iter().map(str::to_owned));
-    args
+        args.iter().partition(|arg| arg.starts_with('-'));
+    let mut all = vec!["-v".to_owned()];
+    all.extend(options.into_iter().map(str::to_owned));
+    all.push(super::plugin().display().to_string());
+    all.extend(parameters.into_iter().map(str::to_owned));
+    all
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -82,25 +82,12 @@ impl Guarded {
 
     /// Waits for the end of the child, but not longer than `timeout`.
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<ExitStatus> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("wait for our own child") {
-                return Some(status);
-            }
-            let left = deadline.checked_duration_since(Instant::now())?;
-            // One millisecond more than is left, so that a rounded-down timeout does not spin.
-            let milliseconds = i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX);
-            let mut poll = libc::pollfd {
-                fd: self.pidfd.as_raw_fd(),
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            // SAFETY: `poll` is one valid pollfd for the length of the call.
-            unsafe { libc::poll(&raw mut poll, 1, milliseconds) };
-        }
+        ended_within(&self.pidfd, timeout);
+        self.child.try_wait().expect("wait for our own child")
     }
 
-    fn kill_group(&self) {
+    /// Kills the whole process group, also when the child itself has ended.
+    pub fn kill_group(&self) {
         let group = libc::pid_t::try_from(self.child.id()).expect("a process id fits");
         // SAFETY: killpg takes plain numbers. The leader's id stays reserved while any member lives, and a
         // group without members only gives an error, which is what we want then.
@@ -157,6 +144,66 @@ pub fn eventually<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> O
     }
 }
 
+/// Gives the child of `command` a copy of `descriptor` under the number `number`, open across exec.
+///
+/// The number should be one that nothing else in the child has: 3, or from 100 on.
+pub fn hand_over(command: &mut Command, descriptor: &impl AsFd, number: RawFd) {
+    let copy = descriptor
+        .as_fd()
+        .try_clone_to_owned()
+        .expect("duplicate descriptor");
+    let duplicate = move || {
+        let result = if copy.as_raw_fd() == number {
+            // A duplicate of itself would keep the flag that closes it at exec.
+            // SAFETY: fcntl with F_SETFD takes plain numbers and is async-signal-safe.
+            unsafe { libc::fcntl(number, libc::F_SETFD, 0) }
+        } else {
+            // SAFETY: dup2 takes plain numbers and is async-signal-safe.
+            unsafe { libc::dup2(copy.as_raw_fd(), number) }
+        };
+        match result {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    // SAFETY: the closure only makes these system calls.
+    unsafe { command.pre_exec(duplicate) };
+}
+
+/// Lets the child of `command` have no descriptors but the standard three, whatever this process has.
+pub fn inherit_nothing(command: &mut Command) {
+    let close = || {
+        let flags = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
+        // SAFETY: close_range takes plain numbers and is async-signal-safe.
+        match unsafe { libc::close_range(3, libc::c_uint::MAX, flags) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure only makes this system call.
+    unsafe { command.pre_exec(close) };
+}
+
+/// Whether the process behind `pidfd` ends before `timeout` is over.
+pub fn ended_within(pidfd: &OwnedFd, timeout: Duration) -> bool {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let milliseconds = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
+        let mut poll = libc::pollfd {
+            fd: pidfd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: `poll` is one valid pollfd for the length of the call.
+        match unsafe { libc::poll(&raw mut poll, 1, milliseconds) } {
+            1 => return true,
+            0 if deadline <= Instant::now() => return false,
+            _ => {}
+        }
+    }
+}
+
 /// Reads by position, since the child shares (and moves) the file's offset.
 fn contents(file: &File) -> Vec<u8> {
     let length = file
@@ -179,7 +226,8 @@ fn die_with_parent() -> io::Result<()> {
     Ok(())
 }
 
-fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+/// A descriptor for a process; it becomes readable when the process has ended.
+pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes a process id and flags, both plain numbers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(pid), 0) };
     if fd == -1 {

@@ -13,7 +13,7 @@ fn table<P, R>(reader: R) -> Inflight<P, R> {
 #[allow(unsafe_code)]
 mod models {
     use super::*;
-    use crate::client::outbox::Outbox;
+    use crate::client::outbox::{Batch, Next, Outbox};
     use loom::cell::UnsafeCell;
     use loom::sync::Arc;
     use loom::thread;
@@ -59,23 +59,56 @@ mod models {
                 buffer.clone()
             });
             *lock(&self.cookies[ticket.index()]) = cookie;
-            let mut batch = self.outbox.post(ticket.index());
-            while let Some(indexes) = batch {
-                for index in indexes.iter() {
-                    let cookie = lock(&self.cookies[index]).expect("claimed");
-                    assert!(
-                        self.table.load(index).get().is_some(),
-                        "sent after its owner left"
-                    );
-                    lock(&self.server).push_back(cookie);
-                    self.table.sent(index);
-                }
-                batch = self.outbox.next();
+            let own = ticket.index();
+            if let Some(batch) = self.outbox.post(own, false) {
+                self.send(Some(batch), own);
             }
-            ticket.wait(Deadline::NEVER, || (), |_| self.read());
+            ticket.wait(
+                Deadline::NEVER,
+                || (),
+                || self.send(None, own),
+                |()| self.read(),
+            );
             drop(ticket.finish());
             // The reply has arrived, once, and nobody else has a hand on the buffer.
             assert_eq!(touches(&buffer), 1);
+        }
+
+        /// The duty of sending, as `Connection::send` does it. The server takes one request at a
+        /// time, so a sender may have to wait, and reads meanwhile if nobody else does.
+        fn send(&self, batch: Option<Batch>, own: usize) {
+            let mut batch = batch;
+            loop {
+                for index in batch.iter().flat_map(Batch::iter) {
+                    let cookie = lock(&self.cookies[index]).expect("claimed");
+                    let there = self.table.load(index).get().is_some();
+                    assert!(there, "sent after its owner left");
+                    while !self.try_push(cookie) {
+                        match self.table.try_read_as_sender() {
+                            Some(_role) => self.read(),
+                            None => thread::yield_now(),
+                        }
+                    }
+                    self.table.sent(index);
+                }
+                let answered = self.table.is_replied(own);
+                let pass = |waiting: &mut dyn Iterator<Item = usize>| {
+                    answered && self.table.pass_duty(waiting)
+                };
+                match self.outbox.next(pass) {
+                    Next::Send(next) => batch = Some(next),
+                    Next::Leave => return,
+                }
+            }
+        }
+
+        fn try_push(&self, cookie: Cookie) -> bool {
+            let mut server = lock(&self.server);
+            let room = server.is_empty();
+            if room {
+                server.push_back(cookie);
+            }
+            room
         }
 
         /// Receives one reply. An empty queue is a receive that returned early.
@@ -144,7 +177,8 @@ mod models {
                 ticket.wait(
                     Deadline::NEVER,
                     || (),
-                    |_| model.table.abandon(|buffer| touch(buffer)),
+                    || (),
+                    |()| model.table.abandon(|buffer| touch(buffer)),
                 );
                 assert_eq!(touches(&ticket.finish()), 1);
             };
@@ -193,6 +227,7 @@ mod examples {
         ticket.wait(
             Deadline::NEVER,
             || (),
+            || (),
             |()| panic!("nothing is left to read"),
         );
     }
@@ -203,7 +238,7 @@ mod examples {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let ticket = table.claim(|_| 1);
             table.sent(ticket.index());
-            ticket.wait(Deadline::NEVER, || (), |_| panic!("on purpose"));
+            ticket.wait(Deadline::NEVER, || (), || (), |_| panic!("on purpose"));
         }));
         assert!(result.is_err());
         assert!(table.is_idle(), "the slot is free again");
@@ -221,6 +256,7 @@ mod examples {
         ticket.wait(
             Deadline::after(Duration::from_millis(5)),
             || assert!(table.replied(index)),
+            || (),
             |()| panic!("somebody else reads"),
         );
     }
@@ -237,5 +273,66 @@ mod examples {
             .wait(false, false, Some(table.doorbell()), soon)
             .expect("poll");
         assert!(!ready.expired, "it rang");
+    }
+
+    /// Claims a slot and sleeps in it until its reply, with the reading role elsewhere.
+    fn sleep_in_a_slot(table: &Inflight<u8, ()>, sent: bool, duty: impl FnMut()) {
+        let ticket = table.claim(|_| 1);
+        if sent {
+            table.sent(ticket.index());
+        }
+        ticket.wait(
+            Deadline::NEVER,
+            || (),
+            duty,
+            |()| {
+                assert!(table.replied(ticket.index()));
+            },
+        );
+        ticket.finish();
+    }
+
+    /// Waits until these slots, and no others, are those of sleepers.
+    fn until_asleep(table: &Inflight<u8, ()>, slots: SlotSet) {
+        while lock(&table.reading).sleepers != slots {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Who has slept is forgotten when it leaves. Otherwise the next owner of its slot would be
+    /// taken for a sleeper, and get a role that it does not wait for.
+    #[test]
+    fn who_has_left_inherits_nothing() {
+        let table = table::<u8, ()>(());
+        let role = table.try_read().expect("free");
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| sleep_in_a_slot(&table, true, || ()));
+            until_asleep(&table, 0b01);
+            assert!(table.replied(0), "answered by the reader");
+            table.wake(0b01);
+            first.join().expect("no panic");
+            let awake = table.claim(|_| 2);
+            assert_eq!(awake.index(), 0, "the same slot, its owner not asleep");
+            scope.spawn(|| sleep_in_a_slot(&table, true, || ()));
+            until_asleep(&table, 0b10);
+            assert!(table.try_read_as_sender().is_none());
+            // The sleeper gets the role, and so comes to its end.
+            drop(role);
+        });
+    }
+
+    #[test]
+    fn the_duty_of_sending_is_passed_to_a_sleeper_only() {
+        let table = table::<u8, ()>(());
+        let role = table.try_read().expect("free");
+        std::thread::scope(|scope| {
+            scope.spawn(|| sleep_in_a_slot(&table, false, || table.sent(0)));
+            until_asleep(&table, 0b01);
+            assert!(!table.pass_duty([1, 2].into_iter()), "nobody sleeps there");
+            assert!(table.pass_duty([1, 0].into_iter()));
+            until_asleep(&table, 0b01);
+            drop(role);
+        });
+        assert!(table.is_idle());
     }
 }

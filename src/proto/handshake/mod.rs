@@ -26,8 +26,60 @@ pub enum Step {
     /// Receive exactly so many bytes (never more than 64 KiB) and hand them to
     /// [`Handshake::received`].
     Receive(usize),
+    /// Put TLS over the connection and hand the proof to [`Handshake::tls_established`].
+    StartTls,
+    /// The goal is reached: see [`Handshake::finish`].
+    Done,
+}
+
+/// What a handshake came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
     /// Transmission begins.
-    Done(Box<Export>),
+    Export(Box<Export>),
+    /// The exports that the server lists. The connection is of no further use.
+    Listing(Vec<Listed>),
+    /// What the server told of an export. The connection is of no further use.
+    Described(Described),
+}
+
+/// One entry of a server's list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The export's name.
+    pub name: String,
+    /// A text for people; may be empty.
+    pub description: String,
+}
+
+/// What a server tells of an export that is not opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Described {
+    /// The name that the server gives the export, where it said so.
+    pub canonical_name: Option<String>,
+}
+
+/// Proof that what follows on a connection is protected by TLS. Only `transport`, which does it, can
+/// make one, so no handshake that requires TLS can be brought to its end without.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TlsEstablished(());
+
+impl TlsEstablished {
+    pub(crate) fn by_transport() -> Self {
+        Self(())
+    }
+}
+
+/// Whether to use TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsPolicy {
+    /// Never.
+    #[default]
+    Off,
+    /// If the server has it.
+    Allow,
+    /// Or there is no connection.
+    Require,
 }
 
 /// Why a handshake cannot go on.
@@ -39,21 +91,74 @@ pub enum Error {
     /// The server broke the protocol.
     #[error(transparent)]
     Violation(#[from] Violation),
+    /// TLS is required and the server's style has none.
+    #[error("TLS is required, but the server has none ({0})")]
+    NoTls(&'static str),
+    /// TLS is required and the server declined.
+    #[error("TLS is required, but the {0}")]
+    TlsRefused(Refusal),
 }
 
 /// What the user wants of the server.
 #[derive(Clone, Debug)]
 pub struct Goal {
     export: String,
+    purpose: Purpose,
+    tls: TlsPolicy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Open,
+    List,
+    Describe,
 }
 
 impl Goal {
-    /// An export by name; the empty name is the server's default export. `None` if the name is
-    /// longer than the protocol allows.
-    pub fn new(export: &str) -> Option<Self> {
+    /// To open an export by name; the empty name is the server's default export. `None` if the name
+    /// is longer than the protocol allows.
+    pub fn open(export: &str) -> Option<Self> {
         (export.len() <= MAX_STRING).then(|| Self {
             export: export.to_owned(),
+            purpose: Purpose::Open,
+            tls: TlsPolicy::Off,
         })
+    }
+
+    /// To learn which exports there are.
+    pub fn list() -> Self {
+        Self {
+            export: String::new(),
+            purpose: Purpose::List,
+            tls: TlsPolicy::Off,
+        }
+    }
+
+    /// To learn about the default export without opening it.
+    pub fn describe_default() -> Self {
+        Self {
+            export: String::new(),
+            purpose: Purpose::Describe,
+            tls: TlsPolicy::Off,
+        }
+    }
+
+    /// The same, with TLS.
+    pub fn with_tls(self, tls: TlsPolicy) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// What to answer where the server's style leaves no way to ask: it has one export, which goes
+    /// by any name.
+    fn unanswered(&self) -> Option<Outcome> {
+        match self.purpose {
+            Purpose::Open => None,
+            Purpose::List => Some(Outcome::Listing(vec![Listed {
+                name: String::new(),
+                description: String::new(),
+            }])),
+            Purpose::Describe => Some(Outcome::Described(Described::default())),
+        }
     }
 }
 
@@ -70,7 +175,7 @@ enum State {
     Greeting,
     Oldstyle,
     Newstyle(Newstyle),
-    Done(Box<Export>),
+    Done(Outcome),
 }
 
 /// What one received piece led to, told by the styles to the machine.
@@ -78,8 +183,8 @@ enum State {
 enum Progress {
     /// Send this (possibly nothing), then go on receiving.
     Say(Vec<u8>),
-    /// Transmission begins.
-    Enter(Box<Export>),
+    /// Send this (possibly nothing); the goal is reached.
+    Finish(Vec<u8>, Outcome),
 }
 
 impl Handshake {
@@ -100,8 +205,29 @@ impl Handshake {
         match &self.state {
             State::Greeting => Step::Receive(16),
             State::Oldstyle => Step::Receive(oldstyle::LENGTH),
+            State::Newstyle(newstyle) if newstyle.wants_tls() => Step::StartTls,
             State::Newstyle(newstyle) => Step::Receive(newstyle.wants()),
-            State::Done(export) => Step::Done(export.clone()),
+            State::Done(_) => Step::Done,
+        }
+    }
+
+    /// What it came to, if the goal is reached.
+    pub fn finish(self) -> Option<Outcome> {
+        match self.state {
+            State::Done(outcome) => Some(outcome),
+            _ => None,
+        }
+    }
+
+    /// Whether the goal is reached, though there may be something left to send.
+    pub fn is_done(&self) -> bool {
+        matches!(self.state, State::Done(_))
+    }
+
+    /// Goes on after a [`Step::StartTls`].
+    pub fn tls_established(&mut self, proof: TlsEstablished) {
+        if let State::Newstyle(newstyle) = &mut self.state {
+            self.outbox = newstyle.tls_established(proof);
         }
     }
 
@@ -118,9 +244,18 @@ impl Handshake {
         };
         match progress {
             Progress::Say(bytes) => self.outbox = bytes,
-            Progress::Enter(export) => self.state = State::Done(export),
+            Progress::Finish(bytes, outcome) => {
+                self.outbox = bytes;
+                self.state = State::Done(outcome);
+            }
         }
         Ok(())
+    }
+
+    /// Whether a connection that breaks at this point may mean that the server refuses our TLS
+    /// credentials.
+    pub fn may_be_refused(&self) -> bool {
+        matches!(&self.state, State::Newstyle(newstyle) if newstyle.may_be_refused())
     }
 
     /// What the server owes us at this point, for messages.
@@ -134,16 +269,22 @@ impl Handshake {
     }
 }
 
-fn greeting(bytes: &[u8], goal: &Goal) -> Result<State, Violation> {
+fn greeting(bytes: &[u8], goal: &Goal) -> Result<State, Error> {
     let mut reader = Reader::new(bytes);
     let init = reader.u64().unwrap_or_default();
     if init != INIT_MAGIC {
-        return Err(Violation::NotNbd(init));
+        return Err(Violation::NotNbd(init).into());
     }
     match reader.u64().unwrap_or_default() {
-        OLDSTYLE_MAGIC => Ok(State::Oldstyle),
+        OLDSTYLE_MAGIC if goal.tls == TlsPolicy::Require => Err(Error::NoTls("oldstyle handshake")),
+        OLDSTYLE_MAGIC => {
+            if goal.tls == TlsPolicy::Allow {
+                log::warn!("oldstyle servers have no TLS; going on in clear");
+            }
+            Ok(State::Oldstyle)
+        }
         NEWSTYLE_MAGIC => Ok(State::Newstyle(Newstyle::new(goal.clone()))),
-        other => Err(Violation::Style(other)),
+        other => Err(Violation::Style(other).into()),
     }
 }
 
@@ -156,9 +297,10 @@ fn enter(size: u64, flags: u16, structured: bool) -> Result<Export, Violation> {
     Ok(Export::new(size, flags, structured))
 }
 
-/// What a newstyle server told of the export before `NBD_OPT_GO` succeeded.
+/// What a newstyle server told before the option that was asked succeeded.
 #[derive(Clone, Debug, Default)]
 struct Info {
+    listing: Vec<Listed>,
     export: Option<(u64, u16)>,
     block_sizes: Option<BlockSizes>,
     canonical_name: Option<String>,

@@ -3,7 +3,10 @@
 //! Options are never pipelined: a server may answer any of them with an error that changes what
 //! may be asked next.
 
-use super::{Error, Goal, Info, Progress, enter, options};
+use super::{
+    Described, Error, Goal, Info, Outcome, Progress, Purpose, TlsEstablished, TlsPolicy, enter,
+    options,
+};
 use crate::proto::codec::{Reader, printable};
 use crate::proto::consts::{
     BASE_ALLOCATION, HandshakeFlags, MAX_STRING, OPTION_REPLY_MAGIC, OptionReply, OptionType,
@@ -16,15 +19,26 @@ use crate::proto::{Refusal, Violation};
 const MAX_PAYLOAD: u32 = 64 * 1024;
 /// Most replies to one option. Facts about one export and one metadata context need a handful.
 const MAX_REPLIES: u32 = 1024;
+/// Most replies to `NBD_OPT_LIST`.
+const MAX_LIST_REPLIES: u32 = 200_000;
+/// Most entries of a list that are kept; nbdkit takes no more.
+const MAX_LISTED: usize = 10_000;
+/// Most bytes of names and descriptions that are kept of a list.
+const MAX_LISTED_BYTES: usize = 4 << 20;
 
 /// A newstyle handshake under way.
 #[derive(Debug)]
 pub struct Newstyle {
     goal: Goal,
     flags: HandshakeFlags,
+    /// There where the connection is protected; whoever requires TLS gets no further without.
+    tls: Option<TlsEstablished>,
+    /// The server has said something since TLS was established.
+    accepted: bool,
     stage: Stage,
     asking: OptionType,
     replies: u32,
+    listed_bytes: usize,
     structured: bool,
     context: Option<u32>,
     info: Info,
@@ -37,6 +51,7 @@ enum Stage {
     ReplyHeader,
     ReplyPayload { reply: OptionReply, length: u32 },
     ExportNameAnswer,
+    StartTls,
 }
 
 impl Newstyle {
@@ -44,9 +59,12 @@ impl Newstyle {
         Self {
             goal,
             flags: HandshakeFlags::empty(),
+            tls: None,
+            accepted: false,
             stage: Stage::Flags,
             asking: OptionType::GO,
             replies: 0,
+            listed_bytes: 0,
             structured: false,
             context: None,
             info: Info::default(),
@@ -57,6 +75,7 @@ impl Newstyle {
     pub fn wants(&self) -> usize {
         match self.stage {
             Stage::Flags => 2,
+            Stage::StartTls => 0,
             Stage::ReplyHeader => 20,
             Stage::ReplyPayload { length, .. } => length as usize,
             Stage::ExportNameAnswer if self.flags.contains(HandshakeFlags::NO_ZEROES) => 10,
@@ -71,6 +90,7 @@ impl Newstyle {
                 "its answer to NBD_OPT_EXPORT_NAME (servers refuse an export, here \"{}\", by closing)",
                 printable(self.goal.export.as_bytes(), MAX_STRING)
             ),
+            Stage::StartTls => "its side of the TLS handshake".to_owned(),
             Stage::ReplyHeader | Stage::ReplyPayload { .. } => {
                 format!("its reply to {}", self.asking)
             }
@@ -79,7 +99,8 @@ impl Newstyle {
 
     pub fn received(&mut self, bytes: &[u8]) -> Result<Progress, Error> {
         match self.stage {
-            Stage::Flags => Ok(Progress::Say(self.flags(bytes))),
+            Stage::Flags => self.flags(bytes),
+            Stage::StartTls => Ok(Progress::Say(Vec::new())),
             Stage::ReplyHeader => self.reply_header(bytes),
             Stage::ReplyPayload { reply, .. } => {
                 self.stage = Stage::ReplyHeader;
@@ -90,24 +111,70 @@ impl Newstyle {
     }
 
     /// Answers the handshake flags with those of them that we know, and asks the first option.
-    fn flags(&mut self, bytes: &[u8]) -> Vec<u8> {
+    fn flags(&mut self, bytes: &[u8]) -> Result<Progress, Error> {
         let offered = Reader::new(bytes).u16().unwrap_or_default();
         self.flags = HandshakeFlags::from_bits_truncate(offered);
         log::debug!("newstyle server, handshake flags 0x{offered:04x}");
+        let fixed = self.flags.contains(HandshakeFlags::FIXED_NEWSTYLE);
+        if self.goal.tls == TlsPolicy::Require && !fixed {
+            return Err(Error::NoTls("newstyle handshake without options"));
+        }
         let mut say = u32::from(self.flags.bits()).to_be_bytes().to_vec();
-        say.extend(if self.flags.contains(HandshakeFlags::FIXED_NEWSTYLE) {
-            self.ask(OptionType::STRUCTURED_REPLY)
+        if !fixed {
+            if self.goal.tls == TlsPolicy::Allow {
+                log::warn!("the server has no TLS; going on in clear");
+            }
+            if let Some(outcome) = self.goal.unanswered() {
+                return Ok(Progress::Finish(say, outcome));
+            }
+            say.extend(self.ask(OptionType::EXPORT_NAME));
+        } else if self.goal.tls == TlsPolicy::Off {
+            say.extend(self.ask_for_goal());
         } else {
-            self.ask(OptionType::EXPORT_NAME)
-        });
-        say
+            say.extend(self.ask(OptionType::STARTTLS));
+        }
+        Ok(Progress::Say(say))
+    }
+
+    /// The first option after TLS was settled.
+    fn ask_for_goal(&mut self) -> Vec<u8> {
+        self.ask(match self.goal.purpose {
+            Purpose::Open => OptionType::STRUCTURED_REPLY,
+            Purpose::List => OptionType::LIST,
+            Purpose::Describe => OptionType::INFO,
+        })
+    }
+
+    /// Whether the server may be judging our certificate, or key, at this point: TLS 1.3 servers do
+    /// so when the handshake is over for the client, and many just close the connection.
+    pub fn may_be_refused(&self) -> bool {
+        self.tls.is_some() && !self.accepted
+    }
+
+    /// Whether TLS is the next step.
+    pub fn wants_tls(&self) -> bool {
+        matches!(self.stage, Stage::StartTls)
+    }
+
+    /// Goes on under TLS. Nothing was negotiated before it, so nothing has to be forgotten.
+    pub fn tls_established(&mut self, proof: TlsEstablished) -> Vec<u8> {
+        self.tls = Some(proof);
+        self.ask_for_goal()
+    }
+
+    /// The last gate: where TLS is required, nobody passes without the proof of it.
+    fn check_protected(&self) -> Result<(), Error> {
+        match (self.goal.tls, &self.tls) {
+            (TlsPolicy::Require, None) => Err(Error::NoTls("handshake in clear")),
+            _ => Ok(()),
+        }
     }
 
     /// Forms the request for an option and prepares for its replies.
     fn ask(&mut self, option: OptionType) -> Vec<u8> {
         let export = &self.goal.export;
         let data = match option {
-            OptionType::GO => options::go(export),
+            OptionType::GO | OptionType::INFO => options::go(export),
             OptionType::SET_META_CONTEXT => options::set_meta_context(export),
             OptionType::EXPORT_NAME => export.as_bytes().to_vec(),
             _ => Vec::new(),
@@ -123,6 +190,7 @@ impl Newstyle {
     }
 
     fn reply_header(&mut self, bytes: &[u8]) -> Result<Progress, Error> {
+        self.accepted = self.tls.is_some();
         let option = self.asking;
         let mut reader = Reader::new(bytes);
         let magic = reader.u64().unwrap_or_default();
@@ -139,7 +207,11 @@ impl Newstyle {
             return Err(self.bad_length(reply, length).into());
         }
         self.replies += 1;
-        if self.replies > MAX_REPLIES {
+        let most = match option {
+            OptionType::LIST => MAX_LIST_REPLIES,
+            _ => MAX_REPLIES,
+        };
+        if self.replies > most {
             return Err(Violation::OptionFlood(option).into());
         }
         if length == 0 {
@@ -154,9 +226,16 @@ impl Newstyle {
             return self.refused(reply, payload);
         }
         match (self.asking, reply) {
+            (OptionType::STARTTLS, OptionReply::ACK) if !payload.is_empty() => {
+                Err(self.bad_length(reply, payload.len() as u32).into())
+            }
             (_, OptionReply::ACK) => self.acknowledged(),
-            (OptionType::GO, OptionReply::INFO) => {
+            (OptionType::GO | OptionType::INFO, OptionReply::INFO) => {
                 options::info(&mut self.info, payload)?;
+                Ok(Progress::Say(Vec::new()))
+            }
+            (OptionType::LIST, OptionReply::SERVER) => {
+                self.listed(payload);
                 Ok(Progress::Say(Vec::new()))
             }
             (OptionType::SET_META_CONTEXT, OptionReply::META_CONTEXT) => {
@@ -168,7 +247,14 @@ impl Newstyle {
     }
 
     fn acknowledged(&mut self) -> Result<Progress, Error> {
+        if self.asking != OptionType::STARTTLS {
+            self.check_protected()?;
+        }
         match self.asking {
+            OptionType::STARTTLS => {
+                self.stage = Stage::StartTls;
+                Ok(Progress::Say(Vec::new()))
+            }
             OptionType::STRUCTURED_REPLY => {
                 self.structured = true;
                 Ok(Progress::Say(self.ask(OptionType::SET_META_CONTEXT)))
@@ -179,11 +265,32 @@ impl Newstyle {
                 }
                 Ok(Progress::Say(self.ask(OptionType::GO)))
             }
+            OptionType::LIST => {
+                let listing = std::mem::take(&mut self.info.listing);
+                Ok(leave(Outcome::Listing(listing)))
+            }
+            OptionType::INFO => {
+                let canonical_name = self.info.canonical_name.take();
+                Ok(leave(Outcome::Described(Described { canonical_name })))
+            }
             _ => {
                 let info = std::mem::take(&mut self.info);
-                let export = info.enter(self.structured, self.context)?;
-                Ok(Progress::Enter(Box::new(export)))
+                let export = Box::new(info.enter(self.structured, self.context)?);
+                Ok(Progress::Finish(Vec::new(), Outcome::Export(export)))
             }
+        }
+    }
+
+    fn listed(&mut self, payload: &[u8]) {
+        let Some(entry) = options::server(payload) else {
+            log::debug!("ignoring an export whose listing does not add up");
+            return;
+        };
+        self.listed_bytes += entry.name.len() + entry.description.len();
+        if self.info.listing.len() < MAX_LISTED && self.listed_bytes <= MAX_LISTED_BYTES {
+            self.info.listing.push(entry);
+        } else {
+            log::debug!("ignoring an export: the list is too long");
         }
     }
 
@@ -197,6 +304,7 @@ impl Newstyle {
         };
         log::debug!("{refusal}");
         match self.asking {
+            OptionType::STARTTLS => self.tls_refused(refusal),
             OptionType::STRUCTURED_REPLY => Ok(Progress::Say(self.ask(OptionType::GO))),
             OptionType::SET_META_CONTEXT => {
                 // Contexts named before the error are void.
@@ -209,6 +317,20 @@ impl Newstyle {
             }
             _ => Err(refusal.into()),
         }
+    }
+
+    /// Goes on in clear if the user allows that and the server has no TLS to offer. Servers put it
+    /// in two ways: that they do not know the option, or that their set-up forbids it.
+    fn tls_refused(&mut self, refusal: Refusal) -> Result<Progress, Error> {
+        let none = [OptionReply::ERR_UNSUP, OptionReply::ERR_POLICY].contains(&refusal.reply);
+        if self.goal.tls == TlsPolicy::Require {
+            return Err(Error::TlsRefused(refusal));
+        }
+        if !none {
+            return Err(refusal.into());
+        }
+        log::warn!("{refusal}; going on in clear");
+        Ok(Progress::Say(self.ask_for_goal()))
     }
 
     fn meta_context(&mut self, payload: &[u8]) -> Result<(), Violation> {
@@ -229,12 +351,14 @@ impl Newstyle {
     }
 
     fn export_name_answer(&self, bytes: &[u8]) -> Result<Progress, Error> {
+        self.check_protected()?;
         let mut reader = Reader::new(bytes);
         let size = reader.u64().unwrap_or_default();
         let flags = reader.u16().unwrap_or_default();
         let mut export = enter(size, flags, self.structured)?;
         export.base_allocation = self.context;
-        Ok(Progress::Enter(Box::new(export)))
+        let outcome = Outcome::Export(Box::new(export));
+        Ok(Progress::Finish(Vec::new(), outcome))
     }
 
     fn bad_length(&self, got: OptionReply, length: u32) -> Violation {
@@ -244,4 +368,10 @@ impl Newstyle {
             length,
         }
     }
+}
+
+/// Ends a handshake that will not enter transmission. The answer to `NBD_OPT_ABORT` may be
+/// missing, so nobody waits for it.
+fn leave(outcome: Outcome) -> Progress {
+    Progress::Finish(encode_option(OptionType::ABORT, &[]), outcome)
 }

@@ -1,6 +1,6 @@
 //! The oldstyle handshake: the server speaks once, the client not at all ("Oldstyle negotiation").
 
-use super::{Error, Goal, Progress, enter};
+use super::{Error, Goal, Outcome, Progress, enter};
 use crate::proto::codec::{Reader, printable};
 use crate::proto::consts::{MAX_STRING, PADDING};
 
@@ -10,6 +10,9 @@ pub const LENGTH: usize = 8 + 4 + PADDING;
 /// Reads the rest of the greeting. The upper half of the flags is reserved and the padding has no
 /// meaning, whatever stands in them.
 pub fn received(bytes: &[u8], goal: &Goal) -> Result<Progress, Error> {
+    if let Some(outcome) = goal.unanswered() {
+        return Ok(Progress::Finish(Vec::new(), outcome));
+    }
     let mut reader = Reader::new(bytes);
     let size = reader.u64().unwrap_or_default();
     let flags = reader.u32().unwrap_or_default() as u16;
@@ -19,5 +22,6 @@ pub fn received(bytes: &[u8], goal: &Goal) -> Result<Progress, Error> {
             printable(goal.export.as_bytes(), MAX_STRING)
         );
     }
-    Ok(Progress::Enter(Box::new(enter(size, flags, false)?)))
+    let export = Box::new(enter(size, flags, false)?);
+    Ok(Progress::Finish(Vec::new(), Outcome::Export(export)))
 }

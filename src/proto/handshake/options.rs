@@ -1,13 +1,13 @@
 //! Option data and option reply payloads, as layouts only: what follows from them is decided in
 //! `newstyle`.
 
-use super::Info;
+use super::{Info, Listed};
 use crate::proto::Violation;
 use crate::proto::codec::{Reader, Writer, printable};
 use crate::proto::consts::{BASE_ALLOCATION, InfoType, MAX_STRING, OptionReply, OptionType};
 use crate::proto::export::BlockSizes;
 
-/// Data of `NBD_OPT_GO`: the export's name and the facts we want. Asking for block sizes is the
+/// Data of `NBD_OPT_GO` and `NBD_OPT_INFO`: the export's name and the facts we want. Asking for block sizes is the
 /// promise to obey them.
 pub fn go(export: &str) -> Vec<u8> {
     let wanted = [InfoType::BLOCK_SIZE, InfoType::NAME, InfoType::DESCRIPTION];
@@ -34,6 +34,17 @@ pub fn meta_context(payload: &[u8]) -> Option<u32> {
     let mut reader = Reader::new(payload);
     let id = reader.u32()?;
     (reader.rest() == BASE_ALLOCATION.as_bytes()).then_some(id)
+}
+
+/// Reads an `NBD_REP_SERVER` payload; `None` if it does not add up or breaks the rules for strings.
+pub fn server(payload: &[u8]) -> Option<Listed> {
+    let mut reader = Reader::new(payload);
+    let length = reader.u32()?;
+    let name = reader.bytes(length as usize)?;
+    Some(Listed {
+        name: string(name)?,
+        description: string(reader.rest()).unwrap_or_default(),
+    })
 }
 
 /// Reads an `NBD_REP_INFO` payload into `info`. Unknown facts are skipped; so are texts that break

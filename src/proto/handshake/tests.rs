@@ -9,7 +9,16 @@ const FLAGS: u16 = 0x0d0d;
 
 /// Plays `server` to a handshake. The result is the export and everything the client sent.
 fn play(export: &str, server: &[u8]) -> Result<(Export, Vec<u8>), Option<Error>> {
-    let mut machine = Handshake::new(Goal::new(export).expect("short name"));
+    let goal = Goal::open(export).expect("short name");
+    match pursue(goal, server)? {
+        (Outcome::Export(export), sent) => Ok((*export, sent)),
+        (other, _) => panic!("{other:?}"),
+    }
+}
+
+/// Plays `server` to a handshake with any goal.
+fn pursue(goal: Goal, server: &[u8]) -> Result<(Outcome, Vec<u8>), Option<Error>> {
+    let mut machine = Handshake::new(goal);
     let mut sent = Vec::new();
     let mut rest = server;
     loop {
@@ -22,7 +31,11 @@ fn play(export: &str, server: &[u8]) -> Result<(Export, Vec<u8>), Option<Error>>
                 machine.received(head).map_err(Some)?;
                 rest = tail;
             }
-            Step::Done(export) => return Ok((*export, sent)),
+            Step::StartTls => {
+                sent.extend(b"<TLS>");
+                machine.tls_established(TlsEstablished::by_transport());
+            }
+            Step::Done => return Ok((machine.finish().expect("done"), sent)),
         }
     }
 }
@@ -181,6 +194,176 @@ fn an_option_that_never_stops_is_a_violation() {
         play("", &server).err(),
         Some(Some(Violation::OptionFlood(OptionType::GO).into()))
     );
+}
+
+/// What a client that requires TLS makes of a server.
+fn require(server: &[u8]) -> Result<(Outcome, Vec<u8>), Option<Error>> {
+    let goal = Goal::open("secret").expect("short name");
+    pursue(goal.with_tls(TlsPolicy::Require), server)
+}
+
+#[test]
+fn nothing_is_asked_before_tls() {
+    let server = newstyle(HandshakeFlags::all())
+        .bytes(&reply(OptionType::STARTTLS, OptionReply::ACK, b""))
+        .bytes(&full_server()[18..])
+        .finish();
+    let (outcome, sent) = require(&server).expect("handshake");
+    assert!(matches!(outcome, Outcome::Export(_)));
+    let starttls = crate::proto::request::encode_option(OptionType::STARTTLS, &[]);
+    assert_eq!(sent[4..4 + starttls.len()], starttls);
+    assert!(sent[4 + starttls.len()..].starts_with(b"<TLS>"));
+}
+
+#[test]
+fn required_tls_is_never_done_without() {
+    let oldstyle = Writer::default()
+        .u64(INIT_MAGIC)
+        .u64(OLDSTYLE_MAGIC)
+        .bytes(&[0; 136])
+        .finish();
+    let unfixed = newstyle(HandshakeFlags::NO_ZEROES).bytes(&[0; 10]).finish();
+    let refusing = |with| {
+        newstyle(HandshakeFlags::all())
+            .bytes(&reply(OptionType::STARTTLS, with, b"no"))
+            .bytes(&full_server()[18..])
+            .finish()
+    };
+    for server in [
+        oldstyle,
+        unfixed,
+        refusing(OptionReply::ERR_UNSUP),
+        refusing(OptionReply::ERR_POLICY),
+        refusing(OptionReply::ERR_TLS_REQD),
+    ] {
+        let error = require(&server)
+            .expect_err("refused")
+            .expect("not cut short");
+        assert!(error.to_string().starts_with("TLS is required"), "{error}");
+    }
+}
+
+#[test]
+fn a_payload_in_the_consent_to_tls_is_a_violation() {
+    let server = newstyle(HandshakeFlags::all())
+        .bytes(&reply(OptionType::STARTTLS, OptionReply::ACK, b"x"))
+        .finish();
+    assert!(matches!(require(&server), Err(Some(Error::Violation(_)))));
+}
+
+#[test]
+fn allowed_tls_is_done_without_only_if_the_server_has_none() {
+    let serve = |with| {
+        newstyle(HandshakeFlags::all())
+            .bytes(&reply(OptionType::STARTTLS, with, b""))
+            .bytes(&full_server()[18..])
+            .finish()
+    };
+    let allow = || {
+        Goal::open("")
+            .expect("short name")
+            .with_tls(TlsPolicy::Allow)
+    };
+    for none in [OptionReply::ERR_UNSUP, OptionReply::ERR_POLICY] {
+        assert!(pursue(allow(), &serve(none)).is_ok());
+    }
+    assert!(pursue(allow(), &serve(OptionReply::ERR_INVALID)).is_err());
+}
+
+/// A server that lists these payloads.
+fn listing(entries: &[Vec<u8>]) -> Vec<u8> {
+    let mut server = newstyle(HandshakeFlags::all());
+    for entry in entries {
+        server = server.bytes(&reply(OptionType::LIST, OptionReply::SERVER, entry));
+    }
+    let ack = reply(OptionType::LIST, OptionReply::ACK, b"");
+    server.bytes(&ack).finish()
+}
+
+#[test]
+fn a_list_keeps_what_adds_up() {
+    let server = listing(&[
+        Writer::default().string("").bytes(b"the default").finish(),
+        Writer::default().string("disk/1").finish(),
+        Writer::default().u32(u32::MAX).bytes(b"x").finish(),
+        Writer::default().string(&"x".repeat(4097)).finish(),
+        Writer::default().u16(1).finish(),
+    ]);
+    let (outcome, sent) = pursue(Goal::list(), &server).expect("list");
+    let listed = |name: &str, description: &str| Listed {
+        name: name.to_owned(),
+        description: description.to_owned(),
+    };
+    assert_eq!(
+        outcome,
+        Outcome::Listing(vec![listed("", "the default"), listed("disk/1", "")])
+    );
+    let abort = crate::proto::request::encode_option(OptionType::ABORT, &[]);
+    assert!(sent.ends_with(&abort), "the server is told that we leave");
+}
+
+#[test]
+fn a_list_is_bounded() {
+    let entry = Writer::default().string("x").finish();
+    let (outcome, _) = pursue(Goal::list(), &listing(&vec![entry; 100_000])).expect("list");
+    assert!(matches!(outcome, Outcome::Listing(list) if list.len() == 10_000));
+}
+
+#[test]
+fn a_lists_texts_are_bounded_too() {
+    let entry = Writer::default()
+        .string(&"x".repeat(4096))
+        .bytes(&[b'y'; 4096])
+        .finish();
+    let (outcome, _) = pursue(Goal::list(), &listing(&vec![entry; 2000])).expect("list");
+    assert!(matches!(outcome, Outcome::Listing(list) if list.len() == (4 << 20) / 8192));
+}
+
+#[test]
+fn a_refused_list_is_an_error() {
+    let server = newstyle(HandshakeFlags::all())
+        .bytes(&reply(
+            OptionType::LIST,
+            OptionReply::SERVER,
+            &Writer::default().string("x").finish(),
+        ))
+        .bytes(&reply(OptionType::LIST, OptionReply::ERR_POLICY, b""))
+        .finish();
+    let error = pursue(Goal::list(), &server).expect_err("refused");
+    assert_eq!(
+        error.expect("not cut short").to_string(),
+        "server refused NBD_OPT_LIST: forbidden by the server's policy"
+    );
+}
+
+#[test]
+fn the_default_exports_name_is_asked_for() {
+    let name = Writer::default()
+        .u16(InfoType::NAME.0)
+        .bytes(b"disk")
+        .finish();
+    let server = newstyle(HandshakeFlags::all())
+        .bytes(&reply(OptionType::INFO, OptionReply::INFO, &name))
+        .bytes(&reply(OptionType::INFO, OptionReply::ACK, b""))
+        .finish();
+    let (outcome, _) = pursue(Goal::describe_default(), &server).expect("info");
+    let canonical_name = Some("disk".to_owned());
+    assert_eq!(outcome, Outcome::Described(Described { canonical_name }));
+}
+
+#[test]
+fn an_old_server_has_one_export_that_it_cannot_list() {
+    let server = newstyle(HandshakeFlags::NO_ZEROES).finish();
+    let (outcome, _) = pursue(Goal::list(), &server).expect("list");
+    assert!(
+        matches!(outcome, Outcome::Listing(list) if list.len() == 1 && list[0].name.is_empty())
+    );
+}
+
+#[test]
+fn an_empty_list_is_empty() {
+    let (outcome, _) = pursue(Goal::list(), &listing(&[])).expect("list");
+    assert_eq!(outcome, Outcome::Listing(Vec::new()));
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -103,6 +103,7 @@ struct Shared {
     /// What went wrong on properly served connections.
     complaints: Mutex<Vec<String>>,
     connections: Mutex<Vec<JoinHandle<()>>>,
+    accepted: AtomicUsize,
     stop: AtomicBool,
 }
 
@@ -153,6 +154,11 @@ impl Scripted {
         Ticket(ticket)
     }
 
+    /// How many connections there were so far.
+    pub fn accepted(&self) -> usize {
+        self.shared.accepted.load(Ordering::SeqCst)
+    }
+
     /// Nothing may have gone wrong on properly served connections so far.
     pub fn no_complaints(&self, what: &str) {
         let complaints = lock(&self.shared.complaints);
@@ -184,6 +190,7 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
         if shared.stop.load(Ordering::SeqCst) {
             return;
         }
+        shared.accepted.fetch_add(1, Ordering::SeqCst);
         let scheduled = lock(&shared.scripts).pop_front();
         let connection = thread::spawn({
             let shared = Arc::clone(shared);

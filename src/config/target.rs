@@ -1,0 +1,114 @@
+//! Where to connect to: exactly one of six ways.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::{Error, params};
+use crate::transport::unix;
+
+/// Port and service of NBD.
+const DEFAULT_PORT: &str = "10809";
+
+/// Where a server is, or how to start it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A Unix domain socket, by absolute path.
+    Unix(PathBuf),
+    /// A TCP host and service, by name or number.
+    Tcp {
+        /// Name or address.
+        host: String,
+        /// Number or name.
+        port: String,
+    },
+    /// A virtio socket.
+    Vsock {
+        /// Context id.
+        cid: u32,
+        /// Port number.
+        port: u32,
+    },
+    /// A descriptor that is a connected socket.
+    SocketFd(i32),
+    /// A program to start, and its arguments; it gets a listening socket.
+    Command(Vec<OsString>),
+}
+
+/// The parameters that say where, as they come.
+#[derive(Clone, Debug, Default)]
+pub struct TargetParams {
+    /// `socket=`.
+    pub socket: Option<PathBuf>,
+    /// `hostname=`.
+    pub hostname: Option<String>,
+    /// `port=`.
+    pub port: Option<String>,
+    /// `vsock=` or `cid=`, not yet a number.
+    pub vsock: Option<Vec<u8>>,
+    /// `socket-fd=`.
+    pub socket_fd: Option<i32>,
+    /// `command=` and `arg=`, in order.
+    pub command: Vec<OsString>,
+    /// `uri=`.
+    pub uri: Option<String>,
+}
+
+impl TargetParams {
+    /// The one place that was named, unless it was named by a URI.
+    pub fn complete(self) -> Result<Option<Place>, Error> {
+        let named = [
+            self.socket.is_some(),
+            self.hostname.is_some(),
+            self.vsock.is_some(),
+            self.socket_fd.is_some(),
+            !self.command.is_empty(),
+            self.uri.is_some(),
+        ];
+        match named.iter().filter(|is| **is).count() {
+            0 => return Err(Error::NoTarget),
+            1 => (),
+            _ => return Err(Error::SeveralTargets),
+        }
+        if self.port.is_some() && self.hostname.is_none() && self.vsock.is_none() {
+            return Err(Error::StrayPort);
+        }
+        let port = self.port.as_deref().unwrap_or(DEFAULT_PORT);
+        if let Some(path) = self.socket {
+            return unix_socket(path).map(Some);
+        }
+        if let Some(host) = self.hostname {
+            let port = params::tcp_port(port)?;
+            return Ok(Some(Place::Tcp { host, port }));
+        }
+        if let Some(cid) = self.vsock {
+            return Ok(Some(Place::Vsock {
+                cid: params::number("vsock_cid", &cid)?,
+                port: params::number("port", port.as_bytes())?,
+            }));
+        }
+        if let Some(fd) = self.socket_fd {
+            return Ok(Some(Place::SocketFd(fd)));
+        }
+        if !self.command.is_empty() {
+            return Ok(Some(Place::Command(self.command)));
+        }
+        Ok(None)
+    }
+}
+
+/// A path that fits a socket address. It is made absolute while the directory is still the user's:
+/// nbdkit goes to `/` in the background.
+pub fn unix_socket(path: PathBuf) -> Result<Place, Error> {
+    let path = std::path::absolute(&path).unwrap_or(path);
+    if !unix::fits(&path) {
+        return Err(Error::SocketTooLong);
+    }
+    Ok(Place::Unix(path))
+}
+
+impl Place {
+    /// Whether only one connection can be counted on, so that all clients have to share it.
+    pub fn is_single(&self) -> bool {
+        matches!(self, Self::SocketFd(_) | Self::Command(_))
+    }
+}

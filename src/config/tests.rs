@@ -1,0 +1,164 @@
+//! Parameters as a user types them: what they mean together, and every mistake with its message.
+
+use super::*;
+use std::path::PathBuf;
+
+fn complete(pairs: &[(&str, &str)]) -> Result<Config, Error> {
+    let mut params = Params::default();
+    for (key, value) in pairs {
+        params.set(key, value.as_bytes())?;
+    }
+    params.complete()
+}
+
+fn place(pairs: &[(&str, &str)]) -> Place {
+    complete(pairs).expect("legal").place
+}
+
+fn message(pairs: &[(&str, &str)]) -> String {
+    complete(pairs).expect_err("illegal").to_string()
+}
+
+#[test]
+fn there_are_six_ways_to_name_a_server() {
+    let tcp = |host: &str, port: &str| Place::Tcp {
+        host: host.to_owned(),
+        port: port.to_owned(),
+    };
+    assert_eq!(place(&[("socket", "/a")]), Place::Unix(PathBuf::from("/a")));
+    assert_eq!(place(&[("hostname", "h")]), tcp("h", "10809"));
+    assert_eq!(
+        place(&[("hostname", "h"), ("port", "nbd")]),
+        tcp("h", "nbd")
+    );
+    let vsock = Place::Vsock {
+        cid: 2,
+        port: 10809,
+    };
+    assert_eq!(place(&[("vsock", "2")]), vsock);
+    assert_eq!(place(&[("cid", "0x2"), ("port", "10809")]), vsock);
+    assert_eq!(place(&[("socket-fd", "3")]), Place::SocketFd(3));
+    assert_eq!(
+        place(&[("command", "qemu-nbd"), ("arg", "-x"), ("arg", "")]),
+        Place::Command(vec!["qemu-nbd".into(), "-x".into(), "".into()])
+    );
+    assert_eq!(place(&[("uri", "nbd://h:1/x")]), tcp("h", "1"));
+}
+
+#[test]
+fn a_later_value_replaces_an_earlier_one() {
+    assert_eq!(
+        place(&[("socket", "/a"), ("socket", "/b")]),
+        Place::Unix(PathBuf::from("/b"))
+    );
+}
+
+#[test]
+fn a_child_or_a_descriptor_is_shared() {
+    assert!(!complete(&[("socket", "/a")]).expect("legal").shared);
+    assert!(complete(&[("socket-fd", "3")]).expect("legal").shared);
+    assert!(complete(&[("command", "x")]).expect("legal").shared);
+}
+
+#[test]
+fn the_uris_export_wins() {
+    let config = complete(&[("uri", "nbd://h"), ("export", "x")]).expect("legal");
+    assert_eq!(config.export, ExportName::Fixed(String::new()));
+    let config = complete(&[("uri", "nbd://h/y"), ("export", "x")]).expect("legal");
+    assert_eq!(config.export, ExportName::Fixed("y".to_owned()));
+}
+
+#[test]
+fn defaults_are_those_of_the_manual() {
+    let config = complete(&[("socket", "/a")]).expect("legal");
+    assert_eq!(config.export, ExportName::Fixed(String::new()));
+    assert_eq!(config.retry, 0);
+    assert_eq!(config.timeouts.connect, Some(Duration::from_secs(30)));
+    assert_eq!(config.timeouts.handshake, Some(Duration::from_secs(30)));
+    assert_eq!(config.timeouts.request, None);
+}
+
+#[test]
+fn conflicts_are_named() {
+    let several = "cannot mix Unix ‘socket’, TCP ‘hostname’/‘port’, ‘vsock’, ‘command’, \
+                   ‘socket-fd’ and ‘uri’ parameters";
+    let stray = "‘port’ parameter should only be used with ‘hostname’ or ‘vsock’";
+    for (pairs, expected) in [
+        (&[("socket", "/a"), ("hostname", "h")][..], several),
+        (&[("uri", "nbd://h"), ("command", "x")][..], several),
+        (&[("socket", "/a"), ("port", "1")][..], stray),
+        (&[("uri", "nbd://h"), ("port", "1")][..], stray),
+        (
+            &[][..],
+            "exactly one of ‘socket’, ‘hostname’, ‘vsock’, ‘command’, ‘socket-fd’ and ‘uri’ \
+             parameters must be specified",
+        ),
+        (
+            &[("socket", "/a"), ("dynamic-export", "1"), ("export", "x")][..],
+            "cannot mix 'dynamic-export' with explicit export name",
+        ),
+        (
+            &[("socket-fd", "3"), ("dynamic-export", "1")][..],
+            "cannot use 'dynamic-export' with shared connection",
+        ),
+        (
+            &[("socket", "/a"), ("dynamic-export", "1"), ("shared", "1")][..],
+            "cannot use 'dynamic-export' with shared connection",
+        ),
+    ] {
+        assert_eq!(message(pairs), expected);
+    }
+}
+
+#[test]
+fn every_bad_value_has_its_message() {
+    let long = format!("/{}", "x".repeat(107));
+    let name = "x".repeat(4097);
+    for (key, value, expected) in [
+        ("soket", "/a", "unknown parameter 'soket'"),
+        ("socket", "", "socket=: must not be empty"),
+        ("socket", &long, "socket file name too large"),
+        ("hostname", "", "hostname=: must not be empty"),
+        (
+            "vsock",
+            "x",
+            "vsock_cid: could not parse number: \"x\": trailing garbage",
+        ),
+        (
+            "vsock",
+            "",
+            "vsock_cid: empty string where we expected a number",
+        ),
+        ("socket-fd", "-1", "socket-fd must be >= 0"),
+        (
+            "socket-fd",
+            "x",
+            "socket-fd: could not parse number: \"x\": trailing garbage",
+        ),
+        ("command", "", "command=: must not be empty"),
+        (
+            "retry",
+            "-1",
+            "retry: could not parse number: \"-1\": negative numbers are not allowed",
+        ),
+        ("shared", "maybe", "could not decipher boolean (maybe)"),
+        ("tls", "maybe", "could not decipher boolean (maybe)"),
+        (
+            "request-timeout",
+            "-1",
+            "request-timeout=-1: must be a time such as 30, 1.5s or 200ms, or 0 for none",
+        ),
+    ] {
+        assert_eq!(message(&[(key, value)]), expected);
+    }
+    assert!(message(&[("socket", "/a"), ("export", &name)]).ends_with(params::NAME_TOO_LONG));
+    assert_eq!(
+        message(&[("hostname", "h"), ("port", "65536")]),
+        "port=65536: must be from 1 to 65535, or the name of a service"
+    );
+    assert!(complete(&[("hostname", "h"), ("port", "-1")]).is_err());
+    assert_eq!(
+        message(&[("vsock", "2"), ("port", "nbd")]),
+        "port: could not parse number: \"nbd\": trailing garbage"
+    );
+}

@@ -1,0 +1,298 @@
+//! A connected socket, plain or under TLS: sending never waits, receiving may, waiting is apart.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_error;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, recvmsg,
+    sendmsg, shutdown,
+};
+
+use super::tls::{Session, Settings};
+use super::{Deadline, Doorbell, Error};
+use crate::proto::handshake::TlsEstablished;
+
+/// Whether a receive may wait for the first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocking {
+    /// Wait.
+    Yes,
+    /// Come back at once.
+    No,
+}
+
+/// A connected socket.
+#[derive(Debug)]
+pub struct Stream {
+    fd: Arc<OwnedFd>,
+    tls: Option<Session>,
+}
+
+impl Stream {
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self {
+            fd: Arc::new(fd),
+            tls: None,
+        }
+    }
+
+    /// Puts TLS over a plain stream. Nothing that came in clear may be left: whoever can put bytes
+    /// behind the server's consent to TLS could otherwise have them taken for the server's
+    /// ("NBD_OPT_STARTTLS").
+    pub fn start_tls(
+        &mut self,
+        settings: &Settings,
+        deadline: Deadline,
+    ) -> Result<TlsEstablished, Error> {
+        let now = Deadline::after(std::time::Duration::ZERO);
+        if self.wait(true, false, None, now)?.readable {
+            return Err(Error::Tls(
+                "bytes in clear followed the server's consent to TLS, which may be an attack"
+                    .to_owned(),
+            ));
+        }
+        let session = Session::establish(self.fd.clone(), settings, |readable, writable| {
+            if self.wait(readable, writable, None, deadline)?.expired {
+                return Err(deadline.passed());
+            }
+            Ok(())
+        })?;
+        self.tls = Some(session);
+        Ok(TlsEstablished::by_transport())
+    }
+
+    /// Waits until a connection that was begun without blocking has come about.
+    pub(super) fn finish_connecting(self, deadline: Deadline) -> Result<Self, Error> {
+        if self.wait(false, true, None, deadline)?.expired {
+            return Err(deadline.passed());
+        }
+        socket_error(&self.fd)
+            .map_err(Error::io("getsockopt"))?
+            .map_err(Error::Connect)?;
+        self.make_blocking()?;
+        Ok(self)
+    }
+
+    /// Receiving waits only in blocking mode; sending never does, whatever the mode.
+    pub(super) fn make_blocking(&self) -> Result<(), Error> {
+        let flags = fcntl_getfl(&self.fd).map_err(Error::io("fcntl"))?;
+        fcntl_setfl(&self.fd, flags - OFlags::NONBLOCK).map_err(Error::io("fcntl"))
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Sends what fits at once; `None` if nothing does.
+    pub fn send(&self, pieces: &[IoSlice<'_>]) -> Result<Option<usize>, Error> {
+        if let Some(tls) = &self.tls {
+            return tls.send(pieces);
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        loop {
+            match sendmsg(&self.fd, pieces, &mut SendAncillaryBuffer::default(), flags) {
+                Ok(n) => return Ok(Some(n)),
+                Err(Errno::INTR) => (),
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(errno) => {
+                    return Err(Error::Io {
+                        call: "send",
+                        errno,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Receives into `buffer`, at least one byte. `None` if nothing is there and `blocking` forbids
+    /// to wait. The end of the stream is [`Error::Closed`].
+    pub fn receive(&self, buffer: &mut [u8], blocking: Blocking) -> Result<Option<usize>, Error> {
+        if self.tls.is_some() {
+            return self.receive_tls(buffer, blocking);
+        }
+        finish_receive(
+            |flags| recv(&self.fd, &mut *buffer, flags).map(|(n, _)| n),
+            blocking,
+        )
+    }
+
+    fn receive_tls(&self, buffer: &mut [u8], blocking: Blocking) -> Result<Option<usize>, Error> {
+        let Some(tls) = &self.tls else {
+            return Ok(None);
+        };
+        loop {
+            let received = tls.receive(buffer)?;
+            if received.is_some() || blocking == Blocking::No {
+                return Ok(received);
+            }
+            self.wait(true, false, None, Deadline::NEVER)?;
+        }
+    }
+
+    /// Like [`Stream::receive`], into several buffers in turn; under TLS into the first only.
+    pub fn receive_vectored(
+        &self,
+        buffers: &mut [IoSliceMut<'_>],
+        blocking: Blocking,
+    ) -> Result<Option<usize>, Error> {
+        if self.tls.is_some() {
+            return match buffers.first_mut() {
+                Some(first) => self.receive_tls(first, blocking),
+                None => Ok(None),
+            };
+        }
+        finish_receive(
+            |flags| {
+                recvmsg(
+                    &self.fd,
+                    buffers,
+                    &mut RecvAncillaryBuffer::default(),
+                    flags,
+                )
+                .map(|message| message.bytes)
+            },
+            blocking,
+        )
+    }
+
+    /// Waits until the stream can be received from (`readable`) or sent to (`writable`), or the
+    /// doorbell rings, or the deadline passes.
+    pub fn wait(
+        &self,
+        readable: bool,
+        writable: bool,
+        doorbell: Option<&Doorbell>,
+        deadline: Deadline,
+    ) -> Result<Ready, Error> {
+        if readable && self.tls.as_ref().is_some_and(Session::may_hold_more) {
+            // What TLS has already taken from the socket does not show there.
+            return Ok(Ready {
+                readable: true,
+                expired: deadline.has_passed(),
+                ..Ready::default()
+            });
+        }
+        let mut events = PollFlags::empty();
+        events.set(PollFlags::IN, readable);
+        events.set(PollFlags::OUT, writable);
+        let mut fds = [
+            PollFd::new(&self.fd, events),
+            // Without a doorbell the second entry is not passed on.
+            PollFd::new(doorbell.map_or(&*self.fd, |bell| &bell.fd), PollFlags::IN),
+        ];
+        let count = if doorbell.is_some() { 2 } else { 1 };
+        let timeout = deadline.timespec();
+        match poll(&mut fds[..count], timeout.as_ref()) {
+            Ok(0) => {
+                return Ok(Ready {
+                    expired: true,
+                    ..Ready::default()
+                });
+            }
+            Ok(_) | Err(Errno::INTR) => (),
+            Err(errno) => {
+                return Err(Error::Io {
+                    call: "poll",
+                    errno,
+                });
+            }
+        }
+        let mut ready = Ready {
+            // Also when there is something to do: a server that never pauses is late like others.
+            expired: deadline.has_passed(),
+            ..Ready::default()
+        };
+        let stream = fds[0].revents();
+        // An error or hang-up is found out by the next send or receive.
+        let broken = stream.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
+        ready.readable = readable && (broken || stream.contains(PollFlags::IN));
+        ready.writable = writable && (broken || stream.contains(PollFlags::OUT));
+        if let Some(bell) = doorbell {
+            if fds[1].revents().contains(PollFlags::IN) {
+                bell.quieten();
+            }
+        }
+        Ok(ready)
+    }
+
+    /// Sends all of `bytes` before the deadline.
+    pub fn send_all(&self, mut bytes: &[u8], deadline: Deadline) -> Result<(), Error> {
+        while !bytes.is_empty() {
+            match self.send(&[IoSlice::new(bytes)])? {
+                Some(n) => bytes = &bytes[n..],
+                None if self.wait(false, true, None, deadline)?.expired => {
+                    return Err(deadline.passed());
+                }
+                None => (),
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives exactly as many bytes as `buffer` holds before the deadline.
+    pub fn receive_exact(&self, buffer: &mut [u8], deadline: Deadline) -> Result<(), Error> {
+        let mut got = 0;
+        while got < buffer.len() {
+            if self.wait(true, false, None, deadline)?.expired {
+                return Err(deadline.passed());
+            }
+            got += self.receive(&mut buffer[got..], Blocking::No)?.unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    /// Tells the server that nothing more will be sent.
+    pub fn finish_sending(&self) {
+        if let Some(tls) = &self.tls {
+            tls.finish_sending();
+        }
+        // Fails only when the connection is gone, which the next receive reports.
+        let _ = shutdown(&self.fd, Shutdown::Write);
+    }
+
+    /// Ends both directions: a blocked send or receive of any thread returns. Bytes that have
+    /// already arrived can still be received.
+    pub fn hang_up(&self) {
+        let _ = shutdown(&self.fd, Shutdown::Both);
+    }
+}
+
+fn finish_receive(
+    mut receive: impl FnMut(RecvFlags) -> Result<usize, Errno>,
+    blocking: Blocking,
+) -> Result<Option<usize>, Error> {
+    let flags = match blocking {
+        Blocking::Yes => RecvFlags::empty(),
+        Blocking::No => RecvFlags::DONTWAIT,
+    };
+    loop {
+        match receive(flags) {
+            Ok(0) => return Err(Error::Closed),
+            Ok(n) => return Ok(Some(n)),
+            Err(Errno::INTR) => (),
+            Err(Errno::AGAIN) if blocking == Blocking::No => return Ok(None),
+            Err(errno) => {
+                return Err(Error::Io {
+                    call: "receive",
+                    errno,
+                });
+            }
+        }
+    }
+}
+
+/// What a [`Stream::wait`] found.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ready {
+    /// A receive will not block.
+    pub readable: bool,
+    /// A send will not block.
+    pub writable: bool,
+    /// The deadline has passed, whatever else happened.
+    pub expired: bool,
+}

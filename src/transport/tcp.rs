@@ -1,0 +1,106 @@
+//! TCP, by host and service name: every address of the host is tried before the deadline.
+
+use std::net::SocketAddr;
+
+use dns_lookup::{AddrInfoHints, SockType, getaddrinfo};
+use rustix::io::Errno;
+use rustix::net::sockopt::{set_socket_keepalive, set_tcp_nodelay};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
+
+use super::{Deadline, Error, Stream, describe_io};
+
+/// Connects to the first address of `host` that answers. The time until the deadline is shared
+/// out among the addresses that are left, so that one dead address does not use it all up.
+pub fn open(host: &str, port: &str, deadline: Deadline) -> Result<Stream, Error> {
+    let addresses = resolve(host, port)?;
+    let mut failure = Error::Resolve("no address".to_owned());
+    for (tried, address) in addresses.iter().enumerate() {
+        match open_one(address, deadline.share(addresses.len() - tried)) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => {
+                log::debug!("{address}: {error}");
+                failure = error;
+            }
+        }
+        if deadline.has_passed() {
+            return Err(deadline.passed());
+        }
+    }
+    Err(failure)
+}
+
+/// Asks the resolver afresh every time: a server may have moved since.
+fn resolve(host: &str, port: &str) -> Result<Vec<SocketAddr>, Error> {
+    let hints = AddrInfoHints {
+        socktype: SockType::Stream.into(),
+        ..AddrInfoHints::default()
+    };
+    let resolved = getaddrinfo(Some(host), Some(port), Some(hints))
+        .map_err(|error| Error::Resolve(describe_io(&error.into())))?;
+    let mut addresses = Vec::new();
+    for info in resolved {
+        let info = info.map_err(|error| Error::Resolve(describe_io(&error)))?;
+        if !addresses.contains(&info.sockaddr) {
+            addresses.push(info.sockaddr);
+        }
+    }
+    Ok(addresses)
+}
+
+fn open_one(address: &SocketAddr, deadline: Deadline) -> Result<Stream, Error> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = socket_with(family, SocketType::STREAM, flags, None).map_err(Error::io("socket"))?;
+    match connect(&fd, address) {
+        Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => (),
+        Err(errno) => return Err(Error::Connect(errno)),
+    }
+    let stream = Stream::new(fd).finish_connecting(deadline)?;
+    // Requests are sent whole, so waiting for more to send would only cost time.
+    set_tcp_nodelay(stream.as_fd(), true).map_err(Error::io("setsockopt"))?;
+    set_socket_keepalive(stream.as_fd(), true).map_err(Error::io("setsockopt"))?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    fn soon() -> Deadline {
+        Deadline::after(Duration::from_secs(5))
+    }
+
+    #[test]
+    fn connects_by_number_and_name() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let port = listener.local_addr().expect("address").port().to_string();
+        assert!(open("127.0.0.1", &port, soon()).is_ok());
+        assert!(
+            open("localhost", &port, soon()).is_ok(),
+            "IPv6 first, then IPv4"
+        );
+    }
+
+    #[test]
+    fn a_closed_port_is_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let port = listener.local_addr().expect("address").port().to_string();
+        drop(listener);
+        assert_eq!(
+            open("127.0.0.1", &port, soon()).err(),
+            Some(Error::Connect(Errno::CONNREFUSED))
+        );
+    }
+
+    #[test]
+    fn service_names_are_looked_up() {
+        let error = open("127.0.0.1", "no-such-service", soon()).err();
+        assert!(matches!(error, Some(Error::Resolve(_))), "{error:?}");
+        assert_eq!(resolve("127.0.0.1", "10809").map(|a| a.len()), Ok(1));
+    }
+}

@@ -1,0 +1,262 @@
+//! A wire between the plugin and a server that the test can tap and cut. It also gives a server on a Unix
+//! socket a TCP port, on which no other process can have been before.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use super::nbdkit::Nbdkit;
+
+/// How much of each direction of a connection is kept: every handshake is shorter.
+const KEPT: usize = 64 << 10;
+
+/// What went over one connection, as far as it was kept.
+#[derive(Clone, Debug, Default)]
+pub struct Recording {
+    pub to_server: Vec<u8>,
+    pub from_server: Vec<u8>,
+}
+
+/// A listener that connects whoever comes to the server behind it.
+pub struct Relay {
+    place: Place,
+    shared: Arc<Shared>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+enum Place {
+    Unix(PathBuf),
+    Tcp(u16),
+}
+
+struct Shared {
+    server: PathBuf,
+    stop: AtomicBool,
+    wires: Mutex<Vec<Arc<Wire>>>,
+    pumps: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// One connection. A TCP socket also goes by the name of `UnixStream` here: once it is connected there is no
+/// difference in how it is read, written and shut down.
+struct Wire {
+    plugin: UnixStream,
+    server: UnixStream,
+    recording: Mutex<Recording>,
+    /// How many more bytes of the server's get through, if there is a limit.
+    allowance: Mutex<Option<usize>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    ToServer,
+    FromServer,
+}
+
+impl Relay {
+    /// Listens on the Unix socket `name` in `directory`.
+    pub fn unix(directory: &Path, name: &str, server: &Path) -> Self {
+        let socket = directory.join(name);
+        let listener = UnixListener::bind(&socket).expect("listen on a fresh socket");
+        let accept = move || listener.accept().expect("accept on our own socket").0;
+        Self::start(Place::Unix(socket), server, accept)
+    }
+
+    /// Listens on a free TCP port of 127.0.0.1.
+    pub fn tcp(server: &Path) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listen on a free port");
+        let port = listener.local_addr().expect("it has an address").port();
+        let accept = move || {
+            let (stream, _) = listener.accept().expect("accept on our own port");
+            // Small messages go on at once, as servers send them.
+            stream.set_nodelay(true).expect("TCP_NODELAY");
+            UnixStream::from(OwnedFd::from(stream))
+        };
+        Self::start(Place::Tcp(port), server, accept)
+    }
+
+    fn start(
+        place: Place,
+        server: &Path,
+        accept: impl Fn() -> UnixStream + Send + 'static,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            server: server.to_owned(),
+            stop: AtomicBool::new(false),
+            wires: Mutex::default(),
+            pumps: Mutex::default(),
+        });
+        let accepting = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                loop {
+                    let plugin = accept();
+                    if shared.stop.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    connect(&shared, plugin);
+                }
+            }
+        });
+        Self {
+            place,
+            shared,
+            accepting: Some(accepting),
+        }
+    }
+
+    /// The parameters with which the plugin finds this relay.
+    pub fn parameters(&self) -> Vec<String> {
+        match &self.place {
+            Place::Unix(socket) => vec![format!("socket={}", socket.display())],
+            Place::Tcp(port) => vec!["hostname=localhost".to_owned(), format!("port={port}")],
+        }
+    }
+
+    /// nbdkit with the plugin, whose server is behind this relay; `extra` as for [`super::nbdkit::forward`].
+    pub fn forward(&self, directory: &Path, extra: &[&str]) -> Nbdkit {
+        let (mut args, parameters): (Vec<String>, Vec<String>) = extra
+            .iter()
+            .map(|arg| (*arg).to_owned())
+            .partition(|arg| arg.starts_with('-'));
+        args.insert(0, "-v".to_owned());
+        args.push(super::plugin().display().to_string());
+        args.extend(self.parameters());
+        args.extend(parameters);
+        Nbdkit::start(directory, &args)
+    }
+
+    /// The port, of a relay that listens on TCP.
+    pub fn port(&self) -> u16 {
+        match self.place {
+            Place::Tcp(port) => port,
+            Place::Unix(_) => panic!("a Unix socket has no port"),
+        }
+    }
+
+    /// The socket, of a relay that listens on a Unix socket.
+    pub fn socket(&self) -> &Path {
+        match &self.place {
+            Place::Unix(socket) => socket,
+            Place::Tcp(_) => panic!("a TCP port has no path"),
+        }
+    }
+
+    /// What went over each connection so far, in the order in which they were made.
+    pub fn recordings(&self) -> Vec<Recording> {
+        let wires = lock(&self.shared.wires);
+        wires
+            .iter()
+            .map(|wire| lock(&wire.recording).clone())
+            .collect()
+    }
+
+    /// Cuts every connection as soon as the server has sent so many more bytes.
+    pub fn cut_after(&self, bytes: usize) {
+        for wire in lock(&self.shared.wires).iter() {
+            *lock(&wire.allowance) = Some(bytes);
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        // The connection only wakes the accepting thread.
+        match &self.place {
+            Place::Unix(socket) => drop(UnixStream::connect(socket)),
+            Place::Tcp(port) => drop(TcpStream::connect(("127.0.0.1", *port))),
+        }
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+        for wire in lock(&self.shared.wires).iter() {
+            wire.cut();
+        }
+        for pump in std::mem::take(&mut *lock(&self.shared.pumps)) {
+            let _ = pump.join();
+        }
+    }
+}
+
+fn connect(shared: &Shared, plugin: UnixStream) {
+    // A server that is gone looks like one that closes at once.
+    let Ok(server) = UnixStream::connect(&shared.server) else {
+        return;
+    };
+    let wire = Arc::new(Wire {
+        plugin,
+        server,
+        recording: Mutex::default(),
+        allowance: Mutex::new(None),
+    });
+    lock(&shared.wires).push(Arc::clone(&wire));
+    let pumps = [Direction::ToServer, Direction::FromServer].map(|direction| {
+        let wire = Arc::clone(&wire);
+        thread::spawn(move || wire.pump(direction))
+    });
+    lock(&shared.pumps).extend(pumps);
+}
+
+impl Wire {
+    /// Passes bytes on until one side ends, and then the end.
+    fn pump(&self, direction: Direction) {
+        let (mut from, mut to) = match direction {
+            Direction::ToServer => (&self.plugin, &self.server),
+            Direction::FromServer => (&self.server, &self.plugin),
+        };
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let bytes = match from.read(&mut buffer) {
+                Ok(n) if n > 0 => &buffer[..n],
+                _ => break,
+            };
+            let bytes = match direction {
+                Direction::ToServer => bytes,
+                Direction::FromServer => self.allowed(bytes),
+            };
+            self.record(direction, bytes);
+            if to.write_all(bytes).is_err() {
+                break;
+            }
+            if *lock(&self.allowance) == Some(0) {
+                return self.cut();
+            }
+        }
+        let _ = to.shutdown(Shutdown::Write);
+    }
+
+    fn allowed<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        match &mut *lock(&self.allowance) {
+            None => bytes,
+            Some(left) => {
+                let n = bytes.len().min(*left);
+                *left -= n;
+                &bytes[..n]
+            }
+        }
+    }
+
+    fn record(&self, direction: Direction, bytes: &[u8]) {
+        let mut recording = lock(&self.recording);
+        let kept = match direction {
+            Direction::ToServer => &mut recording.to_server,
+            Direction::FromServer => &mut recording.from_server,
+        };
+        let room = KEPT - kept.len();
+        kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    fn cut(&self) {
+        let _ = self.plugin.shutdown(Shutdown::Both);
+        let _ = self.server.shutdown(Shutdown::Both);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
