@@ -1,0 +1,290 @@
+//! Everything that can be typed wrong: nbdkit says in one line what it is about, and ends with status 1.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
+
+use common::clients::LIMIT;
+use common::process::run_ok;
+use common::refusal::{MODES, Mode, refusal, refusal_in, refusal_with};
+use common::{need, plugin};
+
+/// A place to connect to, for parameters that need one.
+const PLACE: &str = "socket=/nowhere";
+
+const BOOLEAN: &str = "could not decipher boolean";
+
+/// Parameters, and what the line must hold.
+type Row = (&'static [&'static str], &'static str);
+
+const PLACES: &[Row] = &[
+    (&["socket="], "socket="),
+    (&["hostname="], "hostname="),
+    (&["hostname=localhost", "port="], "port="),
+    (&["hostname=localhost", "port=0"], "port=0"),
+    (&["hostname=localhost", "port=65536"], "port=65536"),
+    (
+        &["hostname=localhost", "port=99999999999999999999"],
+        "port=9",
+    ),
+    (&["hostname=localhost", "port=-1"], "port=-1"),
+    (&["vsock="], "vsock_cid"),
+    (&["vsock=host"], "vsock_cid"),
+    (&["vsock=-1"], "vsock_cid"),
+    (&["vsock=4294967296"], "vsock_cid"),
+    (&["cid="], "vsock_cid"),
+    (&["cid=2 "], "vsock_cid"),
+    (&["vsock=2", "port=nbd"], "port"),
+    (&["vsock=2", "port=4294967296"], "port"),
+    (&["command="], "command="),
+    (&["arg="], "command"),
+    (&["command=/no/such/program"], "/no/such/program"),
+    (&["socket-fd="], "socket-fd"),
+    (&["socket-fd=three"], "socket-fd"),
+    (&["socket-fd=-1"], "socket-fd must be >= 0"),
+    (&["socket-fd=2147483648"], "socket-fd"),
+    (&["socket-fd=99999999999"], "socket-fd"),
+    (&["socket-fd=1000"], "socket-fd=1000"),
+    (&["uri="], "uri"),
+    (&["uri=nowhere"], "uri"),
+    (&["nowhere"], "uri"),
+    (&["nbd://localhost:65536/"], "65536"),
+];
+
+const OTHERS: &[Row] = &[
+    (&[PLACE, "dynamic-export="], BOOLEAN),
+    (&[PLACE, "dynamic-export=perhaps"], "(perhaps)"),
+    (&[PLACE, "shared="], BOOLEAN),
+    (&[PLACE, "shared=2"], "(2)"),
+    (&[PLACE, "retry="], "retry"),
+    (&[PLACE, "retry=often"], "retry"),
+    (&[PLACE, "retry=-1"], "retry"),
+    (&[PLACE, "retry=1.5"], "retry"),
+    (&[PLACE, "retry=4294967296"], "retry"),
+    (&[PLACE, "tls="], BOOLEAN),
+    (&[PLACE, "tls=always"], "(always)"),
+    (&[PLACE, "tls-certificates="], "tls-certificates="),
+    (&[PLACE, "tls-verify="], BOOLEAN),
+    (&[PLACE, "tls-verify=perhaps"], "(perhaps)"),
+    (&[PLACE, "tls-username="], "tls-username="),
+    (&[PLACE, "tls-psk="], "tls-psk="),
+    (&[PLACE, "tls-hostname="], "tls-hostname="),
+    (&[PLACE, "tls-priority="], "tls-priority="),
+    (
+        &[PLACE, "tls=on", "tls-priority=NO-SUCH-CIPHER"],
+        "tls-priority",
+    ),
+    (&[PLACE, "tls-pin="], "tls-pin"),
+    (&[PLACE, "tls-pin=sha256:00"], "tls-pin"),
+    (&[PLACE, "connect-timeout="], "connect-timeout="),
+    (&[PLACE, "connect-timeout=soon"], "connect-timeout=soon"),
+    (&[PLACE, "connect-timeout=-1"], "connect-timeout=-1"),
+    (&[PLACE, "connect-timeout=1e99"], "connect-timeout=1e99"),
+    (&[PLACE, "handshake-timeout="], "handshake-timeout="),
+    (&[PLACE, "handshake-timeout=1h"], "handshake-timeout=1h"),
+    (&[PLACE, "handshake-timeout=-0.5"], "handshake-timeout=-0.5"),
+    (&[PLACE, "request-timeout="], "request-timeout="),
+    (&[PLACE, "request-timeout=1 s"], "request-timeout=1 s"),
+    (&[PLACE, "request-timeout=99999999999"], "request-timeout=9"),
+    (&[PLACE, "colour=blue"], "unknown parameter 'colour'"),
+    (&[PLACE, "Socket=/nowhere"], "unknown parameter 'Socket'"),
+];
+
+const NONE: &str = "exactly one of ‘socket’, ‘hostname’, ‘vsock’, ‘command’, ‘socket-fd’ and ‘uri’ \
+                    parameters must be specified";
+const SEVERAL: &str = "cannot mix Unix ‘socket’, TCP ‘hostname’/‘port’, ‘vsock’, ‘command’, ‘socket-fd’ \
+                       and ‘uri’ parameters";
+const STRAY_PORT: &str = "‘port’ parameter should only be used with ‘hostname’ or ‘vsock’";
+
+/// What cannot be meant together, in the words of the plugin in C.
+const CONFLICTS: &[Row] = &[
+    (&[], NONE),
+    (&["export=disk"], NONE),
+    (&["port=10809"], NONE),
+    (&["shared=true", "retry=3"], NONE),
+    (&[PLACE, "port=10809"], STRAY_PORT),
+    (&["command=true", "port=10809"], STRAY_PORT),
+    (&["socket-fd=0", "port=10809"], STRAY_PORT),
+    (&["nbd://localhost", "port=10809"], STRAY_PORT),
+    (
+        &[PLACE, "dynamic-export=true", "export=disk"],
+        "cannot mix 'dynamic-export' with explicit export name",
+    ),
+    (
+        &[PLACE, "dynamic-export=true", "export="],
+        "cannot mix 'dynamic-export' with explicit export name",
+    ),
+    (
+        &[PLACE, "dynamic-export=true", "shared=true"],
+        "cannot use 'dynamic-export' with shared connection",
+    ),
+    (
+        &["command=true", "dynamic-export=true"],
+        "cannot use 'dynamic-export' with shared connection",
+    ),
+    (
+        &["socket-fd=0", "dynamic-export=true"],
+        "cannot use 'dynamic-export' with shared connection",
+    ),
+];
+
+fn all_refused(rows: &[Row]) {
+    if !need("nbdkit") {
+        return;
+    }
+    for (args, says) in rows {
+        let line = refusal(args);
+        assert!(line.contains(says), "{args:?}: {says:?} is missing: {line}");
+        assert!(
+            !line.contains(|c: char| c.is_control()),
+            "{args:?}: {line:?}"
+        );
+    }
+}
+
+#[test]
+fn places_that_make_no_sense() {
+    all_refused(PLACES);
+}
+
+#[test]
+fn other_values_that_make_no_sense() {
+    all_refused(OTHERS);
+}
+
+#[test]
+fn conflicts_have_the_words_of_the_plugin_in_c() {
+    if !need("nbdkit") {
+        return;
+    }
+    for (args, says) in CONFLICTS {
+        assert_eq!(refusal(args), *says, "{args:?}");
+    }
+}
+
+#[test]
+fn two_places_of_any_kind_are_one_too_many() {
+    if !need("nbdkit") {
+        return;
+    }
+    let places = [
+        "socket=/nowhere",
+        "hostname=localhost",
+        "vsock=2",
+        "command=true",
+        "socket-fd=0",
+        "uri=nbd://localhost",
+    ];
+    for (number, one) in places.iter().enumerate() {
+        for two in &places[number + 1..] {
+            assert_eq!(refusal(&[one, two]), SEVERAL, "{one} {two}");
+        }
+    }
+    assert_eq!(refusal(&places), SEVERAL);
+}
+
+#[test]
+fn user_is_told_however_nbdkit_is_started() {
+    if !need("nbdkit") {
+        return;
+    }
+    for mode in MODES {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let line = refusal_in(directory.path(), mode, &[PLACE, "retry=often"]);
+        assert!(line.starts_with("retry: "), "{mode:?}: {line}");
+    }
+}
+
+#[test]
+fn words_that_are_not_utf_8() {
+    if !need("nbdkit") {
+        return;
+    }
+    for (before, key) in [
+        (PLACE, "export"),
+        (PLACE, "retry"),
+        (PLACE, "shared"),
+        (PLACE, "tls-username"),
+        (PLACE, "request-timeout"),
+        ("retry=0", "hostname"),
+        ("retry=0", "vsock"),
+        ("retry=0", "socket-fd"),
+        ("retry=0", "uri"),
+        ("hostname=localhost", "port"),
+    ] {
+        let word = [key.as_bytes(), b"=a\xff\xfe"].concat();
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let (line, all) = refusal_with(directory.path(), Mode::Foreground, &[before], |command| {
+            command.arg(OsStr::from_bytes(&word));
+        });
+        assert_eq!(all.lines().count(), 1, "{key}: {all}");
+        assert!(!line.is_empty(), "{key}");
+    }
+}
+
+#[test]
+fn terminal_codes_and_newlines_are_not_repeated() {
+    if !need("nbdkit") {
+        return;
+    }
+    for word in [
+        "uri=\u{1b}[31m\nnbdkit: error: forged",
+        "retry=\u{1b}[31m\nnbdkit: error: forged",
+        "shared=\u{7}\n",
+        "connect-timeout=\r\n",
+        "vsock=\u{1b}c",
+    ] {
+        let args = if word.starts_with("uri") || word.starts_with("vsock") {
+            vec![word]
+        } else {
+            vec![PLACE, word]
+        };
+        // That it is one line is checked for every refusal.
+        let line = refusal(&args);
+        assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
+    }
+}
+
+#[test]
+fn long_words_are_not_repeated_in_full() {
+    if !need("nbdkit") {
+        return;
+    }
+    let long = "x".repeat(100_000);
+    for word in ["retry", "shared", "export", "connect-timeout", "tls"] {
+        let line = refusal(&[PLACE, &format!("{word}={long}")]);
+        assert!(line.len() < 1000, "{word}: {} bytes", line.len());
+    }
+    let line = refusal(&[&format!("uri={long}")]);
+    assert!(line.len() < 1000, "uri: {} bytes", line.len());
+}
+
+#[test]
+fn every_parameter_is_in_these_tables() {
+    if !need("nbdkit") {
+        return;
+    }
+    let help = run_ok(Command::new("nbdkit").arg(plugin()).arg("--help"), LIMIT);
+    let (_, ours) = help
+        .split_once("\nplugin: ")
+        .expect("nbdkit introduces the plugin");
+    let offered: BTreeSet<&str> = ours
+        .lines()
+        .filter_map(|line| line.trim_start_matches('[').split_once('='))
+        .map(|(key, _)| key)
+        .filter(|key| !key.contains([' ', ',']))
+        .collect();
+    let tried: BTreeSet<&str> = [PLACES, OTHERS, CONFLICTS]
+        .concat()
+        .iter()
+        .flat_map(|(args, _)| args.iter())
+        .filter_map(|arg| arg.split_once('='))
+        .map(|(key, _)| key)
+        .collect();
+    let missing: Vec<_> = offered.difference(&tried).collect();
+    assert_eq!(missing, [&""; 0]);
+    assert!(offered.contains("socket"), "{offered:?}");
+}
