@@ -167,11 +167,15 @@ impl Drop for Relay {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         // The connection only wakes the accepting thread.
-        match &self.place {
-            Place::Unix(socket) => drop(UnixStream::connect(socket)),
-            Place::Tcp(port) => drop(TcpStream::connect(("127.0.0.1", *port))),
-        }
-        if let Some(accepting) = self.accepting.take() {
+        let woken = match &self.place {
+            Place::Unix(socket) => UnixStream::connect(socket).is_ok(),
+            Place::Tcp(port) => TcpStream::connect(("127.0.0.1", *port)).is_ok(),
+        };
+        assert!(
+            woken || thread::panicking(),
+            "the directory must outlive the relay in it"
+        );
+        if let Some(accepting) = self.accepting.take().filter(|_| woken) {
             let _ = accepting.join();
         }
         for wire in lock(&self.shared.wires).iter() {
