@@ -126,11 +126,14 @@ impl Stream {
             return Ok(None);
         };
         loop {
+            if blocking == Blocking::Yes {
+                // Returns at once while TLS may hold something that the socket does not show.
+                self.wait(true, false, None, Deadline::NEVER)?;
+            }
             let received = tls.receive(buffer)?;
             if received.is_some() || blocking == Blocking::No {
                 return Ok(received);
             }
-            self.wait(true, false, None, Deadline::NEVER)?;
         }
     }
 
