@@ -16,7 +16,7 @@ pub use super::offer::{Asked, Offer, Request};
 use super::wire::{self, Fields, MAX_STRING, NO_ZEROES, cmd, cmd_flag, flag, opt, rep};
 
 /// Until when a step of a script must have happened.
-const DEADLINE: Duration = Duration::from_secs(12);
+const DEADLINE: Duration = Duration::from_secs(25);
 
 /// How many bytes of a message are sent one at a time, where a row asks for it: every header with its payload's
 /// beginning. Nothing new happens later in a long payload, but each byte costs two thread switches.
