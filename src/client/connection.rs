@@ -12,7 +12,7 @@ use std::time::Duration;
 use once_cell::sync::OnceCell;
 
 use super::error::{Cause, Error, Lost, Server};
-use super::inflight::{Inflight, LoadGuard, SlotSet};
+use super::inflight::{Inflight, LoadGuard, ReadingRole};
 use super::loan::{Buffer, Loan};
 use super::outbox::{BATCH, Batch, Next, Outbox};
 use super::receiver::{LARGE, Receiver, Wire};
@@ -26,6 +26,8 @@ use crate::transport::{self, Blocking, Deadline, Doorbell, Stream};
 
 /// How long [`Connection::close`] waits for the server at most.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Role<'a> = ReadingRole<'a, Flight, Receiver>;
 
 /// A connection in transmission.
 #[derive(Debug)]
@@ -116,7 +118,7 @@ impl Connection {
             deadline,
             || self.fail(Cause::Deadline(request, deadline.passed())),
             || self.send(None, own),
-            |receiver| self.receive(receiver, own),
+            |role| self.receive(role, own),
         );
         let flight = ticket.finish();
         if large {
@@ -157,7 +159,7 @@ impl Connection {
     /// Whether no new request will succeed. Looks for the end of the stream if nobody else does.
     pub fn is_over(&self) -> bool {
         if let Some(mut role) = self.inflight.try_read() {
-            self.receive_once(role.reader(), Blocking::No);
+            self.receive_once(&mut role, Blocking::No);
         }
         self.check_usable().is_err()
     }
@@ -252,7 +254,7 @@ impl Connection {
         let ready = if let Some(mut role) = self.inflight.try_read_as_sender() {
             let ready = self.stream.wait(true, true, None, deadline)?;
             if ready.readable {
-                self.receive_once(role.reader(), Blocking::No);
+                self.receive_once(&mut role, Blocking::No);
             }
             ready
         } else {
@@ -266,7 +268,7 @@ impl Connection {
     }
 
     /// Receives as a waiting owner of a request, no longer than until its deadline.
-    fn receive(&self, receiver: &mut Receiver, own: Own) {
+    fn receive(&self, role: &mut Role<'_>, own: Own) {
         let deadline = own.deadline;
         if !deadline.is_never() && self.lost.get().is_none() {
             match self.stream.wait(true, false, None, deadline) {
@@ -281,7 +283,7 @@ impl Connection {
         // Under TLS something may have been readable that is not a byte of ours; only whoever has
         // all the time in the world waits for more without looking at the clock.
         self.receive_once(
-            receiver,
+            role,
             match deadline.is_never() {
                 true => Blocking::Yes,
                 false => Blocking::No,
@@ -289,19 +291,17 @@ impl Connection {
         );
     }
 
-    /// Receives once and wakes whose requests are over. On a lost connection ends all requests.
-    fn receive_once(&self, receiver: &mut Receiver, blocking: Blocking) {
-        let mut round = Round {
-            connection: self,
-            over: 0,
-        };
+    /// Receives once and notes whose requests are over. On a lost connection ends all requests.
+    fn receive_once(&self, role: &mut Role<'_>, blocking: Blocking) {
+        // After a panic the next reader must not use the stream.
+        let _fuse = Fuse(self);
         let wire = Wire {
             stream: &self.stream,
             inflight: &self.inflight,
             large_reads: self.large_reads.load(Ordering::Relaxed) > 0,
         };
-        let result = receiver.round(wire, blocking, &mut round.over);
-        drop(round);
+        let (receiver, over) = role.parts();
+        let result = receiver.round(wire, blocking, over);
         if let Err(cause) = result {
             self.fail(cause);
         }
@@ -413,22 +413,6 @@ impl Drop for Duty<'_> {
             self.batch = Some(batch);
             self.give_up_batch();
         }
-    }
-}
-
-/// One receive. What it completed is made known also when it panics.
-struct Round<'a> {
-    connection: &'a Connection,
-    over: SlotSet,
-}
-
-impl Drop for Round<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            // Before the reading role is passed on: the stream is of no use to the next reader.
-            self.connection.fail(Cause::Panic);
-        }
-        self.connection.inflight.wake(self.over);
     }
 }
 

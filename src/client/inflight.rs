@@ -9,13 +9,17 @@
 //! when their reply is complete or when the role needs a new holder. The role is a value, the
 //! reader `R`: to hold it is to be the one thread that may receive. Three things keep it from
 //! getting lost: a sleeper registers under the lock that guards the role, and nobody is registered
-//! who has left; who gives the role back wakes a registered sleeper; and a wake-up that comes before its sleep makes the sleep return
-//! at once.
+//! who has left; who gives the role back calls a registered sleeper; and a call that comes before
+//! the sleep prevents it.
+//!
+//! Waking costs more than anything else here, so it is done rarely and for many at once: who is
+//! awake is not woken, and a reader that leaves wakes all whose replies it received together with
+//! its heir.
 //!
 //! The table knows when a slot's load may be touched, not what it is: the load `P` is reached only
 //! through the slot's lock, and leaves it with the ticket. See `loan.rs` for what rests on that.
 
-use super::sync::{AtomicU32, Condvar, Mutex, MutexGuard, Ordering, Sleeper, Waker, lock, sleeper};
+use super::sync::{AtomicU32, Berths, Condvar, Mutex, MutexGuard, Ordering, lock};
 use crate::proto::request::Cookie;
 use crate::transport::{Deadline, Doorbell};
 
@@ -31,6 +35,10 @@ const REPLIED: u32 = 2;
 const OVER: u32 = SENT | REPLIED;
 /// Not progress but a call: the owner has been given the duty of sending (`outbox.rs`).
 const DUTY: u32 = 4;
+/// A call: the reading role is free, and the owner should ask for it again.
+const ROLE: u32 = 8;
+/// The owner sleeps or is about to: whoever changes its progress must wake it.
+const ASLEEP: u32 = 16;
 
 /// A set of slots, one bit each.
 pub type SlotSet = u64;
@@ -42,6 +50,7 @@ pub struct Inflight<P, R> {
     free: Mutex<Free>,
     room: Condvar,
     reading: Mutex<Reading<R>>,
+    berths: Berths,
     doorbell: Doorbell,
 }
 
@@ -56,7 +65,6 @@ struct Slot<P> {
 #[derive(Debug)]
 struct Cell<P> {
     generation: u64,
-    owner: Option<Waker>,
     load: Option<P>,
 }
 
@@ -83,7 +91,6 @@ impl<P, R> Inflight<P, R> {
             progress: AtomicU32::new(OVER),
             cell: Mutex::new(Cell {
                 generation: 0,
-                owner: None,
                 load: None,
             }),
         };
@@ -99,6 +106,7 @@ impl<P, R> Inflight<P, R> {
                 sleepers: 0,
                 sender_waits: false,
             }),
+            berths: Berths::default(),
             doorbell,
         }
     }
@@ -109,14 +117,11 @@ impl<P, R> Inflight<P, R> {
         let slot = &self.slots[index];
         let mut cell = lock(&slot.cell);
         cell.generation += 1;
-        let (sleeper, waker) = sleeper();
-        cell.owner = Some(waker);
         cell.load = Some(load(cookie(index, cell.generation)));
         slot.progress.store(0, Ordering::Release);
         Ticket {
             table: self,
             index,
-            sleeper,
             registered: std::cell::Cell::new(false),
         }
     }
@@ -152,58 +157,43 @@ impl<P, R> Inflight<P, R> {
 
     /// Notes that all of the request was sent. Wakes its owner if that was the last thing missing.
     pub fn sent(&self, index: usize) {
-        if self.mark(index, SENT) {
-            self.wake(1 << index);
-        }
+        self.wake(self.mark(index, SENT));
     }
 
-    /// Notes that all of the reply was received. True if that was the last thing missing: then the
-    /// caller wakes the owner, when it suits. Only the holder of the reading role may call this.
+    /// Notes that all of the reply was received. Returns whom to wake, when it suits: the owner,
+    /// if that was the last thing missing and it sleeps. Only the holder of the reading role may
+    /// call this.
     #[must_use]
-    pub fn replied(&self, index: usize) -> bool {
+    pub fn replied(&self, index: usize) -> SlotSet {
         self.mark(index, REPLIED)
     }
 
     /// Ends every request that still awaits its reply, after `tell` was told its load. Only the
     /// holder of the reading role may call this.
     pub fn abandon(&self, mut tell: impl FnMut(&mut P)) {
+        let mut over = 0;
         for (index, slot) in self.slots.iter().enumerate() {
             let mut cell = lock(&slot.cell);
             let pending = slot.progress.load(Ordering::Acquire) & REPLIED == 0;
-            let over = match &mut cell.load {
-                Some(load) if pending => {
-                    tell(load);
-                    self.mark(index, REPLIED)
-                }
-                _ => false,
-            };
-            drop(cell);
-            if over {
-                self.wake(1 << index);
+            if let Some(load) = cell.load.as_mut().filter(|_| pending) {
+                tell(load);
+                over |= self.mark(index, REPLIED);
             }
         }
+        self.wake(over);
     }
 
     /// Wakes the owners of these slots.
-    pub fn wake(&self, mut slots: SlotSet) {
-        while slots != 0 {
-            let index = slots.trailing_zeros() as usize;
-            slots &= slots - 1;
-            let owner = lock(&self.slots[index].cell).owner.clone();
-            // Not under the lock: the first thing a woken owner does is to take it.
-            if let Some(owner) = owner {
-                owner.wake();
-            }
+    pub fn wake(&self, slots: SlotSet) {
+        if slots != 0 {
+            self.berths.wake(slots);
         }
     }
 
     /// The reading role, if nobody has it.
     pub fn try_read(&self) -> Option<ReadingRole<'_, P, R>> {
         let reader = lock(&self.reading).reader.take()?;
-        Some(ReadingRole {
-            table: self,
-            reader: Some(reader),
-        })
+        Some(self.role(reader))
     }
 
     /// The reading role for a sender that cannot go on. If somebody has it, the doorbell rings
@@ -212,15 +202,20 @@ impl<P, R> Inflight<P, R> {
         let mut reading = lock(&self.reading);
         let reader = reading.reader.take();
         reading.sender_waits = reader.is_none();
-        reader.map(|reader| ReadingRole {
-            table: self,
-            reader: Some(reader),
-        })
+        reader.map(|reader| self.role(reader))
     }
 
     /// What rings when a waiting sender should ask for the reading role again.
     pub fn doorbell(&self) -> &Doorbell {
         &self.doorbell
+    }
+
+    fn role(&self, reader: R) -> ReadingRole<'_, P, R> {
+        ReadingRole {
+            table: self,
+            reader: Some(reader),
+            over: 0,
+        }
     }
 
     fn take_slot(&self) -> usize {
@@ -260,9 +255,9 @@ impl<P, R> Inflight<P, R> {
         // Under the lock: should its owner be about to take the reading role, it finds the call
         // right after.
         reading.sleepers &= !(1 << index);
-        self.slots[index].progress.fetch_or(DUTY, Ordering::AcqRel);
+        let wake = self.call(index, DUTY);
         drop(reading);
-        self.wake(1 << index);
+        self.wake(wake);
         true
     }
 
@@ -271,9 +266,17 @@ impl<P, R> Inflight<P, R> {
         self.progress(index) & REPLIED != 0
     }
 
-    fn mark(&self, index: usize, what: u32) -> bool {
+    /// Adds to a request's progress. Returns its owner, to be woken, if it is over now.
+    fn mark(&self, index: usize, what: u32) -> SlotSet {
         let before = self.slots[index].progress.fetch_or(what, Ordering::AcqRel);
-        before & OVER != OVER && (before | what) & OVER == OVER
+        let over = before & OVER != OVER && (before | what) & OVER == OVER;
+        SlotSet::from(over && before & ASLEEP != 0) << index
+    }
+
+    /// Calls the owner of a slot. Returns it, to be woken, if it sleeps.
+    fn call(&self, index: usize, what: u32) -> SlotSet {
+        let before = self.slots[index].progress.fetch_or(what, Ordering::AcqRel);
+        SlotSet::from(before & ASLEEP != 0) << index
     }
 
     fn progress(&self, index: usize) -> u32 {
@@ -289,30 +292,27 @@ impl<P, R> Inflight<P, R> {
         } else {
             reading.sleepers |= 1 << index;
         }
-        reader.map(|reader| ReadingRole {
-            table: self,
-            reader: Some(reader),
-        })
+        reader.map(|reader| self.role(reader))
     }
 
-    /// Puts the role back and sees to it that somebody takes it who needs it.
-    fn give_role_back(&self, reader: R) {
+    /// Puts the role back and sees to it that somebody takes it who needs it. Wakes `over`, too.
+    fn give_role_back(&self, reader: R, over: SlotSet) {
+        let mut wake = over;
+        let mut heir = false;
         let mut reading = lock(&self.reading);
         reading.reader = Some(reader);
-        let mut heir = None;
-        while reading.sleepers != 0 && heir.is_none() {
+        while reading.sleepers != 0 && !heir {
             let index = reading.sleepers.trailing_zeros() as usize;
             reading.sleepers &= reading.sleepers - 1;
             // An owner whose reply is complete does not want the role.
             if self.progress(index) & REPLIED == 0 {
-                heir = Some(index);
+                heir = true;
+                wake |= self.call(index, ROLE);
             }
         }
-        let ring = heir.is_none() && std::mem::take(&mut reading.sender_waits);
+        let ring = !heir && std::mem::take(&mut reading.sender_waits);
         drop(reading);
-        if let Some(index) = heir {
-            self.wake(1 << index);
-        }
+        self.wake(wake);
         if ring {
             self.doorbell.ring();
         }
@@ -340,7 +340,6 @@ impl<P> LoadGuard<'_, P> {
 pub struct Ticket<'t, P, R> {
     table: &'t Inflight<P, R>,
     index: usize,
-    sleeper: Sleeper,
     /// Has been a sleeper at some time, and may be registered as one still.
     registered: std::cell::Cell<bool>,
 }
@@ -360,20 +359,18 @@ impl<P, R> Ticket<'_, P, R> {
         deadline: Deadline,
         expire: impl FnOnce(),
         mut send: impl FnMut(),
-        mut read: impl FnMut(&mut R),
+        mut read: impl FnMut(&mut ReadingRole<'_, P, R>),
     ) {
         let mut deadline = deadline;
         let mut expire = Some(expire);
         loop {
-            let progress = self.table.progress(self.index);
+            let epoch = self.table.berths.epoch(self.index);
+            let progress = self.answer_calls();
             if progress & DUTY != 0 {
-                self.table.slots[self.index]
-                    .progress
-                    .fetch_and(!DUTY, Ordering::AcqRel);
                 send();
                 continue;
             }
-            if progress == OVER {
+            if progress & OVER == OVER {
                 return;
             }
             if progress & REPLIED == 0 {
@@ -381,8 +378,12 @@ impl<P, R> Ticket<'_, P, R> {
                     // The duty comes first, and must not wait behind a blocking receive.
                     Some(_) if self.table.progress(self.index) & DUTY != 0 => continue,
                     Some(mut role) => {
-                        while self.table.progress(self.index) & REPLIED == 0 {
-                            read(role.reader());
+                        loop {
+                            read(&mut role);
+                            if self.table.is_replied(self.index) {
+                                break;
+                            }
+                            role.wake();
                         }
                         continue;
                     }
@@ -391,7 +392,9 @@ impl<P, R> Ticket<'_, P, R> {
             }
             let left = deadline.remaining();
             if left.is_none_or(|left| !left.is_zero()) {
-                self.sleeper.sleep(left);
+                if self.lie_down(progress) {
+                    self.table.berths.sleep(self.index, epoch, left);
+                }
             } else {
                 deadline = Deadline::NEVER;
                 if let Some(expire) = expire.take() {
@@ -399,6 +402,25 @@ impl<P, R> Ticket<'_, P, R> {
                 }
             }
         }
+    }
+
+    /// The progress; what was called is answered by that, and nobody need wake the owner now.
+    fn answer_calls(&self) -> u32 {
+        let progress = self.table.progress(self.index);
+        if progress & !OVER == 0 {
+            return progress;
+        }
+        self.table.slots[self.index]
+            .progress
+            .fetch_and(OVER, Ordering::AcqRel)
+    }
+
+    /// Announces sleep. False if the progress is not what it was when the owner last looked.
+    fn lie_down(&self, seen: u32) -> bool {
+        let before = self.table.slots[self.index]
+            .progress
+            .fetch_or(ASLEEP, Ordering::AcqRel);
+        before == seen & OVER
     }
 
     /// Gives the slot back and takes the load out of it.
@@ -429,19 +451,26 @@ impl<P, R> Drop for Ticket<'_, P, R> {
 pub struct ReadingRole<'t, P, R> {
     table: &'t Inflight<P, R>,
     reader: Option<R>,
+    over: SlotSet,
 }
 
 impl<P, R> ReadingRole<'_, P, R> {
-    /// What its holder receives with.
-    pub fn reader(&mut self) -> &mut R {
-        self.reader.as_mut().expect("held until dropped")
+    /// What its holder receives with, and whose requests are over because of what was received:
+    /// they are woken with [`ReadingRole::wake`], or with the next holder when this is dropped.
+    pub fn parts(&mut self) -> (&mut R, &mut SlotSet) {
+        let reader = self.reader.as_mut().expect("held until dropped");
+        (reader, &mut self.over)
+    }
+
+    fn wake(&mut self) {
+        self.table.wake(std::mem::take(&mut self.over));
     }
 }
 
 impl<P, R> Drop for ReadingRole<'_, P, R> {
     fn drop(&mut self) {
         if let Some(reader) = self.reader.take() {
-            self.table.give_role_back(reader);
+            self.table.give_role_back(reader, self.over);
         }
     }
 }

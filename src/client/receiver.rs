@@ -185,8 +185,8 @@ impl Receiver {
                     flight.reply.begin(header, self.structured)?;
                 }
                 let pause = self.feed(flight)?;
-                if flight.reply.step() == Step::Done && wire.inflight.replied(index) {
-                    *over |= 1 << index;
+                if flight.reply.step() == Step::Done {
+                    *over |= wire.inflight.replied(index);
                 }
                 Ok::<_, Violation>(pause)
             });

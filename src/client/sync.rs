@@ -12,7 +12,7 @@ pub use std::{
     sync::{Condvar, Mutex, MutexGuard},
 };
 
-pub use self::sleeping::{Sleeper, Waker, sleeper};
+pub use self::sleeping::Berths;
 
 /// Locks, also after a panic elsewhere: what a panic interrupts is a connection, and the panic
 /// guard declares that dead before anyone else looks at the protected data.
@@ -22,82 +22,111 @@ pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Sleep of one thread, with a token: a wake-up that comes first makes the next sleep return at
-/// once. A sleep may also end for no reason.
+/// Where threads sleep, each in a numbered berth, and are woken, many at once.
+///
+/// Whoever wants to sleep takes the epoch first, then announces that it is about to sleep, and
+/// looks a last time for a reason to stay awake. A call to its berth after the epoch was taken
+/// makes the sleep return at once; a sleep may also end for no reason.
 #[cfg(not(loom))]
 mod sleeping {
-    use std::marker::PhantomData;
-    use std::thread::{Thread, current, park, park_timeout};
+    use std::num::NonZeroU32;
     use std::time::Duration;
 
-    /// The right to sleep; stays on its thread.
-    #[derive(Debug)]
-    pub struct Sleeper(PhantomData<*const ()>);
+    use rustix::thread::futex::{Flags, wait_bitset, wake_bitset};
+    use rustix::time::{ClockId, Timespec, clock_gettime};
 
-    /// Wakes the thread that made it.
-    #[derive(Clone, Debug)]
-    pub struct Waker(Thread);
+    use super::{AtomicU32, Ordering};
 
-    /// Both for the current thread.
-    pub fn sleeper() -> (Sleeper, Waker) {
-        (Sleeper(PhantomData), Waker(current()))
+    /// Berths in one word of the kernel's: one bit of its mask each.
+    const WORD: usize = u32::BITS as usize;
+
+    /// Berths 0 to 63.
+    #[derive(Debug, Default)]
+    pub struct Berths {
+        epochs: [AtomicU32; 2],
     }
 
-    impl Sleeper {
-        /// Sleeps until woken, or for as long as `limit` says.
-        pub fn sleep(&self, limit: Option<Duration>) {
-            match limit {
-                None => park(),
-                Some(limit) => park_timeout(limit),
-            }
+    impl Berths {
+        /// To be taken before the last look.
+        pub fn epoch(&self, berth: usize) -> u32 {
+            self.epochs[berth / WORD].load(Ordering::Acquire)
         }
-    }
 
-    impl Waker {
-        /// Ends the sleep, or the next one.
-        pub fn wake(&self) {
-            self.0.unpark();
+        /// Sleeps until called, or for as long as `limit` says.
+        pub fn sleep(&self, berth: usize, epoch: u32, limit: Option<Duration>) {
+            let Some(mask) = NonZeroU32::new(1 << (berth % WORD)) else {
+                return;
+            };
+            let until = limit.and_then(|limit| {
+                let now = clock_gettime(ClockId::Monotonic);
+                // Beyond the clock's range is as good as for ever.
+                now.checked_add(Timespec::try_from(limit).ok()?)
+            });
+            // A failure says that the epoch has changed, that time is up or that a signal came.
+            let _ = wait_bitset(
+                &self.epochs[berth / WORD],
+                Flags::PRIVATE,
+                epoch,
+                until.as_ref(),
+                mask,
+            );
+        }
+
+        /// Calls a set of berths, one bit each: one system call for each half that is not empty.
+        pub fn wake(&self, berths: u64) {
+            for (word, epoch) in self.epochs.iter().enumerate() {
+                if let Some(mask) = NonZeroU32::new((berths >> (word * WORD)) as u32) {
+                    epoch.fetch_add(1, Ordering::Release);
+                    // Fails for no reason that a correct address leaves.
+                    let _ = wake_bitset(epoch, Flags::PRIVATE, WORD as u32, mask);
+                }
+            }
         }
     }
 }
 
-/// The same by its contract. loom's own `park` mistakes other blocking for parking, so it is built
-/// from a lock and a condition here.
+/// The same by its contract.
 #[cfg(loom)]
 mod sleeping {
-    use super::{Condvar, Mutex, lock};
-    use loom::sync::Arc;
+    use super::{AtomicU32, Condvar, Mutex, Ordering, lock};
     use std::time::Duration;
 
     #[derive(Debug)]
-    pub struct Sleeper(Arc<(Mutex<bool>, Condvar)>);
-
-    #[derive(Clone, Debug)]
-    pub struct Waker(Arc<(Mutex<bool>, Condvar)>);
-
-    pub fn sleeper() -> (Sleeper, Waker) {
-        let token = Arc::new((Mutex::new(false), Condvar::new()));
-        (Sleeper(token.clone()), Waker(token))
+    pub struct Berths {
+        epoch: AtomicU32,
+        door: Mutex<()>,
+        called: Condvar,
     }
 
-    impl Sleeper {
-        pub fn sleep(&self, _limit: Option<Duration>) {
-            let mut token = lock(&self.0.0);
-            while !*token {
-                token = self
-                    .0
-                    .1
-                    .wait(token)
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+    impl Default for Berths {
+        fn default() -> Self {
+            Self {
+                epoch: AtomicU32::new(0),
+                door: Mutex::new(()),
+                called: Condvar::new(),
             }
-            *token = false;
         }
     }
 
-    impl Waker {
-        pub fn wake(&self) {
-            *lock(&self.0.0) = true;
-            self.0.1.notify_one();
+    impl Berths {
+        pub fn epoch(&self, _berth: usize) -> u32 {
+            self.epoch.load(Ordering::Acquire)
+        }
+
+        pub fn sleep(&self, _berth: usize, epoch: u32, _limit: Option<Duration>) {
+            let mut door = lock(&self.door);
+            while self.epoch.load(Ordering::Acquire) == epoch {
+                door = self
+                    .called
+                    .wait(door)
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+            }
+        }
+
+        pub fn wake(&self, _berths: u64) {
+            let _door = lock(&self.door);
+            self.epoch.fetch_add(1, Ordering::Release);
+            self.called.notify_all();
         }
     }
 }
