@@ -12,10 +12,11 @@ export DESTDIR PLUGINDIR MANDIR NAME
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PAGE := $(TARGET_DIR)/nbdkit-nbd-plugin.1
 
-.PHONY: help deps build run check check-nbdkit check-compat lint man install uninstall clean
+.PHONY: help deps build run check check-nbdkit check-compat lint bench-micro
+.PHONY: bench-instructions man install uninstall clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 deps: ## install what building, running and testing need (Debian)
 	@scripts/deps.sh build run test lint
@@ -47,6 +48,14 @@ lint: ## rustfmt, clippy, rustdoc, manual page, scripts
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	podchecker nbdkit-nbd-plugin.pod
 	set -e; for script in scripts/*.sh .ci/run; do bash -n $$script; done
+
+bench-micro: ## micro benchmarks of the pure parts
+	@scripts/deps.sh build
+	cargo bench --locked --bench micro
+
+bench-instructions: ## instructions per request, against the stored figures (UPDATE=1 stores them)
+	@scripts/deps.sh build test
+	cargo bench --locked --bench instructions
 
 man: ## make the manual page: target/nbdkit-nbd-plugin.1
 	@scripts/deps.sh lint

@@ -15,6 +15,9 @@ step "loom models"
 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
     RUSTFLAGS="--cfg loom" cargo test --locked --release --lib --target-dir target/loom loom_
 
+step "instructions per request"
+cargo bench --locked --bench instructions
+
 step "make run"
 ONCE=1 UPSTREAM='' PLUGIN='' scripts/run.sh
 

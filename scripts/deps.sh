@@ -63,6 +63,7 @@ each_need() {
     "$1" test  "have nbd-server"          "nbd-server"        "nbd"
     "$1" test  "have socat"               "socat"             "socat"
     "$1" test  "have_fio_nbd"             "fio"               "fio fio-engine-nbd"
+    "$1" test  "have valgrind"            "valgrind"          "valgrind"
     "$1" test  "have nm && have readelf"  "binutils"          "binutils"
     "$1" test  "have certtool && have psktool" "gnutls-bin"   "gnutls-utils"
     "$1" nbdkit "have certtool && have psktool" "gnutls-bin"  "gnutls-utils"

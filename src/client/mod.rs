@@ -7,7 +7,8 @@
 
 mod connection;
 pub mod error;
-mod inflight;
+// Public for benches/micro alone.
+pub mod inflight;
 #[allow(unsafe_code)]
 mod loan;
 mod open;

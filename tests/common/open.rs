@@ -1,0 +1,31 @@
+//! A client of this crate, without nbdkit around it.
+//!
+//! Not a part of `common/mod.rs`: tests are black-box. The one test and the benchmark that link the
+//! crate include this file by its path.
+
+use std::path::Path;
+
+use nbdkit_nbd_plugin::client::error::Error;
+use nbdkit_nbd_plugin::client::{Client, Options};
+use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
+use nbdkit_nbd_plugin::transport::Target;
+use nbdkit_nbd_plugin::transport::tls::{Credentials, Settings};
+
+/// Opens the default export of the server at `socket`, with the plugin's defaults.
+pub fn open(socket: &Path) -> Result<Client, Error> {
+    let options = Options {
+        target: Target::Unix(socket.to_owned()),
+        tls_policy: TlsPolicy::Off,
+        tls: Settings {
+            credentials: Credentials::X509(None),
+            hostname: None,
+            verify: None,
+            priority: None,
+            pin: None,
+        },
+        connect_timeout: None,
+        handshake_timeout: None,
+        request_timeout: None,
+    };
+    Client::open(&options, "")
+}
