@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::common::nbdkit::{Nbdkit, uri};
 use crate::common::process::{Guarded, eventually};
 use crate::server::{Reach, USER};
+use crate::workload::Group;
 
 const START: Duration = Duration::from_secs(20);
 
@@ -30,13 +31,31 @@ pub enum Contender {
 /// A contender that can be connected to. It ends when this is dropped.
 pub struct Running {
     process: Option<Process>,
-    /// What its clients connect to.
-    pub uri: String,
+    /// Where its clients connect.
+    pub door: Door,
 }
 
 enum Process {
     Nbdkit(Nbdkit),
     Other(Guarded),
+}
+
+/// Where clients connect.
+pub enum Door {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A port on 127.0.0.1.
+    Tcp(String),
+}
+
+impl Door {
+    /// As clients are told it.
+    pub fn uri(&self) -> String {
+        match self {
+            Self::Unix(socket) => uri(socket, ""),
+            Self::Tcp(port) => format!("nbd://127.0.0.1:{port}"),
+        }
+    }
 }
 
 impl Running {
@@ -61,46 +80,42 @@ impl Contender {
         }
     }
 
-    /// Starts it before the server; `None` if it cannot reach servers of that kind.
-    pub fn start(&self, place: &Path, reach: &Reach) -> Option<Running> {
+    /// Whether it can reach servers of that kind, for our clients: fio's engine has no way to say which
+    /// certificates or keys it has, and the relay knows no TLS.
+    pub fn reaches(&self, group: Group) -> bool {
         match self {
-            Self::Direct => direct(reach),
+            Self::Direct | Self::Relay => !matches!(group, Group::X509 | Group::Psk),
+            _ => true,
+        }
+    }
+
+    /// Starts it before a server that it can reach.
+    pub fn start(&self, place: &Path, reach: &Reach) -> Running {
+        match self {
+            Self::Direct => Running {
+                process: None,
+                door: reach.door(),
+            },
             Self::Relay => relay(place, reach),
             Self::Qemu => qemu(place, reach),
-            Self::C => Some(nbdkit(place, "nbd", &parameters(reach))),
+            Self::C => nbdkit(place, "nbd", &parameters(reach)),
             Self::Ours(_, plugin) => {
                 let mut parameters = parameters(reach);
                 if matches!(reach, Reach::X509(..)) {
-                    // Without a name it would not trust a Unix socket; the C plugin looks at no name there.
+                    // The C plugin looks at no name where there is a Unix socket. We would not either, but
+                    // not checking is not how it is used.
                     parameters.push("tls-hostname=localhost".to_owned());
                 }
-                let plugin = plugin.to_string_lossy();
-                let path = if plugin.contains('/') {
-                    plugin
-                } else {
-                    format!("./{plugin}").into()
-                };
-                Some(nbdkit(place, &path, &parameters))
+                nbdkit(place, &plugin.to_string_lossy(), &parameters)
             }
         }
     }
 }
 
-fn direct(reach: &Reach) -> Option<Running> {
-    let uri = match reach {
-        Reach::Unix(socket) => uri(socket, ""),
-        Reach::Tcp(port) => format!("nbd://127.0.0.1:{port}"),
-        // fio's engine has no way to say which certificates or keys.
-        Reach::X509(..) | Reach::Psk(..) => return None,
-    };
-    Some(Running { process: None, uri })
-}
-
-fn relay(place: &Path, reach: &Reach) -> Option<Running> {
-    let server = match reach {
-        Reach::Unix(socket) => format!("UNIX-CONNECT:{}", socket.display()),
-        Reach::Tcp(port) => format!("TCP:127.0.0.1:{port},nodelay"),
-        Reach::X509(..) | Reach::Psk(..) => return None,
+fn relay(place: &Path, reach: &Reach) -> Running {
+    let server = match reach.door() {
+        Door::Unix(socket) => format!("UNIX-CONNECT:{}", socket.display()),
+        Door::Tcp(port) => format!("TCP:127.0.0.1:{port},nodelay"),
     };
     let socket = place.join("socat.sock");
     let mut command = Command::new("socat");
@@ -109,22 +124,36 @@ fn relay(place: &Path, reach: &Reach) -> Option<Running> {
         .arg("-b65536")
         .arg(format!("UNIX-LISTEN:{},fork", socket.display()))
         .arg(server);
-    Some(listening(&mut command, &socket))
+    listening(&mut command, socket)
 }
 
-fn qemu(place: &Path, reach: &Reach) -> Option<Running> {
-    let server = match reach {
-        Reach::Unix(socket) => uri(socket, ""),
-        Reach::Tcp(port) => format!("nbd://127.0.0.1:{port}"),
-        Reach::X509(..) | Reach::Psk(..) => return None,
+fn qemu(place: &Path, reach: &Reach) -> Running {
+    let (object, tls) = match reach {
+        Reach::Unix(_) | Reach::Tcp(_) => (None, ""),
+        Reach::X509(_, trust) => (
+            Some(format!("tls-creds-x509,dir={}", trust.display())),
+            ",tls-creds=tls,tls-hostname=localhost",
+        ),
+        Reach::Psk(_, keys) => {
+            // It wants to know the directory; the name of the file is its own.
+            let place = keys.parent().unwrap_or(keys);
+            let object = format!("tls-creds-psk,dir={},username={USER}", place.display());
+            (Some(object), ",tls-creds=tls")
+        }
+    };
+    let server = match reach.door() {
+        Door::Unix(socket) => format!("server.type=unix,server.path={}", socket.display()),
+        Door::Tcp(port) => format!("server.type=inet,server.host=127.0.0.1,server.port={port}"),
     };
     let socket = place.join("qemu.sock");
     let mut command = Command::new("qemu-nbd");
-    command
-        .args(["--persistent", "-e", "0", "-f", "raw", "-k"])
-        .arg(&socket)
-        .arg(server);
-    Some(listening(&mut command, &socket))
+    command.args(["--persistent", "-e", "0", "-k"]).arg(&socket);
+    if let Some(object) = object {
+        command.arg("--object");
+        command.arg(format!("{object},id=tls,endpoint=client"));
+    }
+    command.args(["--image-opts", &format!("driver=nbd,{server}{tls}")]);
+    listening(&mut command, socket)
 }
 
 /// The parameters that the C plugin and ours have in common.
@@ -152,24 +181,24 @@ fn nbdkit(place: &Path, plugin: &str, parameters: &[String]) -> Running {
     args.extend_from_slice(parameters);
     let nbdkit = Nbdkit::start(place, &args);
     Running {
-        uri: nbdkit.uri(),
+        door: Door::Unix(nbdkit.socket().to_owned()),
         process: Some(Process::Nbdkit(nbdkit)),
     }
 }
 
 /// Starts a program that will listen on `socket`.
-fn listening(command: &mut Command, socket: &Path) -> Running {
+fn listening(command: &mut Command, socket: PathBuf) -> Running {
     // One of an earlier workload may have left it.
-    let _ = fs::remove_file(socket);
+    let _ = fs::remove_file(&socket);
     let mut process = Guarded::spawn(command);
     eventually("the forwarder listens", START, || {
         if !process.alive() {
             panic!("it ended at once: {command:?}\n{}", process.stderr());
         }
-        UnixStream::connect(socket).ok()
+        UnixStream::connect(&socket).ok()
     });
     Running {
-        uri: uri(socket, ""),
+        door: Door::Unix(socket),
         process: Some(Process::Other(process)),
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::common::process::run_ok;
+use crate::common::process::Guarded;
 use crate::sample::Sample;
 use crate::workload::Requests;
 
@@ -32,23 +32,29 @@ pub fn load(
         .arg(format!("--runtime={}ms", time.as_millis()))
         .arg("--output-format=json")
         .arg(format!("--output={}", output.display()));
-    run_ok(&mut command, time + PATIENCE);
+    finish(&mut command, time + PATIENCE)?;
     let text = fs::read_to_string(&output).map_err(|error| format!("fio's output: {error}"))?;
     parse(&text)
 }
 
 /// Writes the whole disk once: memory that was never written is cheaper to read.
-pub fn fill(uri: &str) {
+pub fn fill(uri: &str) -> Result<(), String> {
     let once = Requests {
         pattern: "write",
         kib: 1024,
         depth: 8,
         clients: 1,
     };
-    run_ok(
-        Command::new("fio").args(options(uri, &once)),
-        PATIENCE + PATIENCE,
-    );
+    finish(Command::new("fio").args(options(uri, &once)), PATIENCE * 2)
+}
+
+fn finish(command: &mut Command, limit: Duration) -> Result<(), String> {
+    let mut fio = Guarded::spawn(command);
+    match fio.wait_timeout(limit) {
+        Some(status) if status.success() => Ok(()),
+        Some(status) => Err(format!("fio: {status}: {}{}", fio.stdout(), fio.stderr())),
+        None => Err(format!("fio still runs after {limit:?}: {command:?}")),
+    }
 }
 
 fn options(uri: &str, requests: &Requests) -> Vec<String> {

@@ -1,9 +1,17 @@
 //! `make bench`: our plugin, nbdkit's own plugin in C and other ways to forward, side by side in one run.
+//!
+//! `workload` says what is measured, `contender` who is, `server` what stands behind them, `run` how they
+//! take turns, `targets` what is expected. `settings` has the variables that choose among all that.
 
+mod calls;
+mod chart;
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod contender;
 mod fio;
+mod json;
+mod machine;
+mod own;
 mod progress;
 mod report;
 mod results;
@@ -12,15 +20,22 @@ mod sample;
 mod server;
 mod settings;
 mod stats;
+mod table;
+mod targets;
 mod usage;
 mod workload;
 
 use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+use calls::Counter;
 use contender::Contender;
 use progress::Progress;
-use results::Row;
+use results::{Results, Row};
+use run::Track;
 use server::Server;
 use settings::Settings;
 use workload::{Group, Workload};
@@ -36,14 +51,21 @@ fn main() -> ExitCode {
 }
 
 fn bench() -> Result<(), String> {
+    // Everything that we start ends with us, and we with cargo.
+    set_parent_process_death_signal(Some(Signal::TERM)).map_err(|error| error.to_string())?;
     let settings = Settings::from_environment(common::plugin)?;
     let workloads = chosen(&settings);
     if workloads.is_empty() {
         let names: Vec<String> = workload::all().iter().map(Workload::name).collect();
-        return Err(format!("no such workload; there are {}", names.join(" ")));
+        return Err(format!(
+            "ONLY: no such workload; there are {}",
+            names.join(" ")
+        ));
     }
     let contenders = contenders(&settings);
-    let mut progress = Progress::new(workloads.len() * contenders.len() * settings.rounds);
+    let counter = (!settings.quick).then(Counter::choose);
+    let machine = machine::describe();
+    let mut progress = Progress::new(turns(&workloads, &contenders, &settings));
     let mut rows = Vec::new();
     for group in Group::ALL {
         let members: Vec<&Workload> = workloads.iter().filter(|w| w.group == group).collect();
@@ -53,17 +75,23 @@ fn bench() -> Result<(), String> {
                 &members,
                 &contenders,
                 &settings,
+                counter,
                 &mut progress,
             )?);
         }
     }
     progress.end();
-    let text = report::report(&contenders, &rows);
-    print!("{text}");
-    let out = &settings.out;
-    fs::create_dir_all(out)
-        .and_then(|()| fs::write(out.join("results.md"), text))
-        .map_err(|error| format!("{}: {error}", out.display()))
+    let results = Results {
+        quick: settings.quick,
+        rounds: settings.rounds,
+        seconds: settings.turn.as_secs_f64(),
+        counter: counter.map(Counter::name),
+        machine,
+        targets: targets::judge(&contenders, &rows),
+        contenders,
+        rows,
+    };
+    write(&results, &settings.out)
 }
 
 fn chosen(settings: &Settings) -> Vec<Workload> {
@@ -95,31 +123,60 @@ fn contenders(settings: &Settings) -> Vec<Contender> {
     list
 }
 
+/// How many turns there will be, if none is thrown away.
+fn turns(workloads: &[Workload], contenders: &[Contender], settings: &Settings) -> usize {
+    let each = settings.rounds + usize::from(!settings.quick);
+    let lanes = workloads.iter().map(|workload| {
+        let reach = |contender: &&Contender| contender.reaches(workload.group);
+        contenders.iter().filter(reach).count()
+    });
+    lanes.sum::<usize>() * each
+}
+
 /// All workloads of one server.
 fn measure(
     group: Group,
     workloads: &[&Workload],
     contenders: &[Contender],
     settings: &Settings,
+    counter: Option<Counter>,
     progress: &mut Progress,
 ) -> Result<Vec<Row>, String> {
     let place = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
     let server = Server::start(group, place.path())?;
-    let first = contenders
-        .iter()
-        .find_map(|contender| contender.start(place.path(), &server.reach));
-    if let Some(first) = first {
-        fio::fill(&first.uri);
+    // The last is ours, and the quickest by TLS.
+    if let Some(last) = contenders.last().filter(|_| group != Group::Holes) {
+        let last = last.start(place.path(), &server.reach);
+        fio::fill(&last.door.uri())?;
     }
-    let each = workloads.iter().map(|workload| {
-        run::row(
-            workload,
-            contenders,
-            place.path(),
-            &server.reach,
-            settings,
-            progress,
-        )
+    let track = Track {
+        reach: &server.reach,
+        place: place.path(),
+        settings,
+        counter,
+    };
+    let rows = workloads.iter();
+    rows.map(|workload| track.row(workload, contenders, progress))
+        .collect()
+}
+
+/// The report goes to standard output too.
+fn write(results: &Results, out: &Path) -> Result<(), String> {
+    let report = report::report(results);
+    print!("{report}");
+    let files = [
+        ("results.md", report),
+        ("results.svg", chart::chart(results)),
+        ("results.json", format!("{:#}\n", json::json(results))),
+    ];
+    let written = fs::create_dir_all(out).and_then(|()| {
+        let mut files = files.iter();
+        files.try_for_each(|(name, content)| fs::write(out.join(name), content))
     });
-    each.collect()
+    written.map_err(|error| format!("{}: {error}", out.display()))?;
+    eprintln!(
+        "bench: written to {}: results.md, results.svg, results.json",
+        out.display()
+    );
+    Ok(())
 }

@@ -1,153 +1,234 @@
 //! The results as Markdown.
 
-use std::fmt::Write;
-
 use crate::contender::Contender;
-use crate::results::{Cell, Row};
+use crate::results::{Cell, Results, Row};
 use crate::stats::{paired, spread};
-use crate::workload::{Group, Unit};
+use crate::table::Table;
+use crate::targets::Judgement;
+use crate::workload::Group;
 
-/// All tables.
-pub fn report(contenders: &[Contender], rows: &[Row]) -> String {
-    let mut text = String::new();
+/// The whole report.
+pub fn report(results: &Results) -> String {
+    let mut parts = vec![head(results)];
+    let Results {
+        contenders, rows, ..
+    } = results;
+    if !results.targets.is_empty() {
+        parts.push("## Targets".to_owned());
+        parts.push(targets(contenders, &results.targets));
+    }
+    parts.push("## Rates".to_owned());
     for group in Group::ALL {
-        let rows: Vec<&Row> = rows
-            .iter()
-            .filter(|row| row.workload.group == group)
-            .collect();
+        let of_group = |row: &&Row| row.workload.group == group;
+        let rows: Vec<&Row> = rows.iter().filter(of_group).collect();
         if !rows.is_empty() {
-            let _ = writeln!(text, "### {}\n", group.title());
-            rates(&mut text, contenders, &rows);
-            costs(&mut text, contenders, &rows);
+            parts.push(format!("### {}", group.title()));
+            parts.push(rates(contenders, &rows));
+        }
+    }
+    parts.push("## Latency, microseconds".to_owned());
+    parts.push(latencies(contenders, rows));
+    parts.push("## Cost of a request to the forwarding process".to_owned());
+    parts.push(costs(contenders, rows));
+    parts.push(method(results));
+    let parts: Vec<&str> = parts.iter().map(|part| part.trim_end()).collect();
+    format!("{}\n", parts.join("\n\n"))
+}
+
+fn method(results: &Results) -> String {
+    let Results {
+        rounds, seconds, ..
+    } = results;
+    let thrown: usize = results.rows.iter().map(|row| row.thrown).sum();
+    let calls = match results.counter {
+        Some(counter) => format!("in a turn of their own, by {counter}"),
+        None => "not in a quick run".to_owned(),
+    };
+    format!(
+        "## How to read this\n\n\
+         All contenders of a workload run at the same time and have their turns one after the \
+         other, {rounds} rounds of {seconds} s. Figures are medians of the rounds. \
+         \"By rounds\" is the median of each round's ratio, the spread is half of \
+         largest minus smallest, in percent of the median. Rounds in which the direct run \
+         was off its median by more than half were repeated: {thrown}. \
+         The relay is socat, which copies bytes and knows nothing of the protocol. \
+         CPU time is that of the forwarding process, from /proc. Context switches are all of its \
+         life, by its requests; the peak of its memory too. System calls are counted {calls}.\n"
+    )
+}
+
+fn head(results: &Results) -> String {
+    let kind = if results.quick {
+        "Quick benchmark"
+    } else {
+        "Benchmark"
+    };
+    let mut text = format!("# {kind}\n\n");
+    for (name, value) in &results.machine {
+        text.push_str(&format!("- {name}: {value}\n"));
+    }
+    for contender in &results.contenders {
+        if let Contender::Ours(name, path) = contender {
+            text.push_str(&format!("- {name}: {}\n", path.display()));
         }
     }
     text
 }
 
-fn rates(text: &mut String, contenders: &[Contender], rows: &[&Row]) {
-    let mut head = vec!["Workload".to_owned(), "unit".to_owned()];
-    for contender in contenders {
-        head.push(contender.name().to_owned());
-    }
-    for contender in contenders {
-        if let Contender::Ours(name, _) = contender {
-            head.push(format!("{name} / C"));
-            head.push("by rounds".to_owned());
-            head.push("spread".to_owned());
-        }
-    }
+fn targets(contenders: &[Contender], judgements: &[Judgement]) -> String {
+    let mut head = words(&["To the C plugin", "target", "aim"]);
+    head.extend(ours(contenders).map(|(_, name)| name.to_owned()));
     let mut table = Table::new(head);
-    let c = position(contenders, &Contender::C);
+    for judgement in judgements {
+        let mut line = vec![
+            judgement.what.clone(),
+            judgement.bound.clone(),
+            judgement.aim.clone(),
+        ];
+        line.extend(judgement.found.iter().map(|(value, enough)| {
+            let verdict = if *enough { "ok" } else { "short" };
+            format!("{value:.2} {verdict}")
+        }));
+        table.line(line);
+    }
+    table.markdown()
+}
+
+fn rates(contenders: &[Contender], rows: &[&Row]) -> String {
+    let mut head = words(&["Workload", "unit"]);
+    head.extend(contenders.iter().map(|c| c.name().to_owned()));
+    for (_, name) in ours(contenders) {
+        head.push(format!("{name} / C"));
+        head.push("by rounds".to_owned());
+        head.push(format!("{name} / relay"));
+    }
+    head.extend(words(&["spread C", "spread ours"]));
+    let mut table = Table::new(head);
     for row in rows {
-        let unit = match row.workload.unit() {
-            Unit::Iops => "IOPS",
-            Unit::Mib => "MiB/s",
-        };
-        let mut line = vec![row.workload.title(), unit.to_owned()];
+        let mut line = vec![row.workload.title(), row.workload.unit().to_owned()];
         for cell in &row.cells {
-            line.push(option(cell.as_ref(), |cell| {
-                format!("{:.0}", row.workload.figure(cell.rate()))
+            line.push(show(cell.as_ref(), |cell| {
+                figure(row.workload.figure(cell.rate()))
             }));
         }
-        for (contender, cell) in contenders.iter().zip(&row.cells) {
-            if let Contender::Ours(..) = contender {
-                let pair = cell.as_ref().zip(c.and_then(|c| row.cells[c].as_ref()));
-                line.push(option(pair, |(ours, c)| ratio(ours.rate() / c.rate())));
-                line.push(option(pair, |(ours, c)| {
-                    ratio(paired(&ours.rates(), &c.rates()))
-                }));
-                line.push(option(cell.as_ref(), |cell| {
-                    format!("±{:.0} %", spread(&cell.rates()) * 100.0)
-                }));
-            }
+        let c = row.cell(contenders, &Contender::C);
+        let relay = row.cell(contenders, &Contender::Relay);
+        for (contender, _) in ours(contenders) {
+            let cell = row.cell(contenders, contender);
+            line.push(show(cell.zip(c), |(a, b)| two(a.rate() / b.rate())));
+            line.push(show(cell.zip(c), |(a, b)| {
+                two(paired(&a.rates(), &b.rates()))
+            }));
+            line.push(show(cell.zip(relay), |(a, b)| two(a.rate() / b.rate())));
+        }
+        let first = ours(contenders).next();
+        for cell in [c, first.and_then(|(first, _)| row.cell(contenders, first))] {
+            line.push(show(cell, |cell| {
+                format!("±{:.0} %", spread(&cell.rates()) * 100.0)
+            }));
         }
         table.line(line);
     }
-    let _ = writeln!(text, "{}", table.markdown());
+    table.markdown()
 }
 
-fn costs(text: &mut String, contenders: &[Contender], rows: &[&Row]) {
-    let mut head = vec!["Workload".to_owned()];
-    let forwarders: Vec<usize> = (0..contenders.len())
-        .filter(|&i| contenders[i] != Contender::Direct)
-        .collect();
-    for &i in &forwarders {
-        let name = contenders[i].name();
-        head.push(format!("{name}: CPU us"));
-        head.push("switches".to_owned());
-        head.push("MiB".to_owned());
+fn latencies(contenders: &[Contender], rows: &[Row]) -> String {
+    let compared = compared(contenders);
+    let mut head = words(&["Workload"]);
+    for what in ["p50", "p99"] {
+        head.extend(compared.iter().map(|c| format!("{what} {}", c.name())));
     }
     let mut table = Table::new(head);
     for row in rows {
-        let mut line = vec![row.workload.title()];
-        for &i in &forwarders {
-            let cell = row.cells[i].as_ref();
-            line.push(option(cell.and_then(Cell::cpu), |cpu| format!("{cpu:.1}")));
-            line.push(option(cell.and_then(|cell| cell.switches), |n| {
-                format!("{n:.2}")
-            }));
-            line.push(option(cell.and_then(|cell| cell.peak), |kib| {
-                format!("{:.1}", kib as f64 / 1024.0)
-            }));
+        let mut line = vec![row.workload.full_title()];
+        for what in [Cell::p50, Cell::p99] {
+            for contender in &compared {
+                let cell = row.cell(contenders, contender);
+                line.push(show(cell, |cell| figure(what(cell))));
+            }
         }
         table.line(line);
     }
-    let _ = writeln!(text, "{}", table.markdown());
+    table.markdown()
 }
 
-fn position(contenders: &[Contender], wanted: &Contender) -> Option<usize> {
-    contenders.iter().position(|contender| contender == wanted)
-}
-
-fn ratio(ratio: f64) -> String {
-    format!("{ratio:.2}")
-}
-
-fn option<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
-    value.map_or_else(|| "-".to_owned(), show)
-}
-
-/// A table, whose columns line up also for those who read the text.
-struct Table {
-    lines: Vec<Vec<String>>,
-}
-
-impl Table {
-    fn new(head: Vec<String>) -> Self {
-        Self { lines: vec![head] }
+fn costs(contenders: &[Contender], rows: &[Row]) -> String {
+    let compared = compared(contenders);
+    let columns: [(&str, Cost); 4] = [
+        ("CPU us", Cell::cpu),
+        ("switches", |cell| cell.switches),
+        ("calls", |cell| cell.calls),
+        ("MiB", |cell| Some(cell.peak? as f64 / 1024.0)),
+    ];
+    let mut head = words(&["Workload", "CPU us relay"]);
+    for (what, _) in columns {
+        head.extend(compared.iter().map(|c| format!("{what} {}", c.name())));
+        if what == "CPU us" {
+            head.extend(ours(contenders).map(|(_, name)| format!("{name} / C")));
+        }
     }
-
-    fn line(&mut self, line: Vec<String>) {
-        self.lines.push(line);
-    }
-
-    fn markdown(&self) -> String {
-        let columns = self.lines[0].len();
-        let width = |column: usize| {
-            let cells = self.lines.iter().map(|line| line[column].chars().count());
-            cells.max().unwrap_or(0).max(2)
-        };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        let mut text = String::new();
-        for (number, line) in self.lines.iter().enumerate() {
-            for (column, (cell, &width)) in line.iter().zip(&widths).enumerate() {
-                let _ = match column {
-                    0 => write!(text, "| {cell:width$} "),
-                    _ => write!(text, "| {cell:>width$} "),
-                };
+    let mut table = Table::new(head);
+    for row in rows {
+        let relay = row.cell(contenders, &Contender::Relay);
+        let mut line = vec![
+            row.workload.full_title(),
+            show(relay.and_then(Cell::cpu), one),
+        ];
+        let c = row.cell(contenders, &Contender::C).and_then(Cell::cpu);
+        for (what, value) in columns {
+            for contender in &compared {
+                let cell = row.cell(contenders, contender);
+                line.push(show(cell.and_then(value), one));
             }
-            text.push_str("|\n");
-            if number == 0 {
-                for (column, &width) in widths.iter().enumerate() {
-                    let dashes = "-".repeat(width);
-                    let _ = match column {
-                        0 => write!(text, "|-{dashes}-"),
-                        _ => write!(text, "|-{dashes}:"),
-                    };
+            if what == "CPU us" {
+                for (contender, _) in ours(contenders) {
+                    let cpu = row.cell(contenders, contender).and_then(Cell::cpu);
+                    line.push(show(cpu.zip(c), |(a, b)| two(a / b)));
                 }
-                text.push_str("|\n");
             }
         }
-        text
+        table.line(line);
     }
+    table.markdown()
+}
+
+/// Finds a figure in a cell.
+type Cost = fn(&Cell) -> Option<f64>;
+
+/// The C plugin and ours.
+fn compared(contenders: &[Contender]) -> Vec<&Contender> {
+    let is = |contender: &&Contender| matches!(contender, Contender::C | Contender::Ours(..));
+    contenders.iter().filter(is).collect()
+}
+
+/// Our builds and their names.
+fn ours(contenders: &[Contender]) -> impl Iterator<Item = (&Contender, &str)> {
+    contenders.iter().filter_map(|contender| match contender {
+        Contender::Ours(name, _) => Some((contender, name.as_str())),
+        _ => None,
+    })
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn show<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
+    value.map_or_else(|| "-".to_owned(), text)
+}
+
+/// With as many digits as mean something.
+fn figure(value: f64) -> String {
+    match value {
+        0.0..100.0 => one(value),
+        _ => format!("{value:.0}"),
+    }
+}
+
+fn one(value: f64) -> String {
+    format!("{value:.1}")
+}
+
+fn two(value: f64) -> String {
+    format!("{value:.2}")
 }

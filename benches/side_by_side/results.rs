@@ -1,8 +1,30 @@
 //! What came out: a row for each workload, with a cell for each contender.
 
+use crate::contender::Contender;
 use crate::sample::Sample;
 use crate::stats::median;
+use crate::targets::Judgement;
 use crate::workload::Workload;
+
+/// Everything of one run.
+pub struct Results {
+    /// Whether it was a quick run.
+    pub quick: bool,
+    /// How often each contender had its turn.
+    pub rounds: usize,
+    /// How long a turn was, seconds.
+    pub seconds: f64,
+    /// Who counted system calls.
+    pub counter: Option<&'static str>,
+    /// Where and with what it was measured.
+    pub machine: Vec<(&'static str, String)>,
+    /// Who was measured.
+    pub contenders: Vec<Contender>,
+    /// What came out.
+    pub rows: Vec<Row>,
+    /// Whether it is enough.
+    pub targets: Vec<Judgement>,
+}
 
 /// All contenders at one workload.
 pub struct Row {
@@ -12,6 +34,16 @@ pub struct Row {
     pub cells: Vec<Option<Cell>>,
     /// Rounds that were repeated, since the machine was busy with something else.
     pub thrown: usize,
+}
+
+impl Row {
+    /// The cell of one contender.
+    pub fn cell(&self, contenders: &[Contender], wanted: &Contender) -> Option<&Cell> {
+        let place = contenders
+            .iter()
+            .position(|contender| contender == wanted)?;
+        self.cells.get(place)?.as_ref()
+    }
 }
 
 /// One contender at one workload.

@@ -4,94 +4,143 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::contender::{Contender, Running};
-use crate::fio;
+use crate::calls::Counter;
+use crate::contender::{Contender, Door, Running};
 use crate::progress::Progress;
 use crate::results::{Cell, Row};
 use crate::sample::Sample;
 use crate::server::Reach;
 use crate::settings::Settings;
 use crate::stats::strays;
-use crate::usage;
 use crate::workload::{Load, Workload};
+use crate::{fio, own, usage};
 
 /// How long a forwarder may take to clear up after its client, so that it counts.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// All contenders at one workload.
-pub fn row(
-    workload: &Workload,
-    contenders: &[Contender],
-    place: &Path,
-    reach: &Reach,
-    settings: &Settings,
-    progress: &mut Progress,
-) -> Result<Row, String> {
-    let mut lanes: Vec<Lane> = contenders
-        .iter()
-        .map(|contender| Lane::start(contender, place, reach))
-        .collect();
-    let mut thrown = 0;
-    loop {
-        let mut done = 0;
-        while let Some(wanted) = settings.rounds.checked_sub(rounds(&lanes)) {
-            if wanted == 0 {
+/// How long system calls are counted.
+const COUNTED: Duration = Duration::from_millis(500);
+
+/// Where and how all the workloads of one server run.
+pub struct Track<'a> {
+    /// How the server is reached.
+    pub reach: &'a Reach,
+    /// A directory for sockets and output.
+    pub place: &'a Path,
+    /// How to measure.
+    pub settings: &'a Settings,
+    /// Who counts system calls; nobody in a quick run.
+    pub counter: Option<Counter>,
+}
+
+impl Track<'_> {
+    /// All contenders at one workload.
+    pub fn row(
+        &self,
+        workload: &Workload,
+        contenders: &[Contender],
+        progress: &mut Progress,
+    ) -> Result<Row, String> {
+        let mut lanes: Vec<Lane> = contenders
+            .iter()
+            .filter(|contender| contender.reaches(workload.group))
+            .map(|contender| Lane::start(contender, self))
+            .collect();
+        // Not for ever: a machine that is never quiet gets its figures too, with their spread.
+        let mut repeats = self.settings.rounds;
+        loop {
+            while lanes
+                .iter()
+                .any(|lane| lane.cell.samples.len() < self.settings.rounds)
+            {
+                for lane in &mut lanes {
+                    progress.step(workload, lane.contender.name());
+                    lane.turn(workload, self).map_err(|error| {
+                        let (workload, contender) = (workload.name(), lane.contender.name());
+                        format!("{workload}, {contender}: {error}")
+                    })?;
+                }
+            }
+            let bad = strayed(&lanes);
+            if bad.is_empty() || bad.len() > repeats {
                 break;
             }
-            done += 1;
+            repeats -= bad.len();
+            progress.more(bad.len() * lanes.len());
             for lane in &mut lanes {
-                progress.step(workload, lane.contender.name());
-                lane.turn(workload, place, settings.turn)?;
+                lane.forget(&bad);
             }
         }
-        let bad = strayed(&lanes);
-        // Not for ever: a machine that is never quiet gets its figures too, with their spread.
-        if done == 0 || bad.is_empty() || thrown + bad.len() > settings.rounds {
-            break;
+        let mut cells: Vec<Option<Cell>> = contenders.iter().map(|_| None).collect();
+        for lane in lanes {
+            let contender = lane.contender;
+            let mut cell = lane.end()?;
+            if let Some(counter) = self.counter {
+                progress.step(workload, contender.name());
+                cell.calls = self.calls(counter, workload, contender)?;
+            }
+            let place = contenders.iter().position(|other| other == contender);
+            if let Some(slot) = place.and_then(|place| cells.get_mut(place)) {
+                *slot = Some(cell);
+            }
         }
-        thrown += bad.len();
-        progress.more(bad.len() * lanes.iter().filter(|lane| lane.running.is_some()).count());
-        for lane in &mut lanes {
-            lane.forget(&bad);
+        Ok(Row {
+            workload: *workload,
+            cells,
+            thrown: self.settings.rounds - repeats,
+        })
+    }
+
+    /// System calls per request, by a fresh process, as the counter leaves traces in the books.
+    fn calls(
+        &self,
+        counter: Counter,
+        workload: &Workload,
+        contender: &Contender,
+    ) -> Result<Option<f64>, String> {
+        let running = contender.start(self.place, self.reach);
+        let Some(pid) = running.pid() else {
+            return Ok(None);
+        };
+        let (calls, sample) = counter.count(pid, self.place, || {
+            self.load(workload, &running.door, COUNTED)
+        })?;
+        Ok(Some(calls as f64 / sample.requests as f64))
+    }
+
+    fn load(&self, workload: &Workload, door: &Door, time: Duration) -> Result<Sample, String> {
+        match (workload.load, door) {
+            (Load::Fio(requests), _) => fio::load(self.place, &door.uri(), &requests, time),
+            (Load::Map, Door::Unix(socket)) => own::map(socket, time),
+            (Load::Open, Door::Unix(socket)) => own::connect(socket, time),
+            (_, Door::Tcp(_)) => Err(format!("{}: not by TCP", workload.name())),
         }
     }
-    let cells = lanes
-        .into_iter()
-        .map(Lane::end)
-        .collect::<Result<_, String>>()?;
-    Ok(Row {
-        workload: *workload,
-        cells,
-        thrown,
-    })
 }
 
 /// A contender on its way through a workload.
 struct Lane<'a> {
     contender: &'a Contender,
-    running: Option<Running>,
+    running: Running,
     cell: Cell,
     /// Requests in all turns, also in those that were thrown away.
     requests: u64,
 }
 
 impl<'a> Lane<'a> {
-    fn start(contender: &'a Contender, place: &Path, reach: &Reach) -> Self {
+    fn start(contender: &'a Contender, track: &Track) -> Self {
         Self {
             contender,
-            running: contender.start(place, reach),
+            running: contender.start(track.place, track.reach),
             cell: Cell::default(),
             requests: 0,
         }
     }
 
-    fn turn(&mut self, workload: &Workload, place: &Path, time: Duration) -> Result<(), String> {
-        let Some(running) = &self.running else {
-            return Ok(());
-        };
-        let pid = running.pid();
+    fn turn(&mut self, workload: &Workload, track: &Track) -> Result<(), String> {
+        let pid = self.running.pid();
         let before = pid.map(usage::cpu).transpose()?;
-        let mut sample = load(&workload.load, place, &running.uri, time)?;
+        let mut sample = track.load(workload, &self.running.door, track.settings.turn)?;
         sleep(SETTLE);
         let after = pid.map(usage::cpu).transpose()?;
         sample.cpu = before
@@ -102,42 +151,26 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
+    /// Throws rounds away; the numbers are in order.
     fn forget(&mut self, rounds: &[usize]) {
         for &round in rounds.iter().rev() {
-            if round < self.cell.samples.len() {
-                self.cell.samples.remove(round);
-            }
+            self.cell.samples.remove(round);
         }
     }
 
     /// Ends the contender and closes its books.
-    fn end(mut self) -> Result<Option<Cell>, String> {
-        let Some(running) = self.running.take() else {
-            return Ok(None);
+    fn end(mut self) -> Result<Cell, String> {
+        let Some(pid) = self.running.pid() else {
+            return Ok(self.cell);
         };
-        if let Some(pid) = running.pid() {
-            self.cell.peak = usage::peak(pid);
-            let switches =
-                || usage::switches_of_ended_children().map_err(|error| error.to_string());
-            let before = switches()?;
-            drop(running);
-            let count = switches()? - before;
-            self.cell.switches = Some(count as f64 / self.requests as f64);
-        }
-        Ok(Some(self.cell))
+        self.cell.peak = usage::peak(pid);
+        let switches = || usage::switches_of_ended_children().map_err(|error| error.to_string());
+        let before = switches()?;
+        drop(self.running);
+        let count = switches()? - before;
+        self.cell.switches = Some(count as f64 / self.requests as f64);
+        Ok(self.cell)
     }
-}
-
-fn load(load: &Load, place: &Path, uri: &str, time: Duration) -> Result<Sample, String> {
-    match load {
-        Load::Fio(requests) => fio::load(place, uri, requests, time),
-    }
-}
-
-/// How many rounds there are so far.
-fn rounds(lanes: &[Lane]) -> usize {
-    let counts = lanes.iter().map(|lane| lane.cell.samples.len());
-    counts.max().unwrap_or(0)
 }
 
 /// The rounds in which the direct run strayed: then the machine did something else.

@@ -1,5 +1,6 @@
 //! The server behind all contenders of a group. There is one, and they take turns.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::common::nbdkit::Nbdkit;
@@ -7,7 +8,9 @@ use crate::common::pki::{Authority, LOCALHOST, keys};
 use crate::common::tcp::{TcpServer, V4};
 use crate::common::tls;
 use crate::common::upstream::{self, qemu_nbd};
+use crate::contender::Door;
 use crate::fio::DISK;
+use crate::own;
 use crate::workload::Group;
 
 /// Who has the pre-shared key.
@@ -38,34 +41,42 @@ pub enum Reach {
     Psk(PathBuf, PathBuf),
 }
 
+impl Reach {
+    /// Where one would connect without a forwarder.
+    pub fn door(&self) -> Door {
+        match self {
+            Self::Unix(socket) | Self::X509(socket, _) | Self::Psk(socket, _) => {
+                Door::Unix(socket.clone())
+            }
+            Self::Tcp(port) => Door::Tcp(port.clone()),
+        }
+    }
+}
+
 impl Server {
     /// Starts a server of this kind, with its files in `place`.
     pub fn start(group: Group, place: &Path) -> Result<Self, String> {
         let size = DISK.to_string();
         let memory = ["memory", size.as_str()];
-        let unix = |nbdkit: Nbdkit, reach: fn(PathBuf, PathBuf) -> Reach, secret| Self {
-            reach: reach(nbdkit.socket().to_owned(), secret),
-            _process: Process::Nbdkit(nbdkit),
-        };
         Ok(match group {
-            Group::Unix => unix(
-                Nbdkit::start(place, &memory),
-                |socket, _| Reach::Unix(socket),
-                PathBuf::new(),
-            ),
+            Group::Unix => Self::nbdkit(Nbdkit::start(place, &memory), Reach::Unix),
+            Group::Holes => {
+                let server = Nbdkit::start(place, &memory);
+                own::fragment(server.socket())?;
+                Self::nbdkit(server, Reach::Unix)
+            }
             Group::X509 => {
                 let authority = Authority::new(place, "authority");
                 let certificates = authority.server("server", LOCALHOST);
                 let trust = authority.trusting("client");
-                unix(
-                    tls::nbdkit(place, &certificates, &memory),
-                    Reach::X509,
-                    trust,
-                )
+                let server = tls::nbdkit(place, &certificates, &memory);
+                Self::nbdkit(server, |socket| Reach::X509(socket, trust))
             }
             Group::Psk => {
+                // qemu-nbd insists on this name.
                 let keys = keys(place, "keys.psk", &[USER]);
-                unix(tls::nbdkit_psk(place, &keys, &memory), Reach::Psk, keys)
+                let server = tls::nbdkit_psk(place, &keys, &memory);
+                Self::nbdkit(server, |socket| Reach::Psk(socket, keys))
             }
             Group::Tcp => {
                 let server = TcpServer::start(V4, &memory);
@@ -76,8 +87,8 @@ impl Server {
             }
             Group::Qemu => {
                 let image = place.join("disk.raw");
-                let file = std::fs::File::create(&image);
-                file.and_then(|file| file.set_len(DISK))
+                File::create(&image)
+                    .and_then(|file| file.set_len(DISK))
                     .map_err(|error| format!("{}: {error}", image.display()))?;
                 let server = qemu_nbd(place, &image, "raw", "", &[]);
                 Self {
@@ -86,5 +97,12 @@ impl Server {
                 }
             }
         })
+    }
+
+    fn nbdkit(nbdkit: Nbdkit, reach: impl FnOnce(PathBuf) -> Reach) -> Self {
+        Self {
+            reach: reach(nbdkit.socket().to_owned()),
+            _process: Process::Nbdkit(nbdkit),
+        }
     }
 }

@@ -13,11 +13,20 @@ pub enum Group {
     Psk,
     /// qemu-nbd with a raw file on a Unix socket.
     Qemu,
+    /// nbdkit's memory plugin on a Unix socket, and every other 64 KiB of its disk is a hole.
+    Holes,
 }
 
 impl Group {
     /// In the order in which they are measured.
-    pub const ALL: [Self; 5] = [Self::Unix, Self::X509, Self::Psk, Self::Tcp, Self::Qemu];
+    pub const ALL: [Self; 6] = [
+        Self::Unix,
+        Self::X509,
+        Self::Psk,
+        Self::Tcp,
+        Self::Qemu,
+        Self::Holes,
+    ];
 
     /// A word for names of workloads.
     pub fn name(self) -> &'static str {
@@ -27,6 +36,7 @@ impl Group {
             Self::X509 => "x509",
             Self::Psk => "psk",
             Self::Qemu => "qemu",
+            Self::Holes => "holes",
         }
     }
 
@@ -38,6 +48,7 @@ impl Group {
             Self::X509 => "nbdkit memory by TLS with certificates",
             Self::Psk => "nbdkit memory by TLS with a pre-shared key",
             Self::Qemu => "qemu-nbd with a raw file on a Unix socket",
+            Self::Holes => "nbdkit memory on a Unix socket, its disk fragmented",
         }
     }
 }
@@ -47,6 +58,10 @@ impl Group {
 pub enum Load {
     /// Requests by fio's NBD engine.
     Fio(Requests),
+    /// Asking for the extents of the whole disk, over and over.
+    Map,
+    /// Connecting, the handshake, disconnecting, over and over.
+    Open,
 }
 
 /// Requests of one kind.
@@ -60,15 +75,6 @@ pub struct Requests {
     pub depth: u32,
     /// Clients, each with a connection of its own.
     pub clients: u32,
-}
-
-/// In what a rate is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unit {
-    /// Requests per second.
-    Iops,
-    /// Requests per second times their size.
-    Mib,
 }
 
 /// One line of the tables.
@@ -95,6 +101,8 @@ impl Workload {
                     clients => format!("{group}/{size}-{pattern}-{depth}x{clients}"),
                 }
             }
+            Load::Map => format!("{group}/map"),
+            Load::Open => format!("{group}/open"),
         }
     }
 
@@ -109,24 +117,38 @@ impl Workload {
                     clients => format!("{size} {pattern}, depth {depth}, {clients} clients"),
                 }
             }
+            Load::Map => "extents of the whole disk".to_owned(),
+            Load::Open => "open and close".to_owned(),
         }
     }
 
-    /// Small requests are counted, large ones weighed.
-    pub fn unit(&self) -> Unit {
+    /// With the server, in short.
+    pub fn full_title(&self) -> String {
+        let group = match self.group {
+            Group::Unix => "",
+            Group::Tcp => "TCP: ",
+            Group::X509 => "TLS X.509: ",
+            Group::Psk => "TLS PSK: ",
+            Group::Qemu => "qemu-nbd: ",
+            Group::Holes => "fragmented: ",
+        };
+        format!("{group}{}", self.title())
+    }
+
+    /// In what the rate is told: small requests are counted, large ones weighed.
+    pub fn unit(&self) -> &'static str {
         match self.load {
-            Load::Fio(requests) if requests.kib >= 256 => Unit::Mib,
-            Load::Fio(_) => Unit::Iops,
+            Load::Fio(requests) if requests.is_large() => "MiB/s",
+            Load::Fio(_) => "IOPS",
+            Load::Map | Load::Open => "per s",
         }
     }
 
     /// A rate in requests per second as a figure in this workload's unit.
     pub fn figure(&self, rate: f64) -> f64 {
         match self.load {
-            Load::Fio(requests) if self.unit() == Unit::Mib => {
-                rate * f64::from(requests.kib) / 1024.0
-            }
-            Load::Fio(_) => rate,
+            Load::Fio(requests) if requests.is_large() => rate * f64::from(requests.kib) / 1024.0,
+            _ => rate,
         }
     }
 }
@@ -139,58 +161,61 @@ impl Requests {
             kib => format!("{kib}k"),
         }
     }
+
+    fn is_large(&self) -> bool {
+        self.kib >= 256
+    }
 }
 
 /// Every workload. Those that are quick are what the targets speak of.
 pub fn all() -> Vec<Workload> {
-    use Group::{Psk, Qemu, Tcp, Unix, X509};
+    use Group::{Holes, Psk, Qemu, Tcp, Unix, X509};
 
+    let quick = |workload| Workload {
+        quick: true,
+        ..workload
+    };
     let mut list = vec![
-        requests(Unix, "randread", 4, 1, true),
-        requests(Unix, "randwrite", 4, 1, true),
-        requests(Unix, "randread", 4, 16, true),
-        requests(Unix, "randwrite", 4, 16, true),
-        requests(Unix, "randrw", 64, 16, false),
-        requests(Unix, "read", 256, 8, true),
-        requests(Unix, "write", 256, 8, true),
-        requests(Unix, "read", 1024, 8, false),
-        requests(Unix, "write", 1024, 8, false),
-        clients(requests(Unix, "randread", 4, 16, true), 4),
+        quick(fio(Unix, "randread", 4, 1, 1)),
+        quick(fio(Unix, "randwrite", 4, 1, 1)),
+        quick(fio(Unix, "randread", 4, 16, 1)),
+        quick(fio(Unix, "randwrite", 4, 16, 1)),
+        quick(fio(Unix, "randread", 4, 16, 4)),
+        fio(Unix, "randrw", 64, 16, 1),
+        quick(fio(Unix, "read", 256, 8, 1)),
+        quick(fio(Unix, "write", 256, 8, 1)),
+        fio(Unix, "read", 1024, 8, 1),
+        fio(Unix, "write", 1024, 8, 1),
+        slow(Unix, Load::Open),
     ];
     for group in [X509, Psk] {
-        list.push(requests(group, "randread", 4, 16, true));
-        list.push(requests(group, "randwrite", 4, 16, true));
-        list.push(requests(group, "read", 256, 8, true));
-        list.push(requests(group, "write", 256, 8, true));
+        list.push(quick(fio(group, "randread", 4, 16, 1)));
+        list.push(quick(fio(group, "randwrite", 4, 16, 1)));
+        list.push(quick(fio(group, "read", 256, 8, 1)));
+        list.push(quick(fio(group, "write", 256, 8, 1)));
     }
     for group in [Tcp, Qemu] {
-        list.push(requests(group, "randread", 4, 16, false));
-        list.push(requests(group, "read", 256, 8, false));
+        list.push(fio(group, "randread", 4, 16, 1));
+        list.push(fio(group, "read", 256, 8, 1));
     }
+    list.push(slow(Holes, Load::Map));
     list
 }
 
-fn requests(group: Group, pattern: &'static str, kib: u32, depth: u32, quick: bool) -> Workload {
-    let clients = 1;
-    Workload {
-        group,
-        load: Load::Fio(Requests {
-            pattern,
-            kib,
-            depth,
-            clients,
-        }),
-        quick,
-    }
+fn fio(group: Group, pattern: &'static str, kib: u32, depth: u32, clients: u32) -> Workload {
+    let requests = Requests {
+        pattern,
+        kib,
+        depth,
+        clients,
+    };
+    slow(group, Load::Fio(requests))
 }
 
-fn clients(workload: Workload, clients: u32) -> Workload {
-    let Load::Fio(requests) = workload.load;
+fn slow(group: Group, load: Load) -> Workload {
     Workload {
-        load: Load::Fio(Requests {
-            clients,
-            ..requests
-        }),
-        ..workload
+        group,
+        load,
+        quick: false,
     }
 }
