@@ -37,7 +37,7 @@ pub fn load(
     parse(&text)
 }
 
-/// Writes the whole disk once: memory that was never written is cheaper to read.
+/// Writes the whole disk once.
 pub fn fill(uri: &str) -> Result<(), String> {
     let once = Requests {
         pattern: "write",

@@ -12,14 +12,18 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Names and values for the head of the report, in order.
 pub fn describe() -> Vec<(&'static str, String)> {
     let cores = available_parallelism().map_or(0, usize::from);
+    let model = value("/proc/cpuinfo", "model name");
+    let virtual_machine = match value("/proc/cpuinfo", "flags").contains(" hypervisor") {
+        true => ", a virtual machine",
+        false => "",
+    };
     vec![
         ("date", first_line("date -u '+%Y-%m-%d %H:%M UTC'")),
         ("commit", first_line("git describe --always --dirty")),
         (
-            "processor",
-            format!("{}, {cores} cores", value("/proc/cpuinfo", "model name")),
+            "machine",
+            format!("{model}, {cores} cores{virtual_machine}"),
         ),
-        ("memory", value("/proc/meminfo", "MemTotal")),
         (
             "system",
             format!(

@@ -10,7 +10,6 @@ use crate::common::tls;
 use crate::common::upstream::{self, qemu_nbd};
 use crate::contender::Door;
 use crate::fio::DISK;
-use crate::own;
 use crate::workload::Group;
 
 /// Who has the pre-shared key.
@@ -59,12 +58,7 @@ impl Server {
         let size = DISK.to_string();
         let memory = ["memory", size.as_str()];
         Ok(match group {
-            Group::Unix => Self::nbdkit(Nbdkit::start(place, &memory), Reach::Unix),
-            Group::Holes => {
-                let server = Nbdkit::start(place, &memory);
-                own::fragment(server.socket())?;
-                Self::nbdkit(server, Reach::Unix)
-            }
+            Group::Unix | Group::Holes => Self::nbdkit(Nbdkit::start(place, &memory), Reach::Unix),
             Group::X509 => {
                 let authority = Authority::new(place, "authority");
                 let certificates = authority.server("server", LOCALHOST);
