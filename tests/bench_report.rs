@@ -54,6 +54,7 @@ fn cell(rate: f64, cpu: Option<f64>, peak: Option<u64>) -> Cell {
     let sample = |rate| Sample {
         rate,
         requests: 1000,
+        seconds: 2.0,
         p50: 100.0,
         p99: 900.0,
         cpu,
@@ -88,6 +89,7 @@ fn results() -> Results {
             Some(cell(5_000.0, Some(60.0), Some(13 << 10))),
         ],
         thrown: 1,
+        repeated: 0,
     };
     let contenders = contenders();
     let rows: Vec<Row> = workload::all().into_iter().map(row).collect();
@@ -107,11 +109,11 @@ fn results() -> Results {
 fn fio_output_is_understood() {
     let text = r#"fio: connected to NBD server
 { "fio version" : "fio-3.33", "jobs" : [ { "error" : 0, "mixed" : {
-    "iops" : 21586.25, "total_ios" : 43302, "clat_ns" : { "percentile" : {
+    "iops" : 21586.25, "total_ios" : 43302, "runtime" : 2006, "clat_ns" : { "percentile" : {
         "50.000000" : 228352, "99.000000" : 18219008 } } } } ] }"#;
     let sample = fio::parse(text).expect("figures");
     assert_eq!(sample.rate, 21586.25);
-    assert_eq!(sample.requests, 43302);
+    assert_eq!((sample.requests, sample.seconds), (43302, 2.006));
     assert_eq!((sample.p50, sample.p99), (228.352, 18219.008));
 }
 

@@ -12,7 +12,7 @@ use crate::sample::Sample;
 use crate::workload::Requests;
 
 /// What fio may take beyond the time of its load.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The disk, for every server. Larger than any cache that matters, small enough for any machine.
 pub const DISK: u64 = 1 << 30;
@@ -45,7 +45,7 @@ pub fn fill(uri: &str) -> Result<(), String> {
         depth: 8,
         clients: 1,
     };
-    finish(Command::new("fio").args(options(uri, &once)), PATIENCE * 2)
+    finish(Command::new("fio").args(options(uri, &once)), PATIENCE)
 }
 
 fn finish(command: &mut Command, limit: Duration) -> Result<(), String> {
@@ -103,6 +103,7 @@ pub fn parse(text: &str) -> Result<Sample, String> {
     Ok(Sample {
         rate: float(&all["iops"], "iops")?,
         requests: float(&all["total_ios"], "total_ios")? as u64,
+        seconds: float(&all["runtime"], "runtime")? / 1000.0,
         p50: float(&percentile["50.000000"], "median latency")? / 1000.0,
         p99: float(&percentile["99.000000"], "latency percentile")? / 1000.0,
         cpu: None,

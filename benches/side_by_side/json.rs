@@ -43,7 +43,8 @@ fn row(names: &[&str], row: &Row) -> Value {
         "workload": row.workload.name(),
         "title": row.workload.full_title(),
         "unit": row.workload.unit(),
-        "thrown": row.thrown,
+        "thrown_rounds": row.thrown,
+        "repeated_turns": row.repeated,
         "contenders": cells,
     })
 }

@@ -102,6 +102,7 @@ fn repeat(time: Duration, mut once: impl FnMut() -> Result<(), Error>) -> Result
     Ok(Sample {
         rate: latencies.len() as f64 / elapsed,
         requests: latencies.len() as u64,
+        seconds: elapsed,
         p50: percentile(50),
         p99: percentile(99),
         cpu: None,

@@ -40,20 +40,22 @@ fn method(results: &Results) -> String {
         rounds, seconds, ..
     } = results;
     let thrown: usize = results.rows.iter().map(|row| row.thrown).sum();
+    let repeated: usize = results.rows.iter().map(|row| row.repeated).sum();
     let calls = match results.counter {
         Some(counter) => format!("in a turn of their own, by {counter}"),
-        None => "not in a quick run".to_owned(),
+        None => "only in a full run".to_owned(),
     };
     format!(
         "## How to read this\n\n\
          All contenders of a workload run at the same time and have their turns one after the \
-         other, {rounds} rounds of {seconds} s. Figures are medians of the rounds. \
-         \"By rounds\" is the median of each round's ratio, the spread is half of \
-         largest minus smallest, in percent of the median. Rounds in which the direct run \
-         was off its median by more than half were repeated: {thrown}. \
-         The relay is socat, which copies bytes and knows nothing of the protocol. \
-         CPU time is that of the forwarding process, from /proc. Context switches are all of its \
-         life, by its requests; the peak of its memory too. System calls are counted {calls}.\n"
+         other, {rounds} rounds of {seconds} s. Figures are medians of the rounds; \"by rounds\" \
+         is the median of each round's ratio; the spread is half of what is between the smallest \
+         and the largest, in percent of the median.\n\n\
+         Rounds in which the direct run was off its median by more than half were repeated \
+         ({thrown}), and turns that took half longer than they should ({repeated}).\n\n\
+         The relay is socat, which copies bytes and knows nothing of the protocol. CPU time is \
+         that of the forwarding process, by /proc; context switches are all of its life by all \
+         its requests; memory is its peak. System calls are counted {calls}.\n"
     )
 }
 

@@ -34,6 +34,8 @@ pub struct Row {
     pub cells: Vec<Option<Cell>>,
     /// Rounds that were repeated, since the machine was busy with something else.
     pub thrown: usize,
+    /// Single turns that were repeated, since they took far too long.
+    pub repeated: usize,
 }
 
 impl Row {

@@ -71,24 +71,39 @@ impl Track<'_> {
                 lane.forget(&bad);
             }
         }
-        let mut cells: Vec<Option<Cell>> = contenders.iter().map(|_| None).collect();
-        for lane in lanes {
-            let contender = lane.contender;
-            let mut cell = lane.end()?;
-            if let Some(counter) = self.counter {
-                progress.step(workload, contender.name());
-                cell.calls = self.calls(counter, workload, contender)?;
+        let repeated = lanes.iter().map(|lane| lane.repeated).sum();
+        let mut lanes = lanes.into_iter();
+        let cells = contenders.iter().map(|contender| {
+            match contender.reaches(workload.group) {
+                true => lanes
+                    .next()
+                    .map(|lane| self.close(lane, workload, progress)),
+                false => None,
             }
-            let place = contenders.iter().position(|other| other == contender);
-            if let Some(slot) = place.and_then(|place| cells.get_mut(place)) {
-                *slot = Some(cell);
-            }
-        }
+            .transpose()
+        });
+        let cells = cells.collect::<Result<_, String>>()?;
         Ok(Row {
             workload: *workload,
             cells,
             thrown: self.settings.rounds - repeats,
+            repeated,
         })
+    }
+
+    fn close(
+        &self,
+        lane: Lane,
+        workload: &Workload,
+        progress: &mut Progress,
+    ) -> Result<Cell, String> {
+        let contender = lane.contender;
+        let mut cell = lane.end()?;
+        if let Some(counter) = self.counter {
+            progress.step(workload, contender.name());
+            cell.calls = self.calls(counter, workload, contender)?;
+        }
+        Ok(cell)
     }
 
     /// System calls per request, by a fresh process, as the counter leaves traces in the books.
@@ -125,6 +140,8 @@ struct Lane<'a> {
     cell: Cell,
     /// Requests in all turns, also in those that were thrown away.
     requests: u64,
+    /// Turns that were repeated on their own.
+    repeated: usize,
 }
 
 impl<'a> Lane<'a> {
@@ -134,10 +151,23 @@ impl<'a> Lane<'a> {
             running: contender.start(track.place, track.reach),
             cell: Cell::default(),
             requests: 0,
+            repeated: 0,
         }
     }
 
+    /// A turn, and once more if it took far longer than it should: then all stood still for a while.
     fn turn(&mut self, workload: &Workload, track: &Track) -> Result<(), String> {
+        let limit = track.settings.turn.as_secs_f64() * 1.5;
+        let mut sample = self.sample(workload, track)?;
+        if sample.seconds > limit {
+            self.repeated += 1;
+            sample = self.sample(workload, track)?;
+        }
+        self.cell.samples.push(sample);
+        Ok(())
+    }
+
+    fn sample(&mut self, workload: &Workload, track: &Track) -> Result<Sample, String> {
         let pid = self.running.pid();
         let before = pid.map(usage::cpu).transpose()?;
         let mut sample = track.load(workload, &self.running.door, track.settings.turn)?;
@@ -147,8 +177,7 @@ impl<'a> Lane<'a> {
             .zip(after)
             .map(|(before, after)| (after - before) * 1e6 / sample.requests as f64);
         self.requests += sample.requests;
-        self.cell.samples.push(sample);
-        Ok(())
+        Ok(sample)
     }
 
     /// Throws rounds away; the numbers are in order.

@@ -7,6 +7,8 @@ pub struct Sample {
     pub rate: f64,
     /// Requests in all.
     pub requests: u64,
+    /// How long that took, seconds.
+    pub seconds: f64,
     /// Median latency, microseconds.
     pub p50: f64,
     /// The latency that one request in a hundred exceeds, microseconds.
