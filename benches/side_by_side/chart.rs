@@ -13,7 +13,9 @@ const WIDTH: f64 = LEFT + LENGTH + 70.0;
 /// Height of a bar, and of what is between rows.
 const BAR: f64 = 14.0;
 const GAP: f64 = 8.0;
+/// Height of what is above the first row and below the last.
 const TOP: f64 = 70.0;
+const BOTTOM: f64 = 36.0;
 /// Bars beyond this ratio are cut: their number says how long they would be.
 const LONGEST: f64 = 4.0;
 /// One for each build of ours.
@@ -29,14 +31,14 @@ pub fn chart(results: &Results) -> String {
     let largest = bars.iter().flat_map(|bars| &bars.ours).copied();
     let end = largest.fold(1.5, f64::max).min(LONGEST);
     let scale = LENGTH / end;
-    let height: f64 = bars.iter().map(Bars::height).sum::<f64>() + TOP + 30.0;
+    let height: f64 = bars.iter().map(Bars::height).sum::<f64>() + TOP + BOTTOM;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
          font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"{WIDTH}\" height=\"{height}\" rx=\"6\" fill=\"#fdfdfb\" stroke=\"#d0d0c8\"/>\n\
          <g fill=\"#222\">\n"
     );
-    text(&mut svg, 20.0, 28.0, "Throughput, the C plugin = 1");
+    text(&mut svg, 20.0, 28.0, "Throughput, C plugin = 1");
     legend(&mut svg, &results.contenders);
     axis(&mut svg, scale, end, height);
     let mut y = TOP;
@@ -44,6 +46,13 @@ pub fn chart(results: &Results) -> String {
         bars.draw(&mut svg, y, scale, end);
         y += bars.height();
     }
+    let caption: Vec<&str> = results
+        .machine
+        .iter()
+        .filter(|(name, _)| ["date", "commit", "machine"].contains(name))
+        .map(|(_, value)| value.as_str())
+        .collect();
+    text(&mut svg, 20.0, height - 10.0, &caption.join("; "));
     svg.push_str("</g>\n</svg>\n");
     svg
 }
@@ -92,7 +101,13 @@ impl Bars {
                 y + 1.0,
                 BAR - 2.0,
             );
-            text(svg, LEFT + length + 5.0, y + 11.0, &format!("{ratio:.2}"));
+            let cut = if ratio > end { " →" } else { "" };
+            text(
+                svg,
+                LEFT + length + 5.0,
+                y + 11.0,
+                &format!("{ratio:.2}{cut}"),
+            );
         }
         if let Some(relay) = self.relay.filter(|&relay| relay <= end) {
             let x = LEFT + relay * scale;
@@ -135,7 +150,7 @@ fn axis(svg: &mut String, scale: f64, end: f64, height: f64) {
             2 => "stroke=\"#666\"",
             _ => "stroke=\"#ddd\"",
         };
-        line(svg, x, TOP - 8.0, height - 25.0, style);
+        line(svg, x, TOP - 8.0, height - BOTTOM, style);
         let _ = writeln!(
             svg,
             "<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{value}</text>",

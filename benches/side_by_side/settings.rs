@@ -1,6 +1,7 @@
 //! What the user asked for, all of it by the environment, which is what make and cargo pass on.
 
 use std::env;
+use std::fs::canonicalize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,17 +25,15 @@ impl Settings {
     /// Reads the environment; `built` is the plugin that was built with this program.
     pub fn from_environment(built: impl FnOnce() -> PathBuf) -> Result<Self, String> {
         let quick = !matches!(text("QUICK").as_str(), "" | "0");
-        let rounds = number("ROUNDS", if quick { 2.0 } else { 5.0 })?;
-        let seconds = number("SECS", if quick { 0.8 } else { 2.0 })?;
-        let ours = list("OURS");
-        let ours = if ours.is_empty() {
-            vec![built()]
-        } else {
-            ours.iter().map(PathBuf::from).collect()
+        let rounds = number("ROUNDS", if quick { 3.0 } else { 5.0 })?;
+        let seconds = number("SECS", if quick { 0.6 } else { 2.0 })?;
+        let ours = match list("OURS") {
+            none if none.is_empty() => vec![built()],
+            files => files
+                .iter()
+                .map(|file| canonicalize(file).map_err(|error| format!("OURS: {file}: {error}")))
+                .collect::<Result<_, _>>()?,
         };
-        if let Some(missing) = ours.iter().find(|path| !path.is_file()) {
-            return Err(format!("OURS: {} is not a file", missing.display()));
-        }
         let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
         Ok(Self {
             quick,

@@ -58,7 +58,7 @@ impl Group {
 pub enum Load {
     /// Requests by fio's NBD engine.
     Fio(Requests),
-    /// Asking for the extents of the whole disk, over and over.
+    /// Asking for a map of many extents, over and over.
     Map,
     /// Connecting, the handshake, disconnecting, over and over.
     Open,
@@ -117,7 +117,7 @@ impl Workload {
                     clients => format!("{size} {pattern}, depth {depth}, {clients} clients"),
                 }
             }
-            Load::Map => "extents of the whole disk".to_owned(),
+            Load::Map => "map of 1024 extents".to_owned(),
             Load::Open => "open and close".to_owned(),
         }
     }
