@@ -25,8 +25,8 @@ impl Settings {
     /// Reads the environment; `built` is the plugin that was built with this program.
     pub fn from_environment(built: impl FnOnce() -> PathBuf) -> Result<Self, String> {
         let quick = !matches!(text("QUICK").as_str(), "" | "0");
-        let rounds = number("ROUNDS", if quick { 3.0 } else { 5.0 })?;
-        let seconds = number("SECS", if quick { 0.6 } else { 2.0 })?;
+        let rounds = number("ROUNDS", 1.0, if quick { 3.0 } else { 5.0 })?;
+        let seconds = number("SECS", 0.1, if quick { 0.6 } else { 2.0 })?;
         let ours = match list("OURS") {
             none if none.is_empty() => vec![built()],
             files => files
@@ -60,16 +60,16 @@ fn list(name: &str) -> Vec<String> {
         .collect()
 }
 
-/// A number between a tenth and a thousand.
-fn number(name: &str, default: f64) -> Result<f64, String> {
+/// A number that is at least `least`, and not absurd.
+fn number(name: &str, least: f64, default: f64) -> Result<f64, String> {
     let text = text(name);
     if text.is_empty() {
         return Ok(default);
     }
     match text.parse() {
-        Ok(number) if (0.1..=1000.0).contains(&number) => Ok(number),
+        Ok(number) if (least..=1000.0).contains(&number) => Ok(number),
         _ => Err(format!(
-            "{name}={text}: a number from 0.1 to 1000 is wanted"
+            "{name}={text}: a number from {least} to 1000 is wanted"
         )),
     }
 }
