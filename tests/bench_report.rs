@@ -305,7 +305,7 @@ fn the_chart_is_well_formed_and_within_its_borders() {
         }
     }
     assert!(open.is_empty(), "{open:?}");
-    assert!(svg.contains(">30.00 →</text>"), "{svg}");
+    assert!(svg.contains(">→ 30.00</text>"), "{svg}");
     let number = |tag: &str, key: &str| -> Option<f64> {
         let (_, rest) = tag.split_once(&format!(" {key}=\""))?;
         rest.split('"').next()?.parse().ok()

@@ -11,8 +11,9 @@ use crate::common::process::Guarded;
 use crate::sample::Sample;
 use crate::workload::Requests;
 
-/// What fio may take beyond the time of its load.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// What fio may take beyond the time of its load. Generous, as somebody who needs the machine for a while
+/// may have stopped everything here; a turn in which that happened is repeated.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The disk, for every server. Larger than any cache that matters, small enough for any machine.
 pub const DISK: u64 = 1 << 30;

@@ -26,7 +26,7 @@ impl Settings {
     pub fn from_environment(built: impl FnOnce() -> PathBuf) -> Result<Self, String> {
         let quick = !matches!(text("QUICK").as_str(), "" | "0");
         let rounds = number("ROUNDS", 1.0, if quick { 3.0 } else { 5.0 })?;
-        let seconds = number("SECS", 0.1, if quick { 0.6 } else { 2.0 })?;
+        let seconds = number("SECS", 0.1, if quick { 0.5 } else { 2.0 })?;
         let ours = match list("OURS") {
             none if none.is_empty() => vec![built()],
             files => files
