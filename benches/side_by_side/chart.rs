@@ -101,12 +101,12 @@ impl Bars {
                 y + 1.0,
                 BAR - 2.0,
             );
-            let cut = if ratio > end { " →" } else { "" };
-            text(
+            let arrow = if ratio > end { "→ " } else { "" };
+            let _ = writeln!(
                 svg,
-                LEFT + length + 5.0,
-                y + 11.0,
-                &format!("{ratio:.2}{cut}"),
+                "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{arrow}{ratio:.2}</text>",
+                WIDTH - 20.0,
+                y + 11.0
             );
         }
         if let Some(relay) = self.relay.filter(|&relay| relay <= end) {
