@@ -28,7 +28,9 @@ pub fn chart(results: &Results) -> String {
         .iter()
         .filter_map(|row| Bars::of(&results.contenders, row))
         .collect();
-    let largest = bars.iter().flat_map(|bars| &bars.ours).copied();
+    let largest = bars
+        .iter()
+        .flat_map(|bars| bars.ours.iter().copied().chain(bars.relay));
     let end = largest.fold(1.5, f64::max).min(LONGEST);
     let scale = LENGTH / end;
     let height: f64 = bars.iter().map(Bars::height).sum::<f64>() + TOP + BOTTOM;
