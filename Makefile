@@ -12,7 +12,7 @@ export DESTDIR PLUGINDIR MANDIR NAME
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PAGE := $(TARGET_DIR)/nbdkit-nbd-plugin.1
 
-.PHONY: help deps build run check check-nbdkit check-compat lint bench-micro
+.PHONY: help deps build run check check-nbdkit check-compat lint bench bench-micro
 .PHONY: bench-instructions man install uninstall clean
 
 help: ## show this list
@@ -40,6 +40,10 @@ check-nbdkit: ## run nbdkit's own tests of its plugin (NBDKIT_SRC=DIR, PLUGIN=FI
 check-compat: ## try the binary in Debian 12, 13 and unstable (root; PLUGIN=, COMPAT_DIR=)
 	@scripts/deps.sh build compat
 	@scripts/check-compat.sh
+
+bench: ## measure beside the C plugin (QUICK=1, ONLY=, ROUNDS=, SECS=, OURS=A.so,B.so)
+	@scripts/deps.sh build bench
+	@scripts/bench.sh
 
 lint: ## rustfmt, clippy, rustdoc, manual page, scripts
 	@scripts/deps.sh build lint

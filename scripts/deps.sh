@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what building, running, testing or linting this project needs.
 #
-#     scripts/deps.sh SET...      SET is build, run, test, lint, nbdkit or compat
+#     scripts/deps.sh SET...      SET is build, run, test, lint, nbdkit, compat or bench
 #
 # Each need is checked by the program or file itself, never by package name:
 # names differ between distributions, and a tool built from source counts too.
@@ -68,6 +68,13 @@ each_need() {
     "$1" test  "have certtool && have psktool" "gnutls-bin"   "gnutls-utils"
     "$1" nbdkit "have certtool && have psktool" "gnutls-bin"  "gnutls-utils"
     "$1" nbdkit "have jq"                 "jq"                "jq"
+    "$1" bench "have nbdkit"              "nbdkit"            "nbdkit"
+    "$1" bench "have_fio_nbd"             "fio"               "fio fio-engine-nbd"
+    "$1" bench "have socat"               "socat"             "socat"
+    "$1" bench "have strace"              "strace"            "strace"
+    "$1" bench "have qemu-nbd"            "qemu-utils"        "qemu-img"
+    "$1" bench "have nbdinfo"             "libnbd-bin"        "libnbd"
+    "$1" bench "have certtool && have psktool" "gnutls-bin"   "gnutls-utils"
     "$1" compat "have debootstrap"        "debootstrap"       "debootstrap"
     "$1" lint  "have podchecker && have pod2man" "perl"       "perl-Pod-Checker perl-podlators"
 }
@@ -139,7 +146,7 @@ need_rust_lints() {
 
 sets="$*"
 for set in "$@"; do
-    [[ $set =~ ^(build|run|test|lint|nbdkit|compat)$ ]] || die "unknown set '$set' (build, run, test, lint, nbdkit, compat)"
+    [[ $set =~ ^(build|run|test|lint|nbdkit|compat|bench)$ ]] || die "unknown set '$set' (build, run, test, lint, nbdkit, compat, bench)"
 done
 
 look

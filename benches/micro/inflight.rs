@@ -42,14 +42,14 @@ fn whole_request(table: &Table) -> u64 {
         Deadline::NEVER,
         || unreachable!("there is no deadline"),
         || unreachable!("there is nothing more to send"),
-        |()| answer(table, cookie.expect("set by the claim")),
+        |_role| answer(table, cookie.expect("set by the claim")),
     );
     ticket.finish()
 }
 
 fn answer(table: &Table, cookie: Cookie) {
     let over = table.with_cookie(cookie, |index, _load| table.replied(index));
-    assert_eq!(over, Some(true), "in flight, and sent before");
+    assert_eq!(over, Some(0), "in flight, and its owner is awake");
 }
 
 /// Two threads that hand the reading role to each other with every request: who has it answers its
@@ -102,7 +102,7 @@ impl HandOver {
             Deadline::NEVER,
             || unreachable!("there is no deadline"),
             || unreachable!("there is nothing more to send"),
-            |()| self.read(who),
+            |_role| self.read(who),
         );
         ticket.finish();
     }

@@ -1,0 +1,204 @@
+//! Who is measured: each way from the client to the server, and how it is started.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::common::nbdkit::{Nbdkit, uri};
+use crate::common::process::{Guarded, eventually};
+use crate::server::{Reach, USER};
+use crate::workload::Group;
+
+const START: Duration = Duration::from_secs(20);
+
+/// A way from the client to the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Contender {
+    /// No forwarder at all: the most that there can be.
+    Direct,
+    /// socat, which copies bytes and knows nothing of the protocol.
+    Relay,
+    /// qemu-nbd with the server as its disk.
+    Qemu,
+    /// nbdkit with its own plugin.
+    C,
+    /// nbdkit with our plugin: a name and the file.
+    Ours(String, PathBuf),
+}
+
+/// A contender that can be connected to. It ends when this is dropped.
+pub struct Running {
+    process: Option<Process>,
+    /// Where its clients connect.
+    pub door: Door,
+}
+
+enum Process {
+    Nbdkit(Nbdkit),
+    Other(Guarded),
+}
+
+/// Where clients connect.
+pub enum Door {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A port on 127.0.0.1.
+    Tcp(String),
+}
+
+impl Door {
+    /// As clients are told it.
+    pub fn uri(&self) -> String {
+        match self {
+            Self::Unix(socket) => uri(socket, ""),
+            Self::Tcp(port) => format!("nbd://127.0.0.1:{port}"),
+        }
+    }
+}
+
+impl Running {
+    /// The forwarding process.
+    pub fn pid(&self) -> Option<u32> {
+        match self.process.as_ref()? {
+            Process::Nbdkit(nbdkit) => Some(nbdkit.pid()),
+            Process::Other(process) => Some(process.pid()),
+        }
+    }
+}
+
+impl Contender {
+    /// Heads a column.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Direct => "direct",
+            Self::Relay => "relay",
+            Self::Qemu => "qemu-nbd",
+            Self::C => "C plugin",
+            Self::Ours(name, _) => name,
+        }
+    }
+
+    /// Whether it can reach servers of that kind, for our clients: fio's engine has no way to say which
+    /// certificates or keys it has, and the relay knows no TLS.
+    pub fn reaches(&self, group: Group) -> bool {
+        match self {
+            Self::Direct | Self::Relay => !matches!(group, Group::X509 | Group::Psk),
+            _ => true,
+        }
+    }
+
+    /// Starts it before a server that it can reach.
+    pub fn start(&self, place: &Path, reach: &Reach) -> Running {
+        match self {
+            Self::Direct => Running {
+                process: None,
+                door: reach.door(),
+            },
+            Self::Relay => relay(place, reach),
+            Self::Qemu => qemu(place, reach),
+            Self::C => nbdkit(place, "nbd", &parameters(reach)),
+            Self::Ours(_, plugin) => {
+                let mut parameters = parameters(reach);
+                if matches!(reach, Reach::X509(..)) {
+                    // The C plugin looks at no name where there is a Unix socket. We would not either, but
+                    // not checking is not how it is used.
+                    parameters.push("tls-hostname=localhost".to_owned());
+                }
+                nbdkit(place, &plugin.to_string_lossy(), &parameters)
+            }
+        }
+    }
+}
+
+fn relay(place: &Path, reach: &Reach) -> Running {
+    let server = match reach.door() {
+        Door::Unix(socket) => format!("UNIX-CONNECT:{}", socket.display()),
+        Door::Tcp(port) => format!("TCP:127.0.0.1:{port},nodelay"),
+    };
+    let socket = place.join("socat.sock");
+    let mut command = Command::new("socat");
+    command
+        // Its own default of 8 KiB would make it look bad with large requests.
+        .arg("-b65536")
+        .arg(format!("UNIX-LISTEN:{},fork", socket.display()))
+        .arg(server);
+    listening(&mut command, socket)
+}
+
+fn qemu(place: &Path, reach: &Reach) -> Running {
+    let (object, tls) = match reach {
+        Reach::Unix(_) | Reach::Tcp(_) => (None, ""),
+        Reach::X509(_, trust) => (
+            Some(format!("tls-creds-x509,dir={}", trust.display())),
+            ",tls-creds=tls,tls-hostname=localhost",
+        ),
+        Reach::Psk(_, keys) => {
+            // It wants to know the directory; the name of the file is its own.
+            let place = keys.parent().unwrap_or(keys);
+            let object = format!("tls-creds-psk,dir={},username={USER}", place.display());
+            (Some(object), ",tls-creds=tls")
+        }
+    };
+    let server = match reach.door() {
+        Door::Unix(socket) => format!("server.type=unix,server.path={}", socket.display()),
+        Door::Tcp(port) => format!("server.type=inet,server.host=127.0.0.1,server.port={port}"),
+    };
+    let socket = place.join("qemu.sock");
+    let mut command = Command::new("qemu-nbd");
+    command.args(["--persistent", "-e", "0", "-k"]).arg(&socket);
+    if let Some(object) = object {
+        command.arg("--object");
+        command.arg(format!("{object},id=tls,endpoint=client"));
+    }
+    command.args(["--image-opts", &format!("driver=nbd,{server}{tls}")]);
+    listening(&mut command, socket)
+}
+
+/// The parameters that the C plugin and ours have in common.
+fn parameters(reach: &Reach) -> Vec<String> {
+    let socket = |path: &Path| format!("socket={}", path.display());
+    match reach {
+        Reach::Unix(path) => vec![socket(path)],
+        Reach::Tcp(port) => vec!["hostname=127.0.0.1".to_owned(), format!("port={port}")],
+        Reach::X509(path, trust) => vec![
+            socket(path),
+            "tls=require".to_owned(),
+            format!("tls-certificates={}", trust.display()),
+        ],
+        Reach::Psk(path, keys) => vec![
+            socket(path),
+            "tls=require".to_owned(),
+            format!("tls-psk={}", keys.display()),
+            format!("tls-username={USER}"),
+        ],
+    }
+}
+
+fn nbdkit(place: &Path, plugin: &str, parameters: &[String]) -> Running {
+    let mut args = vec![plugin.to_owned()];
+    args.extend_from_slice(parameters);
+    let nbdkit = Nbdkit::start(place, &args);
+    Running {
+        door: Door::Unix(nbdkit.socket().to_owned()),
+        process: Some(Process::Nbdkit(nbdkit)),
+    }
+}
+
+/// Starts a program that will listen on `socket`.
+fn listening(command: &mut Command, socket: PathBuf) -> Running {
+    // One of an earlier workload may have left it.
+    let _ = fs::remove_file(&socket);
+    let mut process = Guarded::spawn(command);
+    eventually("the forwarder listens", START, || {
+        if !process.alive() {
+            panic!("it ended at once: {command:?}\n{}", process.stderr());
+        }
+        UnixStream::connect(&socket).ok()
+    });
+    Running {
+        door: Door::Unix(socket),
+        process: Some(Process::Other(process)),
+    }
+}

@@ -1,0 +1,236 @@
+//! The results as Markdown.
+
+use crate::contender::Contender;
+use crate::results::{Cell, Results, Row};
+use crate::stats::{paired, spread};
+use crate::table::Table;
+use crate::targets::Judgement;
+use crate::workload::Group;
+
+/// The whole report.
+pub fn report(results: &Results) -> String {
+    let mut parts = vec![head(results)];
+    let Results {
+        contenders, rows, ..
+    } = results;
+    if !results.targets.is_empty() {
+        parts.push("## Targets".to_owned());
+        parts.push(targets(contenders, &results.targets));
+    }
+    parts.push("## Rates".to_owned());
+    for group in Group::ALL {
+        let of_group = |row: &&Row| row.workload.group == group;
+        let rows: Vec<&Row> = rows.iter().filter(of_group).collect();
+        if !rows.is_empty() {
+            parts.push(format!("### {}", group.title()));
+            parts.push(rates(contenders, &rows));
+        }
+    }
+    parts.push("## Latency, microseconds".to_owned());
+    parts.push(latencies(contenders, rows));
+    parts.push("## Cost of a request to the forwarding process".to_owned());
+    parts.push(costs(contenders, rows));
+    parts.push(method(results));
+    let parts: Vec<&str> = parts.iter().map(|part| part.trim_end()).collect();
+    format!("{}\n", parts.join("\n\n"))
+}
+
+fn method(results: &Results) -> String {
+    let Results {
+        rounds, seconds, ..
+    } = results;
+    let thrown: usize = results.rows.iter().map(|row| row.thrown).sum();
+    let repeated: usize = results.rows.iter().map(|row| row.repeated).sum();
+    let calls = match results.counter {
+        Some(counter) => format!("in a turn of their own, by {counter}"),
+        None => "only in a full run".to_owned(),
+    };
+    format!(
+        "## How to read this\n\n\
+         All contenders of a workload run at the same time and have their turns one after the \
+         other, {rounds} rounds of {seconds} s. Figures are medians of the rounds; \"by rounds\" \
+         is the median of each round's ratio; the spread is half of what is between the smallest \
+         and the largest, in percent of the median.\n\n\
+         Rounds in which the direct run was off its median by more than half were repeated \
+         ({thrown}), and turns that took half longer than they should ({repeated}).\n\n\
+         The relay is socat, which copies bytes and knows nothing of the protocol. CPU time is \
+         that of the forwarding process, by /proc; context switches are all of its life by all \
+         its requests; memory is its peak. System calls are counted {calls}.\n"
+    )
+}
+
+fn head(results: &Results) -> String {
+    let kind = if results.quick {
+        "Quick benchmark"
+    } else {
+        "Benchmark"
+    };
+    let mut text = format!("# {kind}\n\n");
+    for (name, value) in &results.machine {
+        text.push_str(&format!("- {name}: {value}\n"));
+    }
+    for contender in &results.contenders {
+        if let Contender::Ours(name, path) = contender {
+            text.push_str(&format!("- {name}: {}\n", path.display()));
+        }
+    }
+    text
+}
+
+fn targets(contenders: &[Contender], judgements: &[Judgement]) -> String {
+    let mut head = words(&["To the C plugin", "target", "aim"]);
+    head.extend(ours(contenders).map(|(_, name)| name.to_owned()));
+    let mut table = Table::new(head);
+    for judgement in judgements {
+        let mut line = vec![
+            judgement.what.clone(),
+            judgement.bound.clone(),
+            judgement.aim.clone(),
+        ];
+        line.extend(judgement.found.iter().map(|(value, enough)| {
+            let verdict = if *enough { "ok" } else { "short" };
+            format!("{value:.2} {verdict}")
+        }));
+        table.line(line);
+    }
+    table.markdown()
+}
+
+fn rates(contenders: &[Contender], rows: &[&Row]) -> String {
+    let mut head = words(&["Workload", "unit"]);
+    head.extend(contenders.iter().map(|c| c.name().to_owned()));
+    for (_, name) in ours(contenders) {
+        head.push(format!("{name} / C"));
+        head.push("by rounds".to_owned());
+        head.push(format!("{name} / relay"));
+    }
+    head.extend(words(&["spread C", "spread ours"]));
+    let mut table = Table::new(head);
+    for row in rows {
+        let mut line = vec![row.workload.title(), row.workload.unit().to_owned()];
+        for cell in &row.cells {
+            line.push(show(cell.as_ref(), |cell| {
+                figure(row.workload.figure(cell.rate()))
+            }));
+        }
+        let c = row.cell(contenders, &Contender::C);
+        let relay = row.cell(contenders, &Contender::Relay);
+        for (contender, _) in ours(contenders) {
+            let cell = row.cell(contenders, contender);
+            line.push(show(cell.zip(c), |(a, b)| two(a.rate() / b.rate())));
+            line.push(show(cell.zip(c), |(a, b)| {
+                two(paired(&a.rates(), &b.rates()))
+            }));
+            line.push(show(cell.zip(relay), |(a, b)| two(a.rate() / b.rate())));
+        }
+        let first = ours(contenders).next();
+        for cell in [c, first.and_then(|(first, _)| row.cell(contenders, first))] {
+            line.push(show(cell, |cell| {
+                format!("±{:.0} %", spread(&cell.rates()) * 100.0)
+            }));
+        }
+        table.line(line);
+    }
+    table.markdown()
+}
+
+fn latencies(contenders: &[Contender], rows: &[Row]) -> String {
+    let compared = compared(contenders);
+    let mut head = words(&["Workload"]);
+    for what in ["p50", "p99"] {
+        head.extend(compared.iter().map(|c| format!("{what} {}", c.name())));
+    }
+    let mut table = Table::new(head);
+    for row in rows {
+        let mut line = vec![row.workload.full_title()];
+        for what in [Cell::p50, Cell::p99] {
+            for contender in &compared {
+                let cell = row.cell(contenders, contender);
+                line.push(show(cell, |cell| figure(what(cell))));
+            }
+        }
+        table.line(line);
+    }
+    table.markdown()
+}
+
+fn costs(contenders: &[Contender], rows: &[Row]) -> String {
+    let compared = compared(contenders);
+    let columns: [(&str, Cost); 4] = [
+        ("CPU us", Cell::cpu),
+        ("switches", |cell| cell.switches),
+        ("calls", |cell| cell.calls),
+        ("MiB", |cell| Some(cell.peak? as f64 / 1024.0)),
+    ];
+    let mut head = words(&["Workload", "CPU us relay"]);
+    for (what, _) in columns {
+        head.extend(compared.iter().map(|c| format!("{what} {}", c.name())));
+        if what == "CPU us" {
+            head.extend(ours(contenders).map(|(_, name)| format!("{name} / C")));
+        }
+    }
+    let mut table = Table::new(head);
+    for row in rows {
+        let relay = row.cell(contenders, &Contender::Relay);
+        let mut line = vec![
+            row.workload.full_title(),
+            show(relay.and_then(Cell::cpu), one),
+        ];
+        let c = row.cell(contenders, &Contender::C).and_then(Cell::cpu);
+        for (what, value) in columns {
+            for contender in &compared {
+                let cell = row.cell(contenders, contender);
+                line.push(show(cell.and_then(value), one));
+            }
+            if what == "CPU us" {
+                for (contender, _) in ours(contenders) {
+                    let cpu = row.cell(contenders, contender).and_then(Cell::cpu);
+                    line.push(show(cpu.zip(c), |(a, b)| two(a / b)));
+                }
+            }
+        }
+        table.line(line);
+    }
+    table.markdown()
+}
+
+/// Finds a figure in a cell.
+type Cost = fn(&Cell) -> Option<f64>;
+
+/// The C plugin and ours.
+fn compared(contenders: &[Contender]) -> Vec<&Contender> {
+    let is = |contender: &&Contender| matches!(contender, Contender::C | Contender::Ours(..));
+    contenders.iter().filter(is).collect()
+}
+
+/// Our builds and their names.
+fn ours(contenders: &[Contender]) -> impl Iterator<Item = (&Contender, &str)> {
+    contenders.iter().filter_map(|contender| match contender {
+        Contender::Ours(name, _) => Some((contender, name.as_str())),
+        _ => None,
+    })
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn show<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
+    value.map_or_else(|| "-".to_owned(), text)
+}
+
+/// With as many digits as mean something.
+fn figure(value: f64) -> String {
+    match value {
+        0.0..100.0 => one(value),
+        _ => format!("{value:.0}"),
+    }
+}
+
+fn one(value: f64) -> String {
+    format!("{value:.1}")
+}
+
+fn two(value: f64) -> String {
+    format!("{value:.2}")
+}

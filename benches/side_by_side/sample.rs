@@ -1,0 +1,18 @@
+//! What one turn of one contender gave.
+
+/// Figures of one turn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sample {
+    /// Requests per second.
+    pub rate: f64,
+    /// Requests in all.
+    pub requests: u64,
+    /// How long that took, seconds.
+    pub seconds: f64,
+    /// Median latency, microseconds.
+    pub p50: f64,
+    /// The latency that one request in a hundred exceeds, microseconds.
+    pub p99: f64,
+    /// CPU time of the forwarding process per request, microseconds.
+    pub cpu: Option<f64>,
+}

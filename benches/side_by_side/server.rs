@@ -1,0 +1,102 @@
+//! The server behind all contenders of a group. There is one, and they take turns.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::common::nbdkit::Nbdkit;
+use crate::common::pki::{Authority, LOCALHOST, keys};
+use crate::common::tcp::{TcpServer, V4};
+use crate::common::tls;
+use crate::common::upstream::{self, qemu_nbd};
+use crate::contender::Door;
+use crate::fio::DISK;
+use crate::workload::Group;
+
+/// Who has the pre-shared key.
+pub const USER: &str = "bench";
+
+/// A running server; it ends when this is dropped.
+pub struct Server {
+    _process: Process,
+    /// How it is reached.
+    pub reach: Reach,
+}
+
+enum Process {
+    Nbdkit(#[expect(dead_code, reason = "kept running")] Nbdkit),
+    Tcp(#[expect(dead_code, reason = "kept running")] TcpServer),
+    Qemu(#[expect(dead_code, reason = "kept running")] upstream::Server),
+}
+
+/// How to reach a server.
+pub enum Reach {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A port on 127.0.0.1.
+    Tcp(String),
+    /// A Unix socket and the directory of the authority's certificate.
+    X509(PathBuf, PathBuf),
+    /// A Unix socket and the file of keys.
+    Psk(PathBuf, PathBuf),
+}
+
+impl Reach {
+    /// Where one would connect without a forwarder.
+    pub fn door(&self) -> Door {
+        match self {
+            Self::Unix(socket) | Self::X509(socket, _) | Self::Psk(socket, _) => {
+                Door::Unix(socket.clone())
+            }
+            Self::Tcp(port) => Door::Tcp(port.clone()),
+        }
+    }
+}
+
+impl Server {
+    /// Starts a server of this kind, with its files in `place`.
+    pub fn start(group: Group, place: &Path) -> Result<Self, String> {
+        let size = DISK.to_string();
+        let memory = ["memory", size.as_str()];
+        Ok(match group {
+            Group::Unix | Group::Holes => Self::nbdkit(Nbdkit::start(place, &memory), Reach::Unix),
+            Group::X509 => {
+                let authority = Authority::new(place, "authority");
+                let certificates = authority.server("server", LOCALHOST);
+                let trust = authority.trusting("client");
+                let server = tls::nbdkit(place, &certificates, &memory);
+                Self::nbdkit(server, |socket| Reach::X509(socket, trust))
+            }
+            Group::Psk => {
+                // qemu-nbd insists on this name.
+                let keys = keys(place, "keys.psk", &[USER]);
+                let server = tls::nbdkit_psk(place, &keys, &memory);
+                Self::nbdkit(server, |socket| Reach::Psk(socket, keys))
+            }
+            Group::Tcp => {
+                let server = TcpServer::start(V4, &memory);
+                Self {
+                    reach: Reach::Tcp(server.port()),
+                    _process: Process::Tcp(server),
+                }
+            }
+            Group::Qemu => {
+                let image = place.join("disk.raw");
+                File::create(&image)
+                    .and_then(|file| file.set_len(DISK))
+                    .map_err(|error| format!("{}: {error}", image.display()))?;
+                let server = qemu_nbd(place, &image, "raw", "", &[]);
+                Self {
+                    reach: Reach::Unix(server.socket().to_owned()),
+                    _process: Process::Qemu(server),
+                }
+            }
+        })
+    }
+
+    fn nbdkit(nbdkit: Nbdkit, reach: impl FnOnce(PathBuf) -> Reach) -> Self {
+        Self {
+            reach: reach(nbdkit.socket().to_owned()),
+            _process: Process::Nbdkit(nbdkit),
+        }
+    }
+}
