@@ -37,7 +37,7 @@ fn whole_request(table: &Table) -> u64 {
         cookie = Some(c);
         c.0
     });
-    table.sent(ticket.index());
+    assert_eq!(table.sent(ticket.index()), 0, "its owner is awake");
     ticket.wait(
         Deadline::NEVER,
         || unreachable!("there is no deadline"),
@@ -96,7 +96,7 @@ impl HandOver {
             asked = Some((who, cookie));
             cookie.0
         });
-        self.table.sent(ticket.index());
+        assert_eq!(self.table.sent(ticket.index()), 0, "its owner is awake");
         self.asked().extend(asked);
         ticket.wait(
             Deadline::NEVER,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use once_cell::sync::OnceCell;
 
 use super::error::{Cause, Error, Lost, Server};
-use super::inflight::{Inflight, LoadGuard, ReadingRole};
+use super::inflight::{Inflight, LoadGuard, ReadingRole, SlotSet};
 use super::loan::{Buffer, Loan};
 use super::outbox::{BATCH, Batch, Next, Outbox};
 use super::receiver::{LARGE, Receiver, Wire};
@@ -383,22 +383,30 @@ struct Duty<'a> {
 impl Duty<'_> {
     fn next(&mut self, own: Own) {
         let inflight = &self.connection.inflight;
-        self.give_up_batch();
+        let mut wake = self.give_up_batch();
         let answered = inflight.is_replied(own.index);
-        self.batch = match self
-            .connection
-            .outbox
-            .next(|waiting| answered && inflight.pass_duty(waiting))
-        {
+        let pass = |waiting: &mut dyn Iterator<Item = usize>| match answered {
+            true => inflight.pass_duty(waiting),
+            false => None,
+        };
+        self.batch = match self.connection.outbox.next(pass) {
             Next::Send(batch) => Some(batch),
+            Next::Passed(heir) => {
+                wake |= heir;
+                None
+            }
             Next::Leave => None,
         };
+        inflight.wake(wake);
     }
 
-    fn give_up_batch(&mut self) {
+    /// Marks all requests of the batch as sent. Returns whom to wake.
+    fn give_up_batch(&mut self) -> SlotSet {
+        let mut wake = 0;
         for index in self.batch.take().iter().flat_map(Batch::iter) {
-            self.connection.inflight.sent(index);
+            wake |= self.connection.inflight.sent(index);
         }
+        wake
     }
 }
 
@@ -408,11 +416,12 @@ impl Drop for Duty<'_> {
             return;
         }
         self.connection.fail(Cause::Panic);
-        self.give_up_batch();
-        while let Next::Send(batch) = self.connection.outbox.next(|_| false) {
+        let mut wake = self.give_up_batch();
+        while let Next::Send(batch) = self.connection.outbox.next(|_| None) {
             self.batch = Some(batch);
-            self.give_up_batch();
+            wake |= self.give_up_batch();
         }
+        self.connection.inflight.wake(wake);
     }
 }
 

@@ -8,8 +8,8 @@
 //! then receives for everybody, until its own reply is complete; the others sleep and are woken
 //! when their reply is complete or when the role needs a new holder. The role is a value, the
 //! reader `R`: to hold it is to be the one thread that may receive. Three things keep it from
-//! getting lost: a sleeper registers under the lock that guards the role, and nobody is registered
-//! who has left; who gives the role back calls a registered sleeper; and a call that comes before
+//! getting lost: who waits registers as an heir under the lock that guards the role, and nobody is registered
+//! who has left or is to send; who gives the role back calls an heir; and a call that comes before
 //! the sleep prevents it.
 //!
 //! Waking costs more than anything else here, so it is done rarely and for many at once: who is
@@ -37,7 +37,7 @@ const OVER: u32 = SENT | REPLIED;
 const DUTY: u32 = 4;
 /// A call: the reading role is free, and the owner should ask for it again.
 const ROLE: u32 = 8;
-/// The owner sleeps or is about to: whoever changes its progress must wake it.
+/// The owner sleeps or is about to: whoever completes its request or calls it must wake it.
 const ASLEEP: u32 = 16;
 
 /// A set of slots, one bit each.
@@ -78,8 +78,8 @@ struct Free {
 struct Reading<R> {
     /// The role, while nobody holds it.
     reader: Option<R>,
-    /// Who sleeps and would take the role.
-    sleepers: SlotSet,
+    /// Who would take the role: owners that sleep, or are about to or have just been woken.
+    heirs: SlotSet,
     /// A sender cannot go on until the server reads, and will take the role when the bell rings.
     sender_waits: bool,
 }
@@ -103,7 +103,7 @@ impl<P, R> Inflight<P, R> {
             room: Condvar::new(),
             reading: Mutex::new(Reading {
                 reader: Some(reader),
-                sleepers: 0,
+                heirs: 0,
                 sender_waits: false,
             }),
             berths: Berths::default(),
@@ -155,9 +155,11 @@ impl<P, R> Inflight<P, R> {
         }
     }
 
-    /// Notes that all of the request was sent. Wakes its owner if that was the last thing missing.
-    pub fn sent(&self, index: usize) {
-        self.wake(self.mark(index, SENT));
+    /// Notes that all of the request was sent. Returns whom to wake, when it suits: the owner, if
+    /// that was the last thing missing and it sleeps.
+    #[must_use]
+    pub fn sent(&self, index: usize) -> SlotSet {
+        self.mark(index, SENT)
     }
 
     /// Notes that all of the reply was received. Returns whom to wake, when it suits: the owner,
@@ -197,7 +199,7 @@ impl<P, R> Inflight<P, R> {
     }
 
     /// The reading role for a sender that cannot go on. If somebody has it, the doorbell rings
-    /// when it is given back and no sleeper takes it.
+    /// when it is given back and no heir takes it.
     pub fn try_read_as_sender(&self) -> Option<ReadingRole<'_, P, R>> {
         let mut reading = lock(&self.reading);
         let reader = reading.reader.take();
@@ -243,22 +245,15 @@ impl<P, R> Inflight<P, R> {
         }
     }
 
-    /// Gives the duty of sending to the first of these owners that is free for it: asleep, and not
-    /// the one that reads. False if none is.
+    /// Gives the duty of sending to the first of these owners that is free for it: it waits, and is
+    /// not the one that reads. Returns whom to wake for that; `None` if nobody is free.
     #[must_use]
-    pub fn pass_duty(&self, candidates: impl Iterator<Item = usize>) -> bool {
+    pub fn pass_duty(&self, mut owners: impl Iterator<Item = usize>) -> Option<SlotSet> {
         let mut reading = lock(&self.reading);
-        let mut candidates = candidates;
-        let Some(index) = candidates.find(|index| reading.sleepers & (1 << index) != 0) else {
-            return false;
-        };
-        // Under the lock: should its owner be about to take the reading role, it finds the call
-        // right after.
-        reading.sleepers &= !(1 << index);
-        let wake = self.call(index, DUTY);
-        drop(reading);
-        self.wake(wake);
-        true
+        let index = owners.find(|index| reading.heirs & (1 << index) != 0)?;
+        // Under the lock: who registers as an heir looks for the duty first.
+        reading.heirs &= !(1 << index);
+        Some(self.call(index, DUTY))
     }
 
     /// Whether all of the reply was received.
@@ -266,7 +261,8 @@ impl<P, R> Inflight<P, R> {
         self.progress(index) & REPLIED != 0
     }
 
-    /// Adds to a request's progress. Returns its owner, to be woken, if it is over now.
+    /// Adds to a request's progress. Returns its owner, to be woken, if it is over now and the
+    /// owner sleeps.
     fn mark(&self, index: usize, what: u32) -> SlotSet {
         let before = self.slots[index].progress.fetch_or(what, Ordering::AcqRel);
         let over = before & OVER != OVER && (before | what) & OVER == OVER;
@@ -283,14 +279,19 @@ impl<P, R> Inflight<P, R> {
         self.slots[index].progress.load(Ordering::Acquire)
     }
 
-    /// Takes the role for the owner of a slot, or registers it as a sleeper.
+    /// Takes the role for the owner of a slot, or registers it as an heir; neither if it has the
+    /// duty of sending. The duty must not wait behind a blocking receive; and who sends may wait
+    /// for the doorbell, which would stay silent if it were the heir.
     fn read_or_register(&self, index: usize) -> Option<ReadingRole<'_, P, R>> {
         let mut reading = lock(&self.reading);
+        if self.progress(index) & DUTY != 0 {
+            return None;
+        }
         let reader = reading.reader.take();
         if reader.is_some() {
-            reading.sleepers &= !(1 << index);
+            reading.heirs &= !(1 << index);
         } else {
-            reading.sleepers |= 1 << index;
+            reading.heirs |= 1 << index;
         }
         reader.map(|reader| self.role(reader))
     }
@@ -301,9 +302,9 @@ impl<P, R> Inflight<P, R> {
         let mut heir = false;
         let mut reading = lock(&self.reading);
         reading.reader = Some(reader);
-        while reading.sleepers != 0 && !heir {
-            let index = reading.sleepers.trailing_zeros() as usize;
-            reading.sleepers &= reading.sleepers - 1;
+        while reading.heirs != 0 && !heir {
+            let index = reading.heirs.trailing_zeros() as usize;
+            reading.heirs &= reading.heirs - 1;
             // An owner whose reply is complete does not want the role.
             if self.progress(index) & REPLIED == 0 {
                 heir = true;
@@ -340,7 +341,7 @@ impl<P> LoadGuard<'_, P> {
 pub struct Ticket<'t, P, R> {
     table: &'t Inflight<P, R>,
     index: usize,
-    /// Has been a sleeper at some time, and may be registered as one still.
+    /// Has been an heir at some time, and may be registered as one still.
     registered: std::cell::Cell<bool>,
 }
 
@@ -364,7 +365,6 @@ impl<P, R> Ticket<'_, P, R> {
         let mut deadline = deadline;
         let mut expire = Some(expire);
         loop {
-            let epoch = self.table.berths.epoch(self.index);
             let progress = self.answer_calls();
             if progress & DUTY != 0 {
                 send();
@@ -375,8 +375,6 @@ impl<P, R> Ticket<'_, P, R> {
             }
             if progress & REPLIED == 0 {
                 match self.table.read_or_register(self.index) {
-                    // The duty comes first, and must not wait behind a blocking receive.
-                    Some(_) if self.table.progress(self.index) & DUTY != 0 => continue,
                     Some(mut role) => {
                         loop {
                             read(&mut role);
@@ -392,6 +390,7 @@ impl<P, R> Ticket<'_, P, R> {
             }
             let left = deadline.remaining();
             if left.is_none_or(|left| !left.is_zero()) {
+                let epoch = self.table.berths.epoch(self.index);
                 if self.lie_down(progress) {
                     self.table.berths.sleep(self.index, epoch, left);
                 }
@@ -404,7 +403,7 @@ impl<P, R> Ticket<'_, P, R> {
         }
     }
 
-    /// The progress; what was called is answered by that, and nobody need wake the owner now.
+    /// Takes the calls and withdraws [`ASLEEP`]; returns the progress with what was called.
     fn answer_calls(&self) -> u32 {
         let progress = self.table.progress(self.index);
         if progress & !OVER == 0 {
@@ -440,8 +439,8 @@ impl<P, R> Drop for Ticket<'_, P, R> {
         drop(load);
         slot.progress.store(OVER, Ordering::Release);
         if self.registered.get() {
-            // Or the slot's next owner would be taken for a sleeper.
-            lock(&self.table.reading).sleepers &= !(1 << self.index);
+            // Or the slot's next owner would be taken for an heir.
+            lock(&self.table.reading).heirs &= !(1 << self.index);
         }
         self.table.give_slot_back(self.index);
     }
@@ -451,6 +450,8 @@ impl<P, R> Drop for Ticket<'_, P, R> {
 pub struct ReadingRole<'t, P, R> {
     table: &'t Inflight<P, R>,
     reader: Option<R>,
+    /// Whose requests are over and who are not woken yet. Never kept across a receive that may
+    /// block.
     over: SlotSet,
 }
 

@@ -6,7 +6,7 @@
 //! own reply has come, until it finds another to take the duty: nobody works for the others while
 //! its own client waits.
 
-use super::inflight::SLOTS;
+use super::inflight::{SLOTS, SlotSet};
 use super::sync::{Mutex, lock};
 
 /// Most requests that are sent in one system call.
@@ -48,7 +48,9 @@ struct Entry {
 pub enum Next {
     /// Send these.
     Send(Batch),
-    /// Nothing is left, or another has the duty.
+    /// Another has the duty. These are to be woken.
+    Passed(SlotSet),
+    /// Nothing is left.
     Leave,
 }
 
@@ -98,15 +100,20 @@ impl Outbox {
     }
 
     /// What gathered since, for the one on duty. Before it sends more, `pass` may give the duty to
-    /// the owner of one of the waiting slots: it says whether it did.
-    pub fn next(&self, pass: impl FnOnce(&mut dyn Iterator<Item = usize>) -> bool) -> Next {
+    /// the owner of one of the waiting slots: if it did, it says whom to wake, which is left to the
+    /// caller, as it should not be done under the queue's lock.
+    pub fn next(
+        &self,
+        pass: impl FnOnce(&mut dyn Iterator<Item = usize>) -> Option<SlotSet>,
+    ) -> Next {
         let mut queue = lock(&self.queue);
         if queue.len == 0 {
             queue.on_duty = false;
             return Next::Leave;
         }
-        if pass(&mut (0..queue.len).map(|place| usize::from(queue.entry(place).index))) {
-            return Next::Leave;
+        let mut waiting = (0..queue.len).map(|place| usize::from(queue.entry(place).index));
+        if let Some(wake) = pass(&mut waiting) {
+            return Next::Passed(wake);
         }
         let mut batch = Batch::one(usize::from(queue.entry(0).index));
         while batch.len < queue.len.min(BATCH) {
@@ -134,9 +141,9 @@ mod tests {
     use super::*;
 
     fn next(outbox: &Outbox) -> Option<Vec<usize>> {
-        match outbox.next(|_| false) {
+        match outbox.next(|_| None) {
             Next::Send(batch) => Some(batch.iter().collect()),
-            Next::Leave => None,
+            Next::Passed(_) | Next::Leave => None,
         }
     }
 
@@ -175,9 +182,9 @@ mod tests {
         let mut offered = Vec::new();
         let next_step = outbox.next(|waiting| {
             offered.extend(waiting);
-            true
+            Some(0b100)
         });
-        assert!(matches!(next_step, Next::Leave));
+        assert!(matches!(next_step, Next::Passed(0b100)));
         assert_eq!(offered, [2]);
         assert!(outbox.post(3, false).is_none(), "the owner of 2 has it");
         assert_eq!(next(&outbox), Some(vec![2, 3]));

@@ -24,9 +24,9 @@ pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Where threads sleep, each in a numbered berth, and are woken, many at once.
 ///
-/// Whoever wants to sleep takes the epoch first, then announces that it is about to sleep, and
-/// looks a last time for a reason to stay awake. A call to its berth after the epoch was taken
-/// makes the sleep return at once; a sleep may also end for no reason.
+/// Whoever wants to sleep takes the epoch, then announces that it is about to sleep, and looks a
+/// last time for a reason to stay awake. A call after the epoch was taken, to this berth or one of
+/// its neighbours, makes the sleep return at once; a sleep may also end for no reason.
 #[cfg(not(loom))]
 mod sleeping {
     use std::num::NonZeroU32;
@@ -47,7 +47,7 @@ mod sleeping {
     }
 
     impl Berths {
-        /// To be taken before the last look.
+        /// To be taken before sleep is announced.
         pub fn epoch(&self, berth: usize) -> u32 {
             self.epochs[berth / WORD].load(Ordering::Acquire)
         }
@@ -94,7 +94,8 @@ mod sleeping {
     #[derive(Debug)]
     pub struct Berths {
         epoch: AtomicU32,
-        door: Mutex<()>,
+        /// The kernel's queue.
+        asleep: Mutex<u64>,
         called: Condvar,
     }
 
@@ -102,7 +103,7 @@ mod sleeping {
         fn default() -> Self {
             Self {
                 epoch: AtomicU32::new(0),
-                door: Mutex::new(()),
+                asleep: Mutex::new(0),
                 called: Condvar::new(),
             }
         }
@@ -113,20 +114,79 @@ mod sleeping {
             self.epoch.load(Ordering::Acquire)
         }
 
-        pub fn sleep(&self, _berth: usize, epoch: u32, _limit: Option<Duration>) {
-            let mut door = lock(&self.door);
-            while self.epoch.load(Ordering::Acquire) == epoch {
-                door = self
+        pub fn sleep(&self, berth: usize, epoch: u32, _limit: Option<Duration>) {
+            let mut asleep = lock(&self.asleep);
+            // As in the kernel: it is compared once, and then only a call to this berth counts.
+            if self.epoch.load(Ordering::Acquire) != epoch {
+                return;
+            }
+            *asleep |= 1 << berth;
+            while *asleep & (1 << berth) != 0 {
+                asleep = self
                     .called
-                    .wait(door)
+                    .wait(asleep)
                     .unwrap_or_else(std::sync::PoisonError::into_inner);
             }
         }
 
-        pub fn wake(&self, _berths: u64) {
-            let _door = lock(&self.door);
+        pub fn wake(&self, berths: u64) {
             self.epoch.fetch_add(1, Ordering::Release);
+            *lock(&self.asleep) &= !berths;
             self.called.notify_all();
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+    use std::time::{Duration, Instant};
+
+    /// In both halves and at their edges: who is called wakes, and nobody else.
+    #[test]
+    fn a_call_wakes_the_berths_that_it_names() {
+        let (berths, called, awake) = (Berths::default(), AtomicU64::new(0), AtomicU64::new(0));
+        let sleep = |berth: usize| {
+            loop {
+                let epoch = berths.epoch(berth);
+                if called.load(Ordering::Acquire) & (1 << berth) != 0 {
+                    break;
+                }
+                berths.sleep(berth, epoch, None);
+            }
+            awake.fetch_or(1 << berth, Ordering::AcqRel);
+        };
+        let until_awake = |berths: u64| {
+            let start = Instant::now();
+            while awake.load(Ordering::Acquire) != berths {
+                assert!(start.elapsed() < Duration::from_secs(20), "nobody woke");
+                std::thread::yield_now();
+            }
+        };
+        std::thread::scope(|scope| {
+            for berth in [0, 31, 32, 63] {
+                let sleep = &sleep;
+                scope.spawn(move || sleep(berth));
+            }
+            let mut all = 0;
+            for call in [1 << 0, 1 << 63, 1 << 31 | 1 << 32] {
+                all |= call;
+                called.store(all, Ordering::Release);
+                berths.wake(call);
+                until_awake(all);
+            }
+        });
+    }
+
+    #[test]
+    fn a_sleep_ends_when_its_time_is_up() {
+        let berths = Berths::default();
+        let limit = Duration::from_millis(5);
+        let start = Instant::now();
+        // It may end early for no reason, so it says nothing by itself.
+        while start.elapsed() < limit {
+            berths.sleep(40, berths.epoch(40), Some(limit));
         }
     }
 }
