@@ -36,6 +36,8 @@ pub struct Receiver {
     /// The request in the middle of whose reply the stream stands.
     current: Option<Cookie>,
     structured: bool,
+    /// A round is under way or did not come to its end.
+    torn: bool,
 }
 
 /// What a receiver works on.
@@ -67,6 +69,7 @@ impl Receiver {
             end: 0,
             current: None,
             structured,
+            torn: false,
         }
     }
 
@@ -78,9 +81,15 @@ impl Receiver {
         blocking: Blocking,
         over: &mut SlotSet,
     ) -> Result<(), Cause> {
+        // Where a round did not come to its end, nobody knows what the next byte is: payload could be
+        // taken for replies. An error has ended the connection already; so this was a panic.
+        if std::mem::replace(&mut self.torn, true) {
+            return Err(Cause::Panic);
+        }
         if self.receive(wire, blocking)? {
             self.digest(wire, over)?;
         }
+        self.torn = false;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! A client of this crate, without nbdkit around it.
 //!
-//! Not a part of `common/mod.rs`: tests are black-box. The one test and the benchmark that link the
-//! crate include this file by its path.
+//! Not a part of `common/mod.rs`: tests are black-box. The two tests and the benchmark that link
+//! the crate include this file by its path.
 
 use std::path::Path;
 
