@@ -457,7 +457,7 @@ pub struct ReadingRole<'t, P, R> {
 
 impl<P, R> ReadingRole<'_, P, R> {
     /// What its holder receives with, and whose requests are over because of what was received:
-    /// they are woken with [`ReadingRole::wake`], or with the next holder when this is dropped.
+    /// they are woken before the next receive, or with the heir when this is dropped.
     pub fn parts(&mut self) -> (&mut R, &mut SlotSet) {
         let reader = self.reader.as_mut().expect("held until dropped");
         (reader, &mut self.over)

@@ -57,12 +57,14 @@ fn leave(stream: &Stream) {
     while !deadline.has_passed() {
         match stream.wait(true, false, None, deadline) {
             Ok(ready) if ready.readable => (),
-            _ => return,
+            _ => break,
         }
         if stream.receive(&mut scrap, Blocking::No).is_err() {
-            return;
+            break;
         }
     }
+    // TLS servers complain of who leaves without a word.
+    stream.finish_sending();
 }
 
 fn failed(server: &Server, cause: OpenError) -> Error {
