@@ -8,9 +8,9 @@
 //! then receives for everybody, until its own reply is complete; the others sleep and are woken
 //! when their reply is complete or when the role needs a new holder. The role is a value, the
 //! reader `R`: to hold it is to be the one thread that may receive. Three things keep it from
-//! getting lost: who waits registers as an heir under the lock that guards the role, and nobody is registered
-//! who has left or is to send; who gives the role back calls an heir; and a call that comes before
-//! the sleep prevents it.
+//! getting lost: who waits registers as an heir under the lock that guards the role, and nobody is
+//! registered who has left or is to send; who gives the role back calls an heir; and a call that
+//! comes before the sleep prevents it.
 //!
 //! Waking costs more than anything else here, so it is done rarely and for many at once: who is
 //! awake is not woken, and a reader that leaves wakes all whose replies it received together with
