@@ -147,20 +147,23 @@ mod tests {
     #[test]
     fn a_call_wakes_the_berths_that_it_names() {
         let (berths, called, awake) = (Berths::default(), AtomicU64::new(0), AtomicU64::new(0));
+        // Nobody sleeps for ever: the test would hang where it should fail.
+        let (patience, at_last) = (Duration::from_secs(10), Duration::from_secs(30));
+        let start = Instant::now();
         let sleep = |berth: usize| {
-            loop {
+            while start.elapsed() < at_last {
                 let epoch = berths.epoch(berth);
                 if called.load(Ordering::Acquire) & (1 << berth) != 0 {
                     break;
                 }
-                berths.sleep(berth, epoch, None);
+                berths.sleep(berth, epoch, Some(at_last));
             }
             awake.fetch_or(1 << berth, Ordering::AcqRel);
         };
         let until_awake = |berths: u64| {
             let start = Instant::now();
             while awake.load(Ordering::Acquire) != berths {
-                assert!(start.elapsed() < Duration::from_secs(20), "nobody woke");
+                assert!(start.elapsed() < patience, "nobody woke");
                 std::thread::yield_now();
             }
         };
