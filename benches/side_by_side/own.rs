@@ -65,6 +65,8 @@ fn open(socket: &Path) -> Result<Client, Error> {
         connect_timeout: PATIENCE,
         handshake_timeout: PATIENCE,
         request_timeout: PATIENCE,
+        close_timeout: PATIENCE,
+        wanted: None,
     };
     Client::open(&options, "")
 }
