@@ -42,7 +42,7 @@ for n in range({count}):
 
 /// Descriptors and threads before the first client are those after the last.
 fn stays_flat(front: &Nbdkit, action: &str) {
-    let idle = front.threads();
+    let idle = front.idle_threads();
     let baseline = front.descriptors();
     clients(front, 200, action);
     eventually("threads are back to the start", LIMIT, || {
@@ -193,7 +193,7 @@ fn stays_flat_and_small(front: &Nbdkit, count: usize, client: impl Fn(usize) + S
             }
         });
     };
-    let (threads, descriptors) = (front.threads(), front.descriptors());
+    let (threads, descriptors) = (front.idle_threads(), front.descriptors());
     let settled = || {
         eventually("threads are back to the start", LIMIT, || {
             (front.threads() <= threads).then_some(())

@@ -15,6 +15,9 @@ use crate::transport::{self, Blocking, Deadline, Stream};
 /// How long a server may take to close a connection that we left.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A time for which nobody needs to be told what is waited for.
+const LEAST_REMINDER: Duration = Duration::from_millis(900);
+
 /// Connects, and enters transmission with `export`.
 pub fn enter(server: &Server, options: &Options, export: &str) -> Result<(Stream, Export), Error> {
     let goal = Goal::open(export).ok_or_else(|| failed(server, OpenError::LongName))?;
@@ -99,7 +102,12 @@ fn shake_hands(
     deadline: Deadline,
 ) -> Result<Outcome, OpenError> {
     let mut machine = Handshake::new(goal);
-    let mut reminder = Some(deadline.third());
+    // Where the time is over soon there is no need for it.
+    let third = deadline.third();
+    let mut reminder = third
+        .remaining()
+        .filter(|left| *left >= LEAST_REMINDER)
+        .map(|_| third);
     let mut bytes = Vec::new();
     loop {
         let broken = |machine: &Handshake, error| match machine.may_be_refused() {
@@ -156,7 +164,7 @@ fn remind(
     let Some(third) = reminder else {
         return Ok(());
     };
-    if !third.is_never() && stream.wait(true, false, None, *third)?.expired {
+    if stream.wait(true, false, None, *third)?.expired {
         log::warn!(
             target: "slow-handshake",
             "{server}: handshake: still waiting for {}",
