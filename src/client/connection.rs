@@ -490,3 +490,37 @@ struct Own<'a> {
     index: usize,
     deadline: &'a Deadline,
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::proto::consts::TransmissionFlags;
+    use crate::transport::unix;
+
+    /// A connection, and its server's end.
+    fn connection() -> (Connection, Stream) {
+        let (ours, theirs) = unix::pair();
+        let export = Export::new(1 << 20, TransmissionFlags::HAS_FLAGS, false);
+        let patience = Patience {
+            wanted: None,
+            close: None,
+        };
+        let connection = Connection::new("server".into(), ours, &export, patience);
+        (connection.expect("a connection"), theirs)
+    }
+
+    #[test]
+    fn a_panic_between_two_batches_does_not_lose_the_duty_of_sending() {
+        let (connection, _server) = connection();
+        assert!(connection.outbox.post(0, false).is_some());
+        assert!(connection.outbox.post(1, false).is_none(), "0 is on duty");
+        drop(Duty {
+            connection: &connection,
+            batch: None,
+            held: true,
+        });
+        assert!(connection.is_lost(), "nobody sent the request of 1");
+        assert!(connection.inflight.load(1).get().is_none());
+        assert!(connection.outbox.post(2, false).is_some(), "free again");
+    }
+}
