@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::common::nbdkit::{Nbdkit, uri};
+use crate::common::nbdkit::Nbdkit;
 use crate::common::process::{Guarded, eventually};
+use crate::door::Door;
 use crate::server::{Reach, USER};
 use crate::workload::Group;
 
@@ -38,24 +39,6 @@ pub struct Running {
 enum Process {
     Nbdkit(Nbdkit),
     Other(Guarded),
-}
-
-/// Where clients connect.
-pub enum Door {
-    /// A Unix socket.
-    Unix(PathBuf),
-    /// A port on 127.0.0.1.
-    Tcp(String),
-}
-
-impl Door {
-    /// As clients are told it.
-    pub fn uri(&self) -> String {
-        match self {
-            Self::Unix(socket) => uri(socket, ""),
-            Self::Tcp(port) => format!("nbd://127.0.0.1:{port}"),
-        }
-    }
 }
 
 impl Running {

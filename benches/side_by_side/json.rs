@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::results::{Cell, Results, Row};
+use crate::targets::judge;
 
 /// The whole of it.
 pub fn json(results: &Results) -> Value {
@@ -13,7 +14,8 @@ pub fn json(results: &Results) -> Value {
         .collect();
     let names: Vec<&str> = results.contenders.iter().map(|c| c.name()).collect();
     let rows: Vec<Value> = results.rows.iter().map(|each| row(&names, each)).collect();
-    let targets = results.targets.iter().map(|target| {
+    let judgements = judge(&results.contenders, &results.rows);
+    let targets = judgements.iter().map(|target| {
         let found = target.found.iter();
         let found = found.map(|(value, enough)| json!({ "value": value, "enough": enough }));
         json!({

@@ -8,6 +8,7 @@ mod chart;
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod contender;
+mod door;
 mod fio;
 mod json;
 mod machine;
@@ -32,7 +33,8 @@ use std::process::ExitCode;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use calls::Counter;
-use contender::{Contender, Door};
+use contender::Contender;
+use door::Door;
 use progress::Progress;
 use results::{Results, Row};
 use run::Track;
@@ -87,7 +89,6 @@ fn bench() -> Result<(), String> {
         seconds: settings.turn.as_secs_f64(),
         counter: counter.map(Counter::name),
         machine,
-        targets: targets::judge(&contenders, &rows),
         contenders,
         rows,
     };

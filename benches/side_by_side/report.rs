@@ -4,7 +4,7 @@ use crate::contender::Contender;
 use crate::results::{Cell, Results, Row};
 use crate::stats::{paired, spread};
 use crate::table::Table;
-use crate::targets::Judgement;
+use crate::targets::{Judgement, judge};
 use crate::workload::Group;
 
 /// The whole report.
@@ -13,9 +13,10 @@ pub fn report(results: &Results) -> String {
     let Results {
         contenders, rows, ..
     } = results;
-    if !results.targets.is_empty() {
+    let judgements = judge(contenders, rows);
+    if !judgements.is_empty() {
         parts.push("## Targets".to_owned());
-        parts.push(targets(contenders, &results.targets));
+        parts.push(targets(contenders, &judgements));
     }
     parts.push("## Rates".to_owned());
     for group in Group::ALL {

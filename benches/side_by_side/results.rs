@@ -3,7 +3,6 @@
 use crate::contender::Contender;
 use crate::sample::Sample;
 use crate::stats::median;
-use crate::targets::Judgement;
 use crate::workload::Workload;
 
 /// Everything of one run.
@@ -22,8 +21,6 @@ pub struct Results {
     pub contenders: Vec<Contender>,
     /// What came out.
     pub rows: Vec<Row>,
-    /// Whether it is enough.
-    pub targets: Vec<Judgement>,
 }
 
 /// All contenders at one workload.

@@ -5,7 +5,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::calls::Counter;
-use crate::contender::{Contender, Door, Running};
+use crate::contender::{Contender, Running};
+use crate::door::Door;
 use crate::progress::Progress;
 use crate::results::{Cell, Row};
 use crate::sample::Sample;

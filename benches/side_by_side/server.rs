@@ -8,7 +8,7 @@ use crate::common::pki::{Authority, LOCALHOST, keys};
 use crate::common::tcp::{TcpServer, V4};
 use crate::common::tls;
 use crate::common::upstream::{self, qemu_nbd};
-use crate::contender::Door;
+use crate::door::Door;
 use crate::fio::DISK;
 use crate::workload::Group;
 

@@ -13,6 +13,9 @@ mod chart;
 #[path = "../../benches/side_by_side/contender.rs"]
 mod contender;
 #[allow(dead_code)]
+#[path = "../../benches/side_by_side/door.rs"]
+mod door;
+#[allow(dead_code)]
 #[path = "../../benches/side_by_side/fio.rs"]
 mod fio;
 #[path = "../../benches/side_by_side/json.rs"]
@@ -100,7 +103,6 @@ fn results() -> Results {
         seconds: 2.0,
         counter: Some("an abacus"),
         machine: vec![("machine", "a <small> one & old".to_owned())],
-        targets: targets::judge(&contenders, &rows),
         contenders,
         rows,
     }
