@@ -1,18 +1,21 @@
 //! `make bench`: our plugin, nbdkit's own plugin in C and other ways to forward, side by side in one run.
 //!
-//! `workload` says what is measured, `contender` who is, `server` what stands behind them, `run` how they
-//! take turns, `targets` what is expected. `settings` has the variables that choose among all that.
+//! `workload` says what is measured, `contender` who is, `server` what stands behind them (`pieces` is one of
+//! our own), `fio`, `copy` and `own` are the clients, `run` is how they take turns, `targets` what is expected.
+//! `settings` has the variables that choose among all that.
 
 mod calls;
 mod chart;
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod contender;
+mod copy;
 mod door;
 mod fio;
 mod json;
 mod machine;
 mod own;
+mod pieces;
 mod progress;
 mod report;
 mod results;
@@ -128,8 +131,8 @@ fn contenders(settings: &Settings) -> Vec<Contender> {
 fn turns(workloads: &[Workload], contenders: &[Contender], settings: &Settings) -> usize {
     let each = settings.rounds + usize::from(!settings.quick);
     let lanes = workloads.iter().map(|workload| {
-        let reach = |contender: &&Contender| contender.reaches(workload.group);
-        contenders.iter().filter(reach).count()
+        let takes_part = |contender: &&Contender| contender.takes_part(workload);
+        contenders.iter().filter(takes_part).count()
     });
     lanes.sum::<usize>() * each
 }
@@ -164,13 +167,20 @@ fn prepare(
     server: &Server,
     contenders: &[Contender],
 ) -> Result<(), String> {
-    if let (Group::Holes, Door::Unix(socket)) = (group, server.reach.door()) {
-        return own::fragment(&socket);
+    match (group, server.reach.door()) {
+        (Group::Holes, Door::Unix(socket)) => return own::fragment(&socket),
+        (Group::Copy, _) => copy::prepare(place)?,
+        // There is no disk, and nobody reads it.
+        (Group::Pieces | Group::Dynamic, _) => return Ok(()),
+        _ => {}
     }
-    // The last one is ours. It reaches every server, and is the quickest by TLS.
-    let last = contenders.last().ok_or("no contenders")?;
-    let running = last.start(place, &server.reach);
-    fio::fill(&running.door.uri())
+    // Ours reaches every server, and is the quickest by TLS.
+    let mut contenders = contenders.iter();
+    let ours = contenders.find(|contender| matches!(contender, Contender::Ours(..)));
+    let running = ours
+        .ok_or("nobody to fill the disk")?
+        .start(place, &server.reach, None);
+    fio::fill(&running.door.uri(), group.disk())
 }
 
 /// The report goes to standard output too.

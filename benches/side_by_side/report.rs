@@ -147,7 +147,7 @@ fn latencies(contenders: &[Contender], rows: &[Row]) -> String {
         for what in [Cell::p50, Cell::p99] {
             for contender in &compared {
                 let cell = row.cell(contenders, contender);
-                line.push(show(cell, |cell| figure(what(cell))));
+                line.push(show(cell.and_then(what), figure));
             }
         }
         table.line(line);

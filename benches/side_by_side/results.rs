@@ -84,24 +84,17 @@ impl Cell {
     }
 
     /// Median latency, microseconds.
-    pub fn p50(&self) -> f64 {
-        median(
-            &self
-                .samples
-                .iter()
-                .map(|sample| sample.p50)
-                .collect::<Vec<_>>(),
-        )
+    pub fn p50(&self) -> Option<f64> {
+        self.latency(|sample| sample.p50)
     }
 
     /// The latency that one request in a hundred exceeds, microseconds.
-    pub fn p99(&self) -> f64 {
-        median(
-            &self
-                .samples
-                .iter()
-                .map(|sample| sample.p99)
-                .collect::<Vec<_>>(),
-        )
+    pub fn p99(&self) -> Option<f64> {
+        self.latency(|sample| sample.p99)
+    }
+
+    fn latency(&self, of: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
+        let all: Vec<f64> = self.samples.iter().filter_map(of).collect();
+        (!all.is_empty()).then(|| median(&all))
     }
 }

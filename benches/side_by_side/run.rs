@@ -14,7 +14,7 @@ use crate::server::Reach;
 use crate::settings::Settings;
 use crate::stats::strays;
 use crate::workload::{Load, Workload};
-use crate::{fio, own, usage};
+use crate::{copy, fio, own, pieces, usage};
 
 /// How long a forwarder may take to clear up after its client, so that it counts.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -44,8 +44,8 @@ impl Track<'_> {
     ) -> Result<Row, String> {
         let mut lanes: Vec<Lane> = contenders
             .iter()
-            .filter(|contender| contender.reaches(workload.group))
-            .map(|contender| Lane::start(contender, self))
+            .filter(|contender| contender.takes_part(workload))
+            .map(|contender| Lane::start(contender, workload, self))
             .collect();
         // Not for ever: a machine that is never quiet gets its figures too, with their spread.
         let mut repeats = self.settings.rounds;
@@ -75,7 +75,7 @@ impl Track<'_> {
         let repeated = lanes.iter().map(|lane| lane.repeated).sum();
         let mut lanes = lanes.into_iter();
         let cells = contenders.iter().map(|contender| {
-            match contender.reaches(workload.group) {
+            match contender.takes_part(workload) {
                 true => lanes
                     .next()
                     .map(|lane| self.close(lane, workload, progress)),
@@ -114,7 +114,7 @@ impl Track<'_> {
         workload: &Workload,
         contender: &Contender,
     ) -> Result<Option<f64>, String> {
-        let running = contender.start(self.place, self.reach);
+        let running = contender.start(self.place, self.reach, workload.threads);
         let Some(pid) = running.pid() else {
             return Ok(None);
         };
@@ -125,11 +125,19 @@ impl Track<'_> {
     }
 
     fn load(&self, workload: &Workload, door: &Door, time: Duration) -> Result<Sample, String> {
+        if let Some(requests) = workload.requests() {
+            let part = match workload.load {
+                Load::Chunks(size) => pieces::part(size),
+                _ => (0, workload.group.disk()),
+            };
+            return fio::load(self.place, &door.uri(), &requests, part, time);
+        }
         match (workload.load, door) {
-            (Load::Fio(requests), _) => fio::load(self.place, &door.uri(), &requests, time),
+            (Load::Copy(copying), _) => copy::load(self.place, &door.uri(), copying, time),
             (Load::Map, Door::Unix(socket)) => own::map(socket, time),
-            (Load::Open, Door::Unix(socket)) => own::connect(socket, time),
-            (_, Door::Tcp(_)) => Err(format!("{}: not by TCP", workload.name())),
+            (Load::Open, Door::Unix(socket)) => own::connect(socket, workload.group.export(), time),
+            (Load::Beside, Door::Unix(socket)) => own::beside(socket, time),
+            _ => Err(format!("{}: nobody does that", workload.name())),
         }
     }
 }
@@ -146,10 +154,10 @@ struct Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
-    fn start(contender: &'a Contender, track: &Track) -> Self {
+    fn start(contender: &'a Contender, workload: &Workload, track: &Track) -> Self {
         Self {
             contender,
-            running: contender.start(track.place, track.reach),
+            running: contender.start(track.place, track.reach, workload.threads),
             cell: Cell::default(),
             requests: 0,
             repeated: 0,

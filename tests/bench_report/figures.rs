@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::contender::Contender;
 use crate::workload::Workload;
 use crate::{contenders, results, stats, targets, workload};
 
@@ -65,6 +66,10 @@ fn large_requests_are_weighed() {
     assert_eq!((iops.unit(), iops.figure(1000.0)), ("IOPS", 1000.0));
     let opens = find("unix/open");
     assert_eq!((opens.unit(), opens.figure(1000.0)), ("per s", 1000.0));
+    let copies = find("copy/nbdcopy-1-to");
+    assert_eq!((copies.unit(), copies.figure(1000.0)), ("MiB/s", 250.0));
+    let beside = find("pieces/8k-beside-256k");
+    assert_eq!((beside.unit(), beside.figure(1000.0)), ("IOPS", 1000.0));
 }
 
 #[test]
@@ -72,7 +77,7 @@ fn verdicts() {
     let results = results();
     let all = targets::judge(&results.contenders, &results.rows);
     // A target for a workload that does not exist would be missing.
-    assert_eq!(all.len(), 24);
+    assert_eq!(all.len(), 39);
     for judgement in &all {
         let verdicts: Vec<bool> = judgement.found.iter().map(|found| found.1).collect();
         assert_eq!(verdicts, [true, false], "{judgement:?}");
@@ -90,4 +95,26 @@ fn verdicts() {
 #[test]
 fn targets_are_silent_about_what_was_not_run() {
     assert_eq!(targets::judge(&contenders(), &[]), []);
+}
+
+#[test]
+fn who_takes_part_where() {
+    let all = workload::all();
+    let part = |name: &str| -> Vec<bool> {
+        let workload = all.iter().find(|workload| workload.name() == name);
+        let workload = workload.expect("it is in the list");
+        let contenders = [
+            Contender::Direct,
+            Contender::Relay,
+            Contender::Qemu,
+            Contender::C,
+        ];
+        let part = contenders.iter().map(|each| each.takes_part(workload));
+        part.collect()
+    };
+    assert_eq!(part("unix/4k-randread-16"), [true; 4]);
+    let threads = part("unix/4k-randread-16-t8");
+    assert_eq!(threads, [true, false, false, true]);
+    assert_eq!(part("dynamic/open"), [true, true, false, true]);
+    assert_eq!(part("psk/256k-read-8"), [false, false, true, true]);
 }

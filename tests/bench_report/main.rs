@@ -21,6 +21,9 @@ mod fio;
 #[path = "../../benches/side_by_side/json.rs"]
 mod json;
 #[allow(dead_code)]
+#[path = "../../benches/side_by_side/pieces.rs"]
+mod pieces;
+#[allow(dead_code)]
 #[path = "../../benches/side_by_side/progress.rs"]
 mod progress;
 #[path = "../../benches/side_by_side/report.rs"]
@@ -41,12 +44,14 @@ mod targets;
 #[allow(dead_code)]
 #[path = "../../benches/side_by_side/usage.rs"]
 mod usage;
+#[allow(dead_code)]
 #[path = "../../benches/side_by_side/workload.rs"]
 mod workload;
 
 mod figures;
 mod output;
 mod parsing;
+mod serving;
 
 use contender::Contender;
 use results::{Cell, Results, Row};
@@ -59,8 +64,8 @@ fn cell(rate: f64, cpu: Option<f64>, peak: Option<u64>) -> Cell {
         rate,
         requests: 1000,
         seconds: 2.0,
-        p50: 100.0,
-        p99: 900.0,
+        p50: Some(100.0),
+        p99: Some(900.0),
         cpu,
     };
     Cell {
