@@ -25,6 +25,8 @@ pub enum Contender {
     Qemu,
     /// nbdkit with its own plugin.
     C,
+    /// The same once more. How far it lies from the first is what this machine cannot tell apart.
+    Again,
     /// nbdkit with our plugin: a name and the file.
     Ours(String, PathBuf),
 }
@@ -59,8 +61,20 @@ impl Contender {
             Self::Relay => "relay",
             Self::Qemu => "qemu-nbd",
             Self::C => "C plugin",
+            Self::Again => "C again",
             Self::Ours(name, _) => name,
         }
+    }
+
+    /// Whether a bar is about it, or it shows whether a round is worth anything. The others are there for
+    /// comparison.
+    pub fn is_judged(&self) -> bool {
+        !matches!(self, Self::Relay | Self::Qemu)
+    }
+
+    /// Whether its costs are in the report beside ours.
+    pub fn is_compared(&self) -> bool {
+        matches!(self, Self::C | Self::Ours(..))
     }
 
     /// Whether it is measured at that. It must be able to reach such a server for our clients: fio's engine has no way to say which
@@ -74,7 +88,7 @@ impl Contender {
             Self::Direct => !has_tls,
             Self::Relay => !has_tls && workload.threads.is_none(),
             Self::Qemu => workload.group != Group::Dynamic && workload.threads.is_none(),
-            Self::C | Self::Ours(..) => true,
+            Self::C | Self::Again | Self::Ours(..) => true,
         }
     }
 
@@ -88,7 +102,7 @@ impl Contender {
             },
             Self::Relay => relay(place, reach),
             Self::Qemu => qemu(place, reach),
-            Self::C => nbdkit(place, threads, "nbd", &parameters(reach)),
+            Self::C | Self::Again => nbdkit(place, threads, "nbd", &parameters(reach)),
             Self::Ours(_, plugin) => {
                 let mut parameters = parameters(reach);
                 if matches!(reach, Reach::X509(..)) {

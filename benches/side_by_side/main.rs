@@ -1,8 +1,8 @@
 //! `make bench`: our plugin, nbdkit's own plugin in C and other ways to forward, side by side in one run.
 //!
 //! `workload` says what is measured, `contender` who is, `server` what stands behind them (`pieces` is one of
-//! our own), `fio`, `copy` and `own` are the clients, `run` is how they take turns, `targets` what is expected.
-//! `settings` has the variables that choose among all that.
+//! our own), `fio`, `copy` and `own` are the clients, `run` is how they take turns, `targets` what is expected
+//! and `verdict` whether it was reached. `settings` has the variables that choose among all that.
 
 mod calls;
 mod chart;
@@ -27,6 +27,7 @@ mod stats;
 mod table;
 mod targets;
 mod usage;
+mod verdict;
 mod workload;
 
 use std::fs;
@@ -124,17 +125,22 @@ fn contenders(settings: &Settings) -> Vec<Contender> {
         };
         list.push(Contender::Ours(name, path.clone()));
     }
+    // Ours is between the two, so that what drifts within a round does not favour it.
+    list.push(Contender::Again);
     list
 }
 
 /// How many turns there will be, if none is thrown away.
 fn turns(workloads: &[Workload], contenders: &[Contender], settings: &Settings) -> usize {
-    let each = settings.rounds + usize::from(!settings.quick);
-    let lanes = workloads.iter().map(|workload| {
-        let takes_part = |contender: &&Contender| contender.takes_part(workload);
-        contenders.iter().filter(takes_part).count()
+    let lanes = workloads.iter().flat_map(|workload| {
+        let reach = |contender: &&Contender| contender.takes_part(workload);
+        contenders.iter().filter(reach)
     });
-    lanes.sum::<usize>() * each
+    let turns = lanes.map(|contender| {
+        let counted = contender.is_compared() && !settings.quick;
+        run::turns(contender, settings.rounds) + usize::from(counted)
+    });
+    turns.sum()
 }
 
 /// All workloads of one server.

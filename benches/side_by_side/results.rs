@@ -2,7 +2,7 @@
 
 use crate::contender::Contender;
 use crate::sample::Sample;
-use crate::stats::median;
+use crate::stats::{apart, median};
 use crate::workload::Workload;
 
 /// Everything of one run.
@@ -43,6 +43,83 @@ impl Row {
             .position(|contender| contender == wanted)?;
         self.cells.get(place)?.as_ref()
     }
+
+    /// The two runs of the C plugin.
+    pub fn pair<'a>(&'a self, contenders: &[Contender]) -> Option<Pair<'a>> {
+        let first = self.cell(contenders, &Contender::C)?;
+        let again = self.cell(contenders, &Contender::Again)?;
+        Some(Pair { first, again })
+    }
+
+    /// The cells of our builds, with their names.
+    pub fn ours<'a>(
+        &'a self,
+        contenders: &'a [Contender],
+    ) -> impl Iterator<Item = (&'a str, Option<&'a Cell>)> {
+        let both = contenders.iter().zip(&self.cells);
+        both.filter_map(|(contender, cell)| match contender {
+            Contender::Ours(name, _) => Some((name.as_str(), cell.as_ref())),
+            _ => None,
+        })
+    }
+}
+
+/// A figure of which a cell has one for each round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Figure {
+    /// Requests per second: more is better.
+    Rate,
+    /// CPU time per request, microseconds: less is better.
+    Cpu,
+}
+
+impl Figure {
+    /// Round by round.
+    pub fn rounds(self, cell: &Cell) -> Vec<f64> {
+        match self {
+            Self::Rate => cell.rates(),
+            Self::Cpu => cell.cpus(),
+        }
+    }
+
+    /// The median; nothing where there is no such figure.
+    pub fn of(self, cell: &Cell) -> Option<f64> {
+        let rounds = self.rounds(cell);
+        (!rounds.is_empty()).then(|| median(&rounds))
+    }
+}
+
+/// Two runs of the C plugin, side by side with all others: what it reaches, and how far apart it lies from
+/// itself, which says nothing about anybody else.
+pub struct Pair<'a> {
+    first: &'a Cell,
+    again: &'a Cell,
+}
+
+impl Pair<'_> {
+    /// The median of all rounds of both; nothing where there is no such figure.
+    pub fn of(&self, figure: Figure) -> Option<f64> {
+        let all = [figure.rounds(self.first), figure.rounds(self.again)].concat();
+        (!all.is_empty()).then(|| median(&all))
+    }
+
+    /// The mean of the two, round by round.
+    pub fn rounds(&self, figure: Figure) -> Vec<f64> {
+        let (first, again) = (figure.rounds(self.first), figure.rounds(self.again));
+        let both = first.iter().zip(&again);
+        both.map(|(a, b)| (a + b) / 2.0).collect()
+    }
+
+    /// How far they lie apart, as a share.
+    pub fn spread(&self, figure: Figure) -> f64 {
+        apart(&figure.rounds(self.first), &figure.rounds(self.again))
+    }
+
+    /// Mean of the most memory that each ever had, and how far they lie apart, KiB.
+    pub fn peak(&self) -> Option<(f64, f64)> {
+        let (first, again) = (self.first.peak? as f64, self.again.peak? as f64);
+        Some(((first + again) / 2.0, (first - again).abs()))
+    }
 }
 
 /// One contender at one workload.
@@ -64,7 +141,7 @@ impl Cell {
         self.samples.iter().map(|sample| sample.rate).collect()
     }
 
-    /// Requests per second.
+    /// Requests per second, the median.
     pub fn rate(&self) -> f64 {
         median(&self.rates())
     }
@@ -77,10 +154,9 @@ impl Cell {
             .collect()
     }
 
-    /// CPU time per request, microseconds.
+    /// CPU time per request, microseconds, the median.
     pub fn cpu(&self) -> Option<f64> {
-        let all = self.cpus();
-        (!all.is_empty()).then(|| median(&all))
+        Figure::Cpu.of(self)
     }
 
     /// Median latency, microseconds.

@@ -19,6 +19,17 @@ use crate::{copy, fio, own, pieces, usage};
 /// How long a forwarder may take to clear up after its client, so that it counts.
 const SETTLE: Duration = Duration::from_millis(20);
 
+/// Contenders that no bar is about have a turn in one round of so many, so that there can be more rounds.
+const SELDOM: usize = 3;
+
+/// How many turns a contender has in so many rounds.
+pub fn turns(contender: &Contender, rounds: usize) -> usize {
+    match contender.is_judged() {
+        true => rounds,
+        false => rounds.div_ceil(SELDOM),
+    }
+}
+
 /// How long system calls are counted.
 const COUNTED: Duration = Duration::from_millis(500);
 
@@ -50,11 +61,12 @@ impl Track<'_> {
         // Not for ever: a machine that is never quiet gets its figures too, with their spread.
         let mut repeats = self.settings.rounds;
         loop {
-            while lanes
-                .iter()
-                .any(|lane| lane.cell.samples.len() < self.settings.rounds)
-            {
-                for lane in &mut lanes {
+            for round in 0.. {
+                if lanes.iter().all(|lane| lane.turns_left(self) == 0) {
+                    break;
+                }
+                let due = |lane: &&mut Lane| lane.is_due(round, self);
+                for lane in lanes.iter_mut().filter(due) {
                     progress.step(workload, lane.contender.name());
                     lane.turn(workload, self).map_err(|error| {
                         let (workload, contender) = (workload.name(), lane.contender.name());
@@ -67,8 +79,9 @@ impl Track<'_> {
                 break;
             }
             repeats -= bad.len();
-            progress.more(bad.len() * lanes.len());
-            for lane in &mut lanes {
+            let judged = |lane: &&mut Lane| lane.contender.is_judged();
+            for lane in lanes.iter_mut().filter(judged) {
+                progress.more(bad.len());
                 lane.forget(&bad);
             }
         }
@@ -100,7 +113,7 @@ impl Track<'_> {
     ) -> Result<Cell, String> {
         let contender = lane.contender;
         let mut cell = lane.end()?;
-        if let Some(counter) = self.counter {
+        if let Some(counter) = self.counter.filter(|_| contender.is_compared()) {
             progress.step(workload, contender.name());
             cell.calls = self.calls(counter, workload, contender)?;
         }
@@ -162,6 +175,16 @@ impl<'a> Lane<'a> {
             requests: 0,
             repeated: 0,
         }
+    }
+
+    fn turns_left(&self, track: &Track) -> usize {
+        let wanted = turns(self.contender, track.settings.rounds);
+        wanted.saturating_sub(self.cell.samples.len())
+    }
+
+    fn is_due(&self, round: usize, track: &Track) -> bool {
+        let seldom = !self.contender.is_judged();
+        self.turns_left(track) > 0 && !(seldom && round % SELDOM != 0)
     }
 
     /// A turn, and once more if it took far longer than it should: then all stood still for a while.

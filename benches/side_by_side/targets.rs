@@ -1,7 +1,8 @@
 //! What our plugin has to reach, as ratios to the C plugin, and whether it did.
 
 use crate::contender::Contender;
-use crate::results::{Cell, Row};
+use crate::results::{Figure, Row};
+use crate::verdict::{Compared, Found, Verdict};
 
 /// A ratio that a figure has to reach.
 struct Target {
@@ -14,16 +15,11 @@ struct Target {
     aim: f64,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Figure {
-    /// Requests per second: more is better.
-    Rate,
-    /// CPU time per request: less is better.
-    Cpu,
-}
-
 /// How much more memory than the C plugin ours may use, MiB, and how much it should.
 const MEMORY: (f64, f64) = (4.0, 0.0);
+
+/// What every workload must reach: where the C plugin is ahead, that is a fault.
+const EVERYWHERE: f64 = 1.0;
 
 const TARGETS: [Target; 38] = [
     rate("unix/4k-randread-1", 1.15, 1.6),
@@ -93,8 +89,21 @@ pub struct Judgement {
     pub bound: String,
     /// What it should be.
     pub aim: String,
-    /// For each build of ours: the figure, and whether it is enough.
-    pub found: Vec<(f64, bool)>,
+    /// Whether figures and spreads are ratios; else they are differences, MiB.
+    pub is_ratio: bool,
+    /// For each build of ours.
+    pub found: Vec<Found>,
+}
+
+/// A workload at which the C plugin is ahead of one of our builds.
+#[derive(Debug, PartialEq)]
+pub struct Fault {
+    /// The workload.
+    pub what: String,
+    /// Our build.
+    pub ours: String,
+    /// How far.
+    pub found: Found,
 }
 
 /// All targets that the rows have something to say about.
@@ -112,20 +121,31 @@ pub fn judge(contenders: &[Contender], rows: &[Row]) -> Vec<Judgement> {
     all
 }
 
+/// Where the C plugin is ahead, beyond the spread.
+pub fn faults(contenders: &[Contender], rows: &[Row]) -> Vec<Fault> {
+    let of_row = |row: &Row| -> Vec<Fault> {
+        let Some(c) = row.pair(contenders) else {
+            return Vec::new();
+        };
+        let all = row.ours(contenders).filter_map(|(name, cell)| {
+            let found = Found::rate(EVERYWHERE, cell?, &c)?;
+            (found.verdict == Verdict::Short).then(|| Fault {
+                what: row.workload.full_title(),
+                ours: name.to_owned(),
+                found,
+            })
+        });
+        all.collect()
+    };
+    rows.iter().flat_map(of_row).collect()
+}
+
 impl Target {
     fn judge(&self, contenders: &[Contender], row: &Row) -> Option<Judgement> {
-        let figure = |cell: &Cell| match self.figure {
-            Figure::Rate => Some(cell.rate()),
-            Figure::Cpu => cell.cpu(),
-        };
-        let c = figure(row.cell(contenders, &Contender::C)?)?;
-        let found = ours(contenders, row).map(|cell| {
-            let ratio = figure(cell)? / c;
-            let enough = match self.figure {
-                Figure::Rate => ratio >= self.bound,
-                Figure::Cpu => ratio <= self.bound,
-            };
-            Some((ratio, enough))
+        let c = row.pair(contenders)?;
+        let found = row.ours(contenders).map(|(_, cell)| match self.figure {
+            Figure::Rate => Found::rate(self.bound, cell?, &c),
+            Figure::Cpu => Found::cpu(self.bound, cell?, &c),
         });
         let (sign, what) = match self.figure {
             Figure::Rate => ('≥', ""),
@@ -135,6 +155,7 @@ impl Target {
             what: format!("{}{what}", row.workload.full_title()),
             bound: format!("{sign} {:.2}", self.bound),
             aim: format!("{:.2}", self.aim),
+            is_ratio: true,
             found: found.collect::<Option<_>>()?,
         })
     }
@@ -142,38 +163,38 @@ impl Target {
 
 /// The workload at which ours uses most, compared with the C plugin at the same.
 fn judge_memory(contenders: &[Contender], rows: &[Row]) -> Option<Judgement> {
-    let mut worst: Vec<f64> = Vec::new();
+    let mib = |kib: f64| kib / 1024.0;
+    let mut worst: Vec<Compared> = Vec::new();
     for row in rows {
-        let Some(c) = row
-            .cell(contenders, &Contender::C)
-            .and_then(|cell| cell.peak)
-        else {
+        let Some((c, apart)) = row.pair(contenders).and_then(|pair| pair.peak()) else {
             continue;
         };
-        let more = ours(contenders, row).map(|cell| {
-            let peak = cell.peak.unwrap_or_default();
-            (peak as f64 - c as f64) / 1024.0
+        let more = row.ours(contenders).map(|(_, cell)| Compared {
+            value: mib(cell.and_then(|cell| cell.peak).unwrap_or_default() as f64 - c),
+            spread: mib(apart),
         });
+        let larger = |(a, b): (&Compared, Compared)| if b.value > a.value { b } else { *a };
         worst = match worst.is_empty() {
             true => more.collect(),
-            false => worst.iter().zip(more).map(|(a, b)| a.max(b)).collect(),
+            false => worst.iter().zip(more).map(larger).collect(),
         };
     }
     let (bound, aim) = MEMORY;
-    let found: Vec<_> = worst.iter().map(|&more| (more, more <= bound)).collect();
+    let judge = |more: &Compared| Found {
+        compared: *more,
+        cpu: None,
+        verdict: match more.value - bound {
+            over if over > more.spread => Verdict::Short,
+            over if over > -more.spread => Verdict::Within,
+            _ => Verdict::Ok,
+        },
+    };
+    let found: Vec<_> = worst.iter().map(judge).collect();
     (!found.is_empty()).then(|| Judgement {
         what: "peak memory, MiB more than the C plugin, at worst".to_owned(),
         bound: format!("≤ {bound:.0}"),
         aim: format!("{aim:.0}"),
+        is_ratio: false,
         found,
-    })
-}
-
-/// The cells of our builds.
-fn ours<'a>(contenders: &'a [Contender], row: &'a Row) -> impl Iterator<Item = &'a Cell> {
-    let both = contenders.iter().zip(&row.cells);
-    both.filter_map(|(contender, cell)| match contender {
-        Contender::Ours(..) => cell.as_ref(),
-        _ => None,
     })
 }

@@ -44,6 +44,8 @@ mod targets;
 #[allow(dead_code)]
 #[path = "../../benches/side_by_side/usage.rs"]
 mod usage;
+#[path = "../../benches/side_by_side/verdict.rs"]
+mod verdict;
 #[allow(dead_code)]
 #[path = "../../benches/side_by_side/workload.rs"]
 mod workload;
@@ -52,6 +54,7 @@ mod figures;
 mod output;
 mod parsing;
 mod serving;
+mod verdicts;
 
 use contender::Contender;
 use results::{Cell, Results, Row};
@@ -83,6 +86,7 @@ fn contenders() -> Vec<Contender> {
         Contender::C,
         ours("ours"),
         ours("ours:2"),
+        Contender::Again,
     ]
 }
 
@@ -96,6 +100,7 @@ fn results() -> Results {
             Some(cell(10_000.0, Some(50.0), Some(8 << 10))),
             Some(cell(30_000.0, Some(10.0), Some(10 << 10))),
             Some(cell(5_000.0, Some(60.0), Some(13 << 10))),
+            Some(cell(10_000.0, Some(50.0), Some(8 << 10))),
         ],
         thrown: 1,
         repeated: 0,
