@@ -57,7 +57,7 @@ bench-micro: ## micro benchmarks of the pure parts
 	@scripts/deps.sh build
 	cargo bench --locked --bench micro
 
-bench-instructions: ## instructions per request, against the stored figures (UPDATE=1 stores them)
+bench-instructions: ## instructions per request against the stored ones (STRICT=1: 3 %; UPDATE=1)
 	@scripts/deps.sh build test
 	cargo bench --locked --bench instructions
 
