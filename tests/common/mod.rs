@@ -9,6 +9,7 @@
 pub mod clients;
 pub mod daemon;
 pub mod front;
+pub mod machine;
 pub mod nbdkit;
 pub mod pki;
 pub mod process;
