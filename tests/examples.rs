@@ -5,10 +5,11 @@ mod common;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use common::manual;
 use common::process::{eventually, run};
 use common::{need_all, plugin};
 
@@ -26,18 +27,9 @@ struct Example {
     commands: String,
 }
 
-/// The files of the project, whose examples these are.
-fn read(file: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
 /// The indented paragraphs below each `=head2` of EXAMPLES that are no drawings.
 fn examples_of_the_manual() -> Vec<Example> {
-    let manual = read("nbdkit-nbd-plugin.pod");
-    let (_, rest) = manual.split_once("\n=head1 EXAMPLES\n").expect("EXAMPLES");
-    let (section, _) = rest.split_once("\n=head1 ").expect("more sections");
-    section
+    manual::section(Some("EXAMPLES"))
         .split("\n=head2 ")
         .skip(1)
         .map(|example| {
@@ -57,7 +49,7 @@ fn examples_of_the_manual() -> Vec<Example> {
 
 /// All that there is to type in one section of the README: one session, as variables are kept.
 fn session_of_the_readme(section: &str) -> Example {
-    let readme = read("README.md");
+    let readme = manual::file("README.md");
     let (_, rest) = readme
         .split_once(&format!("\n## {section}\n"))
         .expect("the section");

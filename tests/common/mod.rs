@@ -10,6 +10,7 @@ pub mod clients;
 pub mod daemon;
 pub mod front;
 pub mod machine;
+pub mod manual;
 pub mod nbdkit;
 pub mod pki;
 pub mod process;
