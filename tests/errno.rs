@@ -4,6 +4,7 @@ mod common;
 
 use common::clients::{attempt, nbdsh, nbdsh_unconnected, text};
 use common::nbdkit::{Nbdkit, forward};
+use common::pair::Pair;
 use common::upstream::{noise_file, qemu_nbd};
 use common::{need, need_all};
 
@@ -27,10 +28,8 @@ fn every_command_fails_alike(error: &str) {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
     let failing = format!("error={error}");
-    let upstream = Nbdkit::start(
-        directory.path(),
+    let pair = Pair::new(
         &[
             "--filter=error",
             "memory",
@@ -38,15 +37,15 @@ fn every_command_fails_alike(error: &str) {
             failing.as_str(),
             "error-rate=1",
         ],
+        &[],
     );
-    let front = forward(directory.path(), upstream.socket(), &[]);
-    let direct = nbdsh(&upstream.uri(), TRY_EVERYTHING);
+    let direct = nbdsh(&pair.server.uri(), TRY_EVERYTHING);
     assert_eq!(
         direct.matches(error).count(),
         5,
         "the upstream fails as told: {direct}"
     );
-    assert_eq!(nbdsh(&front.uri(), TRY_EVERYTHING), direct);
+    assert_eq!(nbdsh(&pair.front.uri(), TRY_EVERYTHING), direct);
 }
 
 #[test]
@@ -79,9 +78,7 @@ fn failed_flush_is_not_success() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(
-        directory.path(),
+    let pair = Pair::new(
         &[
             "eval",
             "get_size=echo 1M",
@@ -90,8 +87,8 @@ fn failed_flush_is_not_success() {
             "can_flush=exit 0",
             "flush=echo ENOSPC the disk behind is full >&2; exit 1",
         ],
+        &[],
     );
-    let front = forward(directory.path(), upstream.socket(), &[]);
     let script = "
 h.pwrite(bytes(512), 0)
 try:
@@ -100,7 +97,7 @@ try:
 except nbd.Error as error:
     print(error.errno)
 ";
-    assert_eq!(nbdsh(&front.uri(), script).trim_end(), "ENOSPC");
+    assert_eq!(nbdsh(&pair.front.uri(), script).trim_end(), "ENOSPC");
 }
 
 #[test]
@@ -108,9 +105,7 @@ fn failed_status_is_an_error_and_not_an_empty_map() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(
-        directory.path(),
+    let pair = Pair::new(
         &[
             "eval",
             "get_size=echo 1M",
@@ -118,8 +113,8 @@ fn failed_status_is_an_error_and_not_an_empty_map() {
             "can_extents=exit 0",
             "extents=echo EIO no map >&2; exit 1",
         ],
+        &[],
     );
-    let front = forward(directory.path(), upstream.socket(), &[]);
     let script = format!(
         "
 h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
@@ -131,7 +126,7 @@ except nbd.Error as error:
     print(error.errno)
 print(len(h.pread(4096, 0)))
 ",
-        front.uri()
+        pair.front.uri()
     );
     assert_eq!(nbdsh_unconnected(&script), "EIO\n4096\n");
 }
@@ -237,16 +232,14 @@ fn last_bytes_of_the_largest_disk_can_be_used() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(directory.path(), &["memory", "9223372036854775807"]);
-    let front = forward(directory.path(), upstream.socket(), &[]);
+    let pair = Pair::new(&["memory", "9223372036854775807"], &[]);
     let script = "
 end = 2**63 - 1
 h.pwrite(b'the very last bytes', end - 19)
 print(h.pread(19, end - 19).decode())
 ";
     assert_eq!(
-        nbdsh(&front.uri(), script).trim_end(),
+        nbdsh(&pair.front.uri(), script).trim_end(),
         "the very last bytes"
     );
 }

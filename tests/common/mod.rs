@@ -12,6 +12,7 @@ pub mod front;
 pub mod machine;
 pub mod manual;
 pub mod nbdkit;
+pub mod pair;
 pub mod pki;
 pub mod process;
 pub mod refusal;
