@@ -485,6 +485,10 @@ fn last_error(log: &str) -> String {
     message.to_owned()
 }
 
+fn cases() -> impl Iterator<Item = &'static Case> {
+    [AT_START, OPENING, TLS, SERVING].into_iter().flatten()
+}
+
 /// Makes the cases happen, and tells of all those that have changed.
 fn check(cases: &[Case]) {
     let mut wrong = Vec::new();
@@ -513,17 +517,38 @@ fn every_item_of_the_manual_has_a_case() {
     let documented: BTreeSet<_> = manual::items(&manual::section(Some("ERRORS")))
         .into_iter()
         .collect();
-    let shown: BTreeSet<_> = [AT_START, OPENING, TLS, SERVING]
-        .into_iter()
-        .flatten()
-        .map(|case| case.item.to_owned())
-        .collect();
+    let shown: BTreeSet<_> = cases().map(|case| case.item.to_owned()).collect();
     let unproven: Vec<_> = documented.difference(&shown).collect();
     let undocumented: Vec<_> = shown.difference(&documented).collect();
     assert!(
         unproven.is_empty() && undocumented.is_empty(),
         "\nin ERRORS, but no case of tests/errors.rs makes it happen: {unproven:#?}\n\
          in tests/errors.rs, but not in ERRORS: {undocumented:#?}\n"
+    );
+}
+
+#[test]
+fn readme_has_no_other_messages() {
+    // Of nbdkit and the system.
+    let foreign = [
+        "Connection refused",
+        "Cannot send after transport endpoint shutdown",
+        "bind: ...: Address already in use",
+    ];
+    let readme = manual::file("README.md");
+    let (_, table) = readme.split_once("\n| What you see |").expect("the table");
+    let rows = table.lines().skip(2).take_while(|row| row.starts_with('|'));
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    let quoted: Vec<_> = cells
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .filter(|text| !foreign.contains(text))
+        .collect();
+    let pinned = |text: &str| cases().any(|case| case.text.contains(text));
+    let gone: Vec<_> = quoted.iter().filter(|text| !pinned(text)).collect();
+    assert!(quoted.len() > 3, "{quoted:?}");
+    assert!(
+        gone.is_empty(),
+        "in the README, but no message has it: {gone:?}"
     );
 }
 

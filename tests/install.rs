@@ -430,6 +430,8 @@ fn without_permission_nothing_is_changed() {
         assert!(complaint.contains("be root"), "{complaint}");
         assert_eq!(machine.files("man"), [""; 0], "{step}");
     }
+    // So that the directory can be removed.
+    fs::set_permissions(machine.path("usr/lib"), fs::Permissions::from_mode(0o755)).expect("mode");
     assert_eq!(
         machine.files("usr"),
         [format!("lib/{PLUGIN}: {DISTRIBUTED}")]
