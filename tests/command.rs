@@ -78,6 +78,16 @@ fn first_argument_alone_is_the_command() {
     assert_eq!(size(&front), "1048576");
 }
 
+#[test]
+fn program_is_what_command_says_wherever_it_stands() {
+    if !need("nbdkit") {
+        return;
+    }
+    let place = Place::new();
+    let front = place.start(&["arg=-f", "arg=memory", "command=nbdkit", "arg=1M"]);
+    assert_eq!(size(&front), "1048576");
+}
+
 // What the server finds.
 
 #[test]

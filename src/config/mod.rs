@@ -153,7 +153,7 @@ impl Params {
             "port" => target.port = Some(params::text("port", value)?),
             "vsock" | "cid" => target.vsock = Some(value.to_vec()),
             "uri" => target.uri = Some(params::text("uri", value)?),
-            "command" => target.command.push(params::argument("command", value)?),
+            "command" => target.add_command(params::argument("command", value)?),
             "arg" => target.command.push(params::argument("arg", value)?),
             "socket-fd" => target.socket_fd = Some(params::descriptor(value)?),
             "export" => self.export = Some(params::export_name("export", value)?),

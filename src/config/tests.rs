@@ -46,6 +46,19 @@ fn there_are_six_ways_to_name_a_server() {
 }
 
 #[test]
+fn the_program_is_what_command_says() {
+    for pairs in [
+        &[("arg", "-x"), ("command", "p"), ("arg", "-y")][..],
+        &[("arg", "-x"), ("command", "p"), ("command", "-y")][..],
+        // As the plugin in C has it.
+        &[("arg", "p"), ("arg", "-x"), ("arg", "-y")][..],
+    ] {
+        let words = ["p", "-x", "-y"].map(Into::into).to_vec();
+        assert_eq!(place(pairs), Place::Command(words));
+    }
+}
+
+#[test]
 fn a_later_value_replaces_an_earlier_one() {
     assert_eq!(
         place(&[("socket", "/a"), ("socket", "/b")]),
