@@ -10,7 +10,7 @@ use crate::proto::export::Export;
 use crate::proto::handshake::{self, Described, Goal, Handshake, Listed, Outcome, Step};
 use crate::proto::request::encode_option;
 use crate::transport::tls::Settings;
-use crate::transport::{Blocking, Deadline, Stream};
+use crate::transport::{self, Blocking, Deadline, Stream};
 
 /// How long a server may take to close a connection that we left.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -83,6 +83,18 @@ fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outc
         .map_err(|error| failed(server, OpenError::Connect(error)))?;
     log::debug!("{server}: connected");
     let deadline = Deadline::after_maybe(options.handshake_timeout);
+    let awaiting = options.target.await_greeting(&stream, deadline);
+    awaiting.map_err(|error| {
+        let cause = match error {
+            // No connection came about, and that is why.
+            transport::Error::ServerEnded(_) => OpenError::Connect(error),
+            error => OpenError::Broken {
+                error,
+                awaited: options.target.awaited(),
+            },
+        };
+        failed(server, cause)
+    })?;
     let goal = goal.with_tls(options.tls_policy);
     let outcome = shake_hands(&mut stream, goal, &options.tls, deadline)
         .map_err(|cause| failed(server, cause))?;

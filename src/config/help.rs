@@ -28,4 +28,5 @@ connect-timeout=<TIME> Longest wait for the connection (default 30 seconds).
 handshake-timeout=<TIME>
                        Longest wait for the handshake (default 30 seconds).
 request-timeout=<TIME> Longest wait for the answer to a request (default none).
+command-timeout=<TIME> Longest wait for the command to end (default none).
 ";

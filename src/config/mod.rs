@@ -68,6 +68,9 @@ pub enum Error {
     /// A port without anything that has ports.
     #[error("‘port’ parameter should only be used with ‘hostname’ or ‘vsock’")]
     StrayPort,
+    /// A limit for the end of a server that we do not start.
+    #[error("‘command-timeout’ parameter should only be used with ‘command’")]
+    StrayCommandTimeout,
     /// The path does not fit a Unix socket address.
     #[error("socket file name too large")]
     SocketTooLong,
@@ -118,6 +121,8 @@ pub struct Params {
     shared: bool,
     tls: TlsParams,
     timeouts: Timeouts,
+    /// Whether `command-timeout` was given, whatever its value.
+    command_timeout: bool,
 }
 
 /// How long to wait for a server; `None` is for ever.
@@ -129,6 +134,8 @@ pub struct Timeouts {
     pub handshake: Option<Duration>,
     /// From a request to its complete answer.
     pub request: Option<Duration>,
+    /// For a server that we started to end.
+    pub command: Option<Duration>,
 }
 
 impl Default for Timeouts {
@@ -137,6 +144,7 @@ impl Default for Timeouts {
             connect: Some(Duration::from_secs(30)),
             handshake: Some(Duration::from_secs(30)),
             request: None,
+            command: None,
         }
     }
 }
@@ -179,6 +187,10 @@ impl Params {
             "request-timeout" => {
                 self.timeouts.request = params::timeout("request-timeout", value)?;
             }
+            "command-timeout" => {
+                self.timeouts.command = params::timeout("command-timeout", value)?;
+                self.command_timeout = true;
+            }
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -192,6 +204,9 @@ impl Params {
             (Some(place), _) => (place, None),
             (None, uri) => from_uri(&uri.unwrap_or_default(), &mut tls_params)?,
         };
+        if self.command_timeout && !matches!(place, Place::Command(_)) {
+            return Err(Error::StrayCommandTimeout);
+        }
         let shared = self.shared || place.is_single();
         if self.dynamic_export {
             if self.export.is_some() {

@@ -65,7 +65,7 @@ impl Upstream {
                 Target::Inherited(socket)
             }
             Place::Command(argv) => {
-                let child = Child::start(argv)
+                let child = Child::start(argv, config.timeouts.command)
                     .map_err(|error| Failure::misuse(&format!("command: {error}")))?;
                 Target::Child(child)
             }
@@ -188,6 +188,9 @@ impl Upstream {
         // still seem to hold the connection.
         if let Some(client) = shared {
             client.close();
+        }
+        if let Target::Child(child) = &self.options.target {
+            child.end();
         }
     }
 

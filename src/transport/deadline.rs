@@ -45,6 +45,15 @@ impl Deadline {
         }
     }
 
+    /// The one of the two that passes first.
+    pub fn sooner(self, other: Self) -> Self {
+        match (self.at, other.at) {
+            (Some((a, _)), Some((b, _))) if b < a => other,
+            (None, _) => other,
+            _ => self,
+        }
+    }
+
     /// Whether it has passed.
     pub fn has_passed(&self) -> bool {
         self.remaining() == Some(Duration::ZERO)
