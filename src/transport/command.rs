@@ -22,7 +22,7 @@ mod tests;
 mod words;
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags, chmod, open};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use rustix::process::{getpid, getppid};
@@ -148,7 +149,9 @@ impl Child {
     /// One more connection. It is in the server's queue when this returns; the server may accept it
     /// later, or never.
     pub fn connect(&self, deadline: Deadline) -> Result<Stream, Error> {
-        unix::open(&self.home.socket(), deadline).map_err(|error| self.explain(error))
+        self.home
+            .connect(deadline)
+            .map_err(|error| self.explain(error))
     }
 
     /// Waits until there is something to receive from a new connection: servers speak first, so the
@@ -419,6 +422,8 @@ fn peek(stream: &Stream) -> Option<Result<(), Error>> {
 #[derive(Debug)]
 struct Home {
     directory: PathBuf,
+    /// The socket itself, by which it can be connected to without entering the directory.
+    door: OwnedFd,
 }
 
 impl Home {
@@ -437,7 +442,7 @@ impl Home {
             errno,
         })?;
         match Self::listen(&directory) {
-            Ok(listener) => Ok((Self { directory }, listener)),
+            Ok((door, listener)) => Ok((Self { directory, door }, listener)),
             Err(errno) => {
                 remove(&directory);
                 Err(Error::Make {
@@ -449,13 +454,34 @@ impl Home {
         }
     }
 
-    fn listen(directory: &Path) -> Result<UnixListener, Errno> {
-        UnixListener::bind(directory.join("sock"))
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    fn listen(directory: &Path) -> Result<(OwnedFd, UnixListener), Errno> {
+        let socket = directory.join("sock");
+        let listener = UnixListener::bind(&socket)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        // Who may use it is for the directory to say, which nobody else can enter.
+        chmod(&socket, Mode::from_raw_mode(0o666))?;
+        let door = open(&socket, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        Ok((door, listener))
     }
 
     fn socket(&self) -> PathBuf {
         self.directory.join("sock")
+    }
+
+    fn connect(&self, deadline: Deadline) -> Result<Stream, Error> {
+        match unix::open(&self.socket(), deadline) {
+            // nbdkit has become another user (its option -u), who cannot enter the directory. What
+            // it had opened before, nobody else can get at.
+            Err(Error::Connect(Errno::ACCESS)) => {
+                let door = format!("/proc/self/fd/{}", self.door.as_raw_fd());
+                match unix::open(Path::new(&door), deadline) {
+                    // There is no /proc here.
+                    Err(Error::Connect(Errno::NOENT)) => Err(Error::Connect(Errno::ACCESS)),
+                    result => result,
+                }
+            }
+            result => result,
+        }
     }
 }
 
