@@ -12,7 +12,7 @@ use super::flight::Flight;
 use super::inflight::{Inflight, SlotSet};
 use crate::proto::Violation;
 use crate::proto::chunks::{MAX_TAKE, Step};
-use crate::proto::reply::{Decoded, decode};
+use crate::proto::reply::{Decoded, Header, decode};
 use crate::proto::request::Cookie;
 use crate::transport::{Blocking, Error, Stream};
 
@@ -43,6 +43,8 @@ pub struct Receiver {
 /// What a receiver works on.
 #[derive(Clone, Copy)]
 pub struct Wire<'a> {
+    /// The server's name, for messages.
+    pub server: &'a str,
     /// Where replies come from.
     pub stream: &'a Stream,
     /// Whose they are.
@@ -176,6 +178,10 @@ impl Receiver {
                     Decoded::Need(_) => return Ok(()),
                     Decoded::Header(header, used) => {
                         self.start += used;
+                        // Not under the slot's lock: whoever takes the log may be slow.
+                        if log::log_enabled!(log::Level::Trace) {
+                            tell(wire.server, header);
+                        }
                         self.current = Some(header.cookie());
                         Some(header)
                     }
@@ -186,11 +192,6 @@ impl Receiver {
             };
             let paused = wire.inflight.with_cookie(cookie, |index, flight| {
                 if let Some(header) = header {
-                    log::trace!(
-                        "{} cookie 0x{:x}: {header:?}",
-                        flight.reply.request(),
-                        cookie.0
-                    );
                     flight.reply.begin(header, self.structured)?;
                 }
                 let pause = self.feed(flight)?;
@@ -240,6 +241,14 @@ impl Receiver {
             }
         }
     }
+}
+
+/// Apart from its caller, which is the hot path: inlined, it costs that 60 instructions even when
+/// nobody listens.
+#[cold]
+#[inline(never)]
+fn tell(server: &str, header: Header) {
+    log::trace!("{server}: {header}");
 }
 
 /// The part of a caller's buffer that a step names. The reply machine checked the range against
