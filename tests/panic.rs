@@ -42,7 +42,8 @@ impl Log for Fragile {
         let poisoned = POISONED.lock().unwrap_or_else(PoisonError::into_inner);
         let reply = poisoned.iter().any(|start| line.starts_with(start));
         drop(poisoned);
-        let sending = line.contains("sending") && line.contains(&format!("offset {STILLBORN} "));
+        let sending =
+            line.contains("request with") && line.ends_with(&format!("offset {STILLBORN}"));
         assert!(!reply && !sending, "this is too much: {line}");
     }
 

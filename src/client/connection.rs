@@ -93,8 +93,10 @@ impl Connection {
         buffer: Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<Vec<Descriptor>, Error> {
-        let ticket = self.inflight.claim(deadline, |cookie| {
-            Flight::new(request, cookie, self.context, buffer)
+        let mut cookie = Cookie(0);
+        let ticket = self.inflight.claim(deadline, |given| {
+            cookie = given;
+            Flight::new(request, given, self.context, buffer)
         });
         let Some(ticket) = ticket else {
             return Err(Error::Crowded {
@@ -116,7 +118,9 @@ impl Connection {
         if large {
             self.large_reads.fetch_add(1, Ordering::Relaxed);
         }
-        log::trace!("{}: sending {request} {:?}", self.server, request.flags);
+        if log::log_enabled!(log::Level::Trace) {
+            trace(&self.server, request, cookie);
+        }
         let own = Own {
             request,
             index: ticket.index(),
@@ -416,6 +420,15 @@ impl Connection {
         }
         self.stream.finish_sending();
     }
+}
+
+/// Out of the way of those who do not trace.
+#[cold]
+fn trace(server: &Server, request: Request, cookie: Cookie) {
+    log::trace!(
+        "{server}: request with {cookie}: {request}{}",
+        request.flags
+    );
 }
 
 /// Ends the connection when the thread that holds it panics, so that nobody waits for ever.

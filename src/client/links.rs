@@ -56,8 +56,7 @@ impl Links {
         &self.volume
     }
 
-    /// Sends a request that changes nothing and waits for its answer, until the deadline. See
-    /// [`Connection::submit`].
+    /// Sends a request that changes nothing and waits for its answer, until the deadline.
     pub fn submit(
         &self,
         request: Request,
@@ -134,7 +133,7 @@ impl Links {
         }
     }
 
-    /// Looks after requests that wait for long; see [`Connection::inspect`].
+    /// Looks after requests that wait for long; see `Connection::inspect`.
     pub(super) fn inspect(&self) -> bool {
         self.members
             .iter()

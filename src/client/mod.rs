@@ -7,7 +7,7 @@
 //!
 //! A [`Client`] belongs to one client of nbdkit's and is one operation after the other: its
 //! deadline, its pieces. [`Links`] is its way to the server, alone or with others; it leads to a
-//! [`volume::Volume`], the export as nbdkit was told of it. [`Upkeep`] is time.
+//! [`volume::Volume`], the export as nbdkit was told of it. [`upkeep`] is time.
 
 mod connection;
 pub mod error;

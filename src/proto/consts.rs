@@ -250,6 +250,14 @@ bitflags! {
     }
 }
 
+/// Each behind a comma, as they follow the request in messages.
+impl fmt::Display for CommandFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.iter_names()
+            .try_for_each(|(name, _)| write!(f, ", NBD_CMD_FLAG_{name}"))
+    }
+}
+
 bitflags! {
     /// Flags of one structured reply chunk.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
