@@ -9,8 +9,8 @@ use crate::proto::consts::OptionType;
 use crate::proto::export::Export;
 use crate::proto::handshake::{self, Described, Goal, Handshake, Listed, Outcome, Step};
 use crate::proto::request::encode_option;
-use crate::transport::tls::Settings;
-use crate::transport::{Blocking, Deadline, Stream};
+use crate::transport::tls::{Credentials, Settings};
+use crate::transport::{self, Blocking, Deadline, Stream};
 
 /// How long a server may take to close a connection that we left.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -100,12 +100,17 @@ fn shake_hands(
     let mut machine = Handshake::new(goal);
     let mut bytes = Vec::new();
     loop {
-        let broken = |machine: &Handshake, error| match machine.may_be_refused() {
-            true => OpenError::Unwelcome(error),
-            false => OpenError::Broken {
-                error,
-                awaited: machine.awaited(),
-            },
+        let broken = |machine: &Handshake, error: transport::Error| {
+            if error.is_of_tls() {
+                OpenError::Tls(error)
+            } else if machine.may_be_refused() && matches!(tls.credentials, Credentials::X509(_)) {
+                OpenError::Unwelcome(error)
+            } else {
+                OpenError::Broken {
+                    error,
+                    awaited: machine.awaited(),
+                }
+            }
         };
         match machine.step() {
             Step::Send(bytes) => match stream.send_all(&bytes, deadline) {

@@ -49,8 +49,9 @@ impl Stream {
         settings: &Settings,
         deadline: Deadline,
     ) -> Result<TlsEstablished, Error> {
-        let now = Deadline::after(std::time::Duration::ZERO);
-        if self.wait(true, false, None, now)?.readable {
+        let peek = |flags| recv(&self.fd, &mut [0; 1], flags | RecvFlags::PEEK).map(|(n, _)| n);
+        // A server that closed the connection behind its consent is no attacker.
+        if finish_receive(peek, Blocking::No)?.is_some() {
             return Err(Error::Tls(
                 "bytes in clear followed the server's consent to TLS, which may be an attack"
                     .to_owned(),

@@ -90,7 +90,7 @@ fn x509(
 }
 
 /// The first usual place that has a certificate authority.
-fn usual_directory() -> Option<PathBuf> {
+pub fn usual_directory() -> Option<PathBuf> {
     let root = rustix::process::geteuid().is_root();
     let home = std::env::var_os("HOME").filter(|_| !root);
     let below_home = home

@@ -10,14 +10,13 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use openssl::hash::MessageDigest;
 use openssl::ssl::{self, ErrorCode, Ssl, SslStream};
-use openssl::x509::X509VerifyResult;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use super::Settings;
 use super::credentials::{context, reasons};
-use super::{Credentials, Settings};
-use crate::transport::{Error, describe_io};
+use super::verdict::{check_peer, failure, refused, warn_of_gaps};
+use crate::transport::Error;
 
 /// Longest plaintext of one record, bytes.
 const RECORD: usize = 16 * 1024;
@@ -54,10 +53,7 @@ impl Session {
                 Ok(()) => break,
                 Err(error) if error.code() == ErrorCode::WANT_READ => wait(true, false)?,
                 Err(error) if error.code() == ErrorCode::WANT_WRITE => wait(false, true)?,
-                Err(error) => {
-                    let verified = stream.ssl().verify_result();
-                    return Err(refused(&error, verified, &settings.credentials));
-                }
+                Err(error) => return Err(refused(&error, stream.ssl(), settings)),
             }
         }
         check_peer(stream.ssl(), settings)?;
@@ -199,95 +195,8 @@ fn name(ssl: &mut Ssl, settings: &Settings) -> Result<(), Error> {
     result.map_err(|error| Error::Tls(format!("host name \"{hostname}\": {}", reasons(&error))))
 }
 
-/// What the chain of certificates does not say.
-fn check_peer(ssl: &ssl::SslRef, settings: &Settings) -> Result<(), Error> {
-    let certificate = ssl.peer_certificate();
-    if matches!(settings.credentials, Credentials::Psk { .. }) && certificate.is_some() {
-        return Err(Error::Tls(
-            "the server did not use the pre-shared key".to_owned(),
-        ));
-    }
-    let Some(pin) = &settings.pin else {
-        return Ok(());
-    };
-    let key = certificate
-        .and_then(|certificate| certificate.public_key().ok())
-        .and_then(|key| key.public_key_to_der().ok())
-        .and_then(|der| openssl::hash::hash(MessageDigest::sha256(), &der).ok());
-    match key {
-        Some(digest) if digest.as_ref() == pin => Ok(()),
-        _ => Err(Error::Tls(
-            "the server's public key is not the pinned one".to_owned(),
-        )),
-    }
-}
-
-/// Says what was not checked.
-fn warn_of_gaps(settings: &Settings) {
-    if matches!(settings.credentials, Credentials::Psk { .. }) || settings.pin.is_some() {
-        return;
-    }
-    if settings.verify == Some(false) {
-        log::warn!("TLS: the server's certificate was NOT checked, as tls-verify=false demands");
-    } else if settings.hostname.is_none() {
-        log::warn!(
-            "TLS: the certificate's name was not checked, since none is known (tls-hostname=)"
-        );
-    }
-}
-
 fn is_later(error: &ssl::Error) -> bool {
     matches!(error.code(), ErrorCode::WANT_READ | ErrorCode::WANT_WRITE)
-}
-
-/// A handshake that failed.
-fn refused(error: &ssl::Error, verified: X509VerifyResult, credentials: &Credentials) -> Error {
-    // The verdict is there also where it was not asked for; it counts if it is what failed.
-    let verification = error
-        .ssl_error()
-        .is_some_and(|stack| reasons(stack).contains("certificate verify failed"));
-    if verification && verified != X509VerifyResult::OK {
-        return Error::Tls(format!(
-            "the server's certificate is not accepted: {}",
-            verified.error_string()
-        ));
-    }
-    match (failure(error), credentials) {
-        (Error::Closed, Credentials::Psk { username, .. }) => Error::Tls(format!(
-            "the server closed the connection, as it may if it does not accept the key of \
-             \"{username}\""
-        )),
-        (Error::Closed, Credentials::X509(_)) => {
-            Error::Tls("the server closed the connection".to_owned())
-        }
-        (other, _) => other,
-    }
-}
-
-/// An established connection, or a handshake, that failed for a reason of the connection's.
-fn failure(error: &ssl::Error) -> Error {
-    if error.code() == ErrorCode::ZERO_RETURN {
-        return Error::Closed;
-    }
-    if let Some(io) = error.io_error() {
-        return match io.raw_os_error() {
-            Some(_) => Error::Tls(describe_io(io)),
-            None => Error::Closed,
-        };
-    }
-    let Some(stack) = error.ssl_error() else {
-        return Error::Closed;
-    };
-    let reasons = reasons(stack);
-    if reasons.contains("unexpected eof") {
-        return Error::Closed;
-    }
-    // TLS 1.3 servers judge our certificate after the handshake; the verdict is an alert.
-    let ours = ["certificate", "unknown ca", "bad certificate"];
-    if reasons.contains("alert") && ours.iter().any(|word| reasons.contains(word)) {
-        return Error::Tls(format!("the server refused our certificate: {reasons}"));
-    }
-    Error::Tls(reasons)
 }
 
 /// The socket, never blocking.
