@@ -45,6 +45,14 @@ impl Deadline {
         }
     }
 
+    /// This one, or one so long from now if that comes first.
+    pub fn first(&self, duration: Duration) -> Self {
+        match self.remaining() {
+            Some(left) if left < duration => *self,
+            _ => Self::after(duration),
+        }
+    }
+
     /// Whether it has passed.
     pub fn has_passed(&self) -> bool {
         self.remaining() == Some(Duration::ZERO)

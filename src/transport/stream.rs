@@ -3,6 +3,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -16,6 +17,9 @@ use rustix::net::{
 use super::tls::{Session, Settings};
 use super::{Deadline, Doorbell, Error};
 use crate::proto::handshake::TlsEstablished;
+
+/// How soon a send is tried again that waits for something which another thread receives.
+const STUCK: Duration = Duration::from_millis(10);
 
 /// Whether a receive may wait for the first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +62,15 @@ impl Stream {
             ));
         }
         let session = Session::establish(self.fd.clone(), settings, |readable, writable| {
-            if self.wait(readable, writable, None, deadline)?.expired {
-                return Err(deadline.passed());
+            let until = match readable || writable {
+                true => deadline,
+                false => Deadline::after(Duration::ZERO),
+            };
+            self.wait(readable, writable, None, until)?;
+            match deadline.has_passed() {
+                true => Err(deadline.passed()),
+                false => Ok(()),
             }
-            Ok(())
         })?;
         self.tls = Some(session);
         Ok(TlsEstablished::by_transport())
@@ -181,20 +190,26 @@ impl Stream {
                 ..Ready::default()
             });
         }
+        // A send that needs what another thread receives is tried again and again.
+        let stuck = writable && self.tls.as_ref().is_some_and(Session::is_stuck);
         let mut events = PollFlags::empty();
         events.set(PollFlags::IN, readable);
-        events.set(PollFlags::OUT, writable);
+        events.set(PollFlags::OUT, writable && !stuck);
         let mut fds = [
             PollFd::new(&self.fd, events),
             // Without a doorbell the second entry is not passed on.
             PollFd::new(doorbell.map_or(&*self.fd, |bell| &bell.fd), PollFlags::IN),
         ];
         let count = if doorbell.is_some() { 2 } else { 1 };
-        let timeout = deadline.timespec();
+        let timeout = match stuck {
+            true => deadline.first(STUCK).timespec(),
+            false => deadline.timespec(),
+        };
         match poll(&mut fds[..count], timeout.as_ref()) {
             Ok(0) => {
                 return Ok(Ready {
-                    expired: true,
+                    writable: stuck,
+                    expired: !stuck || deadline.has_passed(),
                     ..Ready::default()
                 });
             }

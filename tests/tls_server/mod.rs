@@ -40,6 +40,8 @@ pub struct Manner {
     pub tickets: usize,
     /// A key update, which the plugin must answer with its own, before every so many records.
     pub key_update: Option<usize>,
+    /// After so many records there are no more: nothing but new keys, without end.
+    pub only_keys_after: Option<usize>,
     /// Whether to say goodbye before the connection is closed, as the standard demands.
     pub close_notify: bool,
 }
@@ -52,6 +54,7 @@ impl Default for Manner {
             packet: usize::MAX,
             tickets: 2,
             key_update: None,
+            only_keys_after: None,
             close_notify: true,
         }
     }
@@ -252,7 +255,10 @@ impl Session<'_> {
                     taken => busy |= taken.is_some(),
                 }
             }
-            busy |= self.give_to_plugin()?;
+            busy |= match self.manner.only_keys_after {
+                Some(records) if self.records >= records => self.send_keys()?,
+                _ => self.give_to_plugin()?,
+            };
             if backend_ended && self.to_plugin.is_empty() {
                 if self.manner.close_notify {
                     let _ = self.tls.shutdown();
@@ -310,9 +316,32 @@ impl Session<'_> {
         }
     }
 
+    /// Sends a few new keys, and what there is to send else is left.
+    fn send_keys(&mut self) -> io::Result<bool> {
+        for _ in 0..100 {
+            if !self.unfinished {
+                update_key(self.tls.ssl());
+            }
+            match self.tls.do_handshake() {
+                Ok(()) => self.unfinished = false,
+                Err(error) if later(&error) => {
+                    self.unfinished = true;
+                    return Ok(false);
+                }
+                Err(_) => return Err(ErrorKind::BrokenPipe.into()),
+            }
+        }
+        Ok(true)
+    }
+
     fn give_to_plugin(&mut self) -> io::Result<bool> {
         let mut given = 0;
-        while given < self.to_plugin.len() {
+        while given < self.to_plugin.len()
+            && self
+                .manner
+                .only_keys_after
+                .is_none_or(|records| self.records < records)
+        {
             let due = |n| self.records % n == 0;
             if !self.unfinished && self.manner.key_update.is_some_and(due) {
                 update_key(self.tls.ssl());
@@ -347,7 +376,7 @@ impl Session<'_> {
         let mut polls = [
             libc::pollfd {
                 fd: self.tls.get_ref().stream.as_raw_fd(),
-                events: events(!plugin_ended, !self.to_plugin.is_empty()),
+                events: events(!plugin_ended, self.unfinished || !self.to_plugin.is_empty()),
                 revents: 0,
             },
             libc::pollfd {

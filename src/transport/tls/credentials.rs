@@ -37,7 +37,6 @@ pub fn context(settings: &Settings) -> Result<SslContext, Error> {
         .map_err(openssl("protocol version"))?;
     builder.set_options(SslOptions::NO_COMPRESSION | SslOptions::NO_RENEGOTIATION);
     builder.set_mode(SslMode::ENABLE_PARTIAL_WRITE | SslMode::ACCEPT_MOVING_WRITE_BUFFER);
-    builder.set_read_ahead(true);
     match &settings.credentials {
         Credentials::X509(directory) => x509(&mut builder, settings, directory.as_deref())?,
         Credentials::Psk { file, username } => psk(&mut builder, file, username)?,

@@ -2,11 +2,15 @@
 //!
 //! OpenSSL does the cryptography. `credentials` reads the user's files, afresh for every
 //! connection, so that renewed ones are picked up; `session` runs the protocol over a socket that
-//! several threads use, and `verdict` says why something failed. Keys are never part of a message,
-//! and memory of ours that held one is cleared.
+//! several threads use, `socket` moves many records with each system call, and `verdict` says why
+//! something failed. Keys are never part of a message, and memory of ours that held one is cleared.
 
 mod credentials;
+mod pieces;
 mod session;
+mod socket;
+#[cfg(test)]
+mod tests;
 mod verdict;
 
 use std::path::PathBuf;

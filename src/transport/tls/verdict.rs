@@ -90,6 +90,10 @@ pub fn failure(error: &ssl::Error) -> Error {
                 call: "receive",
                 errno,
             },
+            // The socket's own word for output that nobody takes.
+            None if io.kind() == std::io::ErrorKind::OutOfMemory => Error::Tls(
+                "the server wants answers from TLS without end, and takes none".to_owned(),
+            ),
             None => Error::Closed,
         };
     }
