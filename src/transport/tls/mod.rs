@@ -7,6 +7,8 @@
 
 mod credentials;
 mod pieces;
+#[allow(unsafe_code)]
+mod rekey;
 mod session;
 mod socket;
 #[cfg(test)]

@@ -10,11 +10,12 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use openssl::ssl::{self, ErrorCode, Ssl, SslStream};
+use openssl::ssl::{self, ErrorCode, Ssl, SslStream, SslVersion};
 
 use super::Settings;
 use super::credentials::{context, reasons};
 use super::pieces::Pieces;
+use super::rekey;
 use super::socket::{RECORD, Socket};
 use super::verdict::{check_peer, failure, refused, warn_of_gaps};
 use crate::transport::Error;
@@ -28,6 +29,10 @@ const CALLS: usize = 64;
 /// between two pieces of data. The longest handshake that OpenSSL takes is a quarter of it; and a
 /// server with new keys every hour for a connection of which nobody reads has it after two years.
 const MAX_IDLE: usize = 512 * 1024;
+/// Records under one key of TLS 1.3, after which there is a new one. AES-GCM is good for 2^24.5 full
+/// ones (RFC 8446, 5.5), and OpenSSL leaves it to its users to count.
+const MAX_RECORDS: u64 = 1 << 24;
+
 /// An established connection.
 #[derive(Debug)]
 pub struct Session {
@@ -48,6 +53,16 @@ struct Inner {
     held: usize,
     /// Bytes that the server has sent since there was data among them.
     idle: usize,
+    keys: Keys,
+}
+
+/// How much the keys in use have seen.
+#[derive(Debug)]
+struct Keys {
+    /// The most, in records; `None` where keys are never renewed.
+    limit: Option<u64>,
+    sent: u64,
+    received: u64,
 }
 
 impl Session {
@@ -68,10 +83,17 @@ impl Session {
             record: vec![0; RECORD].into_boxed_slice(),
             held: 0,
             idle: 0,
+            keys: Keys {
+                limit: None,
+                sent: 0,
+                received: 0,
+            },
         };
         inner.shake_hands(settings, wait)?;
         check_peer(inner.stream.ssl(), settings)?;
         warn_of_gaps(settings);
+        inner.keys.limit =
+            (inner.stream.ssl().version2() == Some(SslVersion::TLS1_3)).then_some(MAX_RECORDS);
         log::debug!(
             "TLS: {} with {}",
             inner.stream.ssl().version_str(),
@@ -149,6 +171,20 @@ impl Session {
         // Best effort: servers do not insist on it, and neither do we.
         let _ = inner.stream.shutdown();
         let _ = inner.stream.get_mut().flush_output();
+    }
+
+    /// Lowers the limit for the records under one key.
+    #[cfg(test)]
+    pub fn renew_keys_after(&self, records: u64) {
+        if let Some(limit) = &mut self.lock().keys.limit {
+            *limit = records;
+        }
+    }
+
+    /// How many records came under the server's key.
+    #[cfg(test)]
+    pub fn records_received(&self) -> u64 {
+        self.lock().keys.received
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -250,12 +286,31 @@ impl Inner {
     /// Encrypts at most one record: the first piece as it is if it fills one, else several joined.
     fn encrypt_record(&mut self, pieces: &Pieces<'_, '_>) -> Result<usize, ssl::Error> {
         self.stream.get_mut().allow(false);
+        self.renew_keys();
         let first = pieces.first();
-        if first.len() >= RECORD {
+        let result = if first.len() >= RECORD {
             self.stream.ssl_write(&first[..RECORD])
         } else {
             let joined = pieces.copy(&mut self.record);
             self.stream.ssl_write(&self.record[..joined])
+        };
+        self.keys.sent += 1;
+        result
+    }
+
+    /// Before a record is encrypted: sees to it that no key of either side lasts too long. Ours goes
+    /// out before the record, and with it, if need be, the wish that the server renews its own.
+    fn renew_keys(&mut self) {
+        let Some(limit) = self.keys.limit else {
+            return;
+        };
+        let theirs = self.keys.received >= limit;
+        if (theirs || self.keys.sent >= limit) && rekey::renew(&mut self.stream, theirs) {
+            log::debug!("TLS: new keys after {limit} records");
+            self.keys.sent = 0;
+            if theirs {
+                self.keys.received = 0;
+            }
         }
     }
 
@@ -271,6 +326,7 @@ impl Inner {
         match result {
             Ok(n) => {
                 self.idle = 0;
+                self.keys.received += 1;
                 Ok(n)
             }
             Err(error) if is_later(&error) => self.count_idle().map(|()| 0),

@@ -1,9 +1,9 @@
 //! A session before a server of OpenSSL's own in the same process, on a pair of sockets.
 
-use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -22,18 +22,64 @@ use rustix::net::{
 };
 
 use super::socket::{RECORD, Socket};
-use super::{Credentials, Session, Settings};
+use super::{Credentials, Session, Settings, rekey};
 use crate::transport::{Deadline, Error, unix};
 
 /// Long enough for anything that ends.
 const LIMIT: Duration = Duration::from_secs(20);
 
-type Served = SslStream<UnixStream>;
+type Served = SslStream<Tapped>;
+
+/// The server's socket, and the length of each record that passed it.
+struct Tapped {
+    stream: UnixStream,
+    from_client: Arc<Mutex<Tap>>,
+}
+
+/// Takes a stream apart into records.
+#[derive(Default)]
+struct Tap {
+    bytes: Vec<u8>,
+    lengths: Vec<usize>,
+}
+
+impl Tap {
+    fn add(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        while let [_, _, _, high, low, ..] = self.bytes[..] {
+            let length = usize::from(high) << 8 | usize::from(low);
+            if self.bytes.len() < 5 + length {
+                return;
+            }
+            self.bytes.drain(..5 + length);
+            self.lengths.push(length);
+        }
+    }
+}
+
+impl Read for Tapped {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.stream.read(buffer)?;
+        self.from_client.lock().expect("the tap").add(&buffer[..n]);
+        Ok(n)
+    }
+}
+
+impl Write for Tapped {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// A session, and what it takes to wait for it.
 struct Client {
     session: Session,
     fd: Arc<OwnedFd>,
+    tap: Arc<Mutex<Tap>>,
 }
 
 impl Client {
@@ -45,10 +91,15 @@ impl Client {
         let (ours, theirs) = UnixStream::pair().expect("socketpair");
         theirs.set_read_timeout(Some(LIMIT)).expect("a timeout");
         theirs.set_write_timeout(Some(LIMIT)).expect("a timeout");
+        let tap = Arc::<Mutex<Tap>>::default();
+        let tapped = Tapped {
+            stream: theirs,
+            from_client: Arc::clone(&tap),
+        };
         let server = thread::spawn(move || {
             let acceptor = acceptor(newest);
             let ssl = Ssl::new(acceptor.context()).expect("a connection");
-            let mut stream = SslStream::new(ssl, theirs).expect("a stream");
+            let mut stream = SslStream::new(ssl, tapped).expect("a stream");
             stream.accept().expect("a handshake");
             script(stream)
         });
@@ -58,7 +109,7 @@ impl Client {
             Ok(())
         })
         .expect("a session");
-        (Self { session, fd }, server)
+        (Self { session, fd, tap }, server)
     }
 
     fn send(&self, mut bytes: &[u8]) {
@@ -70,6 +121,26 @@ impl Client {
                 None => ready(&self.fd, false, !self.session.is_stuck()),
             }
         }
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> Result<(), Error> {
+        let mut got = 0;
+        let deadline = Deadline::after(LIMIT);
+        while got < buffer.len() {
+            assert!(!deadline.has_passed(), "{got} of {}", buffer.len());
+            match self.session.receive(&mut buffer[got..])? {
+                Some(n) => got += n,
+                None if self.session.may_hold_more() => (),
+                None => ready(&self.fd, true, false),
+            }
+        }
+        Ok(())
+    }
+
+    /// How many records of this length the client has sent.
+    fn records_of(&self, length: usize) -> usize {
+        let tap = self.tap.lock().expect("the tap");
+        tap.lengths.iter().filter(|one| **one == length).count()
     }
 }
 
@@ -134,6 +205,75 @@ fn no_checks() -> Settings {
     }
 }
 
+/// Sends back what it gets, as often as asked, `length` bytes at a time.
+fn echo(length: usize, times: usize) -> impl FnOnce(Served) {
+    move |mut stream| {
+        let mut buffer = vec![0; length];
+        for _ in 0..times {
+            stream.read_exact(&mut buffer).expect("what was sent");
+            stream.write_all(&buffer).expect("an answer");
+        }
+    }
+}
+
+/// The length of a record that says nothing but that there is a new key: the message, the type of
+/// the record, and the tag.
+const KEY_UPDATE: usize = 5 + 1 + 16;
+
+fn renewals(newest: SslVersion, limit: u64) -> usize {
+    let (client, server) = Client::new(newest, echo(100, 50));
+    client.session.renew_keys_after(limit);
+    let mut buffer = [0; 100];
+    for n in 0..50 {
+        client.send(&[n; 100]);
+        client.receive(&mut buffer).expect("an answer");
+        assert_eq!(buffer, [n; 100]);
+    }
+    server.join().expect("the server is content");
+    client.records_of(KEY_UPDATE)
+}
+
+#[test]
+fn keys_are_renewed_before_they_have_seen_too_many_records() {
+    assert_eq!(renewals(SslVersion::TLS1_3, 1000), 0);
+    assert_eq!(
+        renewals(SslVersion::TLS1_3, 10),
+        4,
+        "before the 11th, 21st, 31st and 41st"
+    );
+    assert_eq!(renewals(SslVersion::TLS1_3, 1), 49);
+}
+
+#[test]
+fn tls_1_2_has_no_new_keys() {
+    assert_eq!(renewals(SslVersion::TLS1_2, 1), 0);
+}
+
+#[test]
+fn a_server_that_sends_much_is_asked_for_a_new_key() {
+    let (client, server) = Client::new(SslVersion::TLS1_3, |mut stream: Served| {
+        let mut buffer = [0; 10];
+        stream.read_exact(&mut buffer).expect("a request");
+        for _ in 0..100 {
+            stream.write_all(&[7; 1000]).expect("an answer");
+        }
+        // This asks, since a server of OpenSSL's answers before the next that it sends.
+        stream.read_exact(&mut buffer).expect("a request");
+        stream.write_all(&[8; 1000]).expect("an answer");
+    });
+    client.session.renew_keys_after(50);
+    client.send(&[1; 10]);
+    let mut buffer = vec![0; 100_000];
+    client.receive(&mut buffer).expect("answers");
+    assert_eq!(client.session.records_received(), 100);
+    client.send(&[1; 10]);
+    assert_eq!(client.session.records_received(), 0, "counted afresh");
+    client.receive(&mut buffer[..1000]).expect("an answer");
+    assert_eq!(buffer[..1000], [8; 1000]);
+    server.join().expect("the server is content");
+    assert_eq!(client.records_of(KEY_UPDATE), 1);
+}
+
 #[test]
 fn all_is_sent_in_order_to_a_server_that_reads_late() {
     for newest in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
@@ -192,6 +332,69 @@ fn what_is_given_up_half_sent_is_never_followed_by_something_else() {
     drop(client);
     let all = server.join().expect("the server is content");
     assert!(all.iter().all(|byte| *byte == 1));
+}
+
+#[test]
+fn new_keys_without_end_hold_no_call_and_end_the_session() {
+    let (client, server) = Client::new(SslVersion::TLS1_3, |mut stream: Served| {
+        // Until the client hangs up, or has taken more than it ever should.
+        for _ in 0..1_000_000 {
+            if !rekey::renew(&mut stream, false) || stream.do_handshake().is_err() {
+                return;
+            }
+        }
+        panic!("a million new keys were taken");
+    });
+    let mut calls = 0;
+    let error = loop {
+        match client.session.receive(&mut [0; 4096]) {
+            Ok(received) => assert_eq!(received, None, "there is no data"),
+            Err(error) => break error,
+        }
+        calls += 1;
+        if !client.session.may_hold_more() {
+            ready(&client.fd, true, false);
+        }
+    };
+    assert!(
+        matches!(&error, Error::Tls(text) if text.contains("without end")),
+        "{error}"
+    );
+    // Each call took a little of it: half a MiB are twenty thousand keys.
+    assert!(calls > 100, "{calls} calls");
+    drop(client);
+    server.join().expect("the server is content");
+}
+
+#[test]
+fn a_sender_gets_in_between_new_keys() {
+    let (client, server) = Client::new(SslVersion::TLS1_3, |mut stream: Served| {
+        // Whoever received all these would give up after half a MiB of them.
+        while !is_readable(&stream.get_ref().stream) {
+            assert!(rekey::renew(&mut stream, false));
+            stream.do_handshake().expect("a new key");
+        }
+        let mut buffer = [0; 28];
+        stream.read_exact(&mut buffer).expect("what was sent");
+        stream.write_all(&buffer).expect("an answer");
+    });
+    let client = Arc::new(client);
+    let receiving = thread::spawn({
+        let client = Arc::clone(&client);
+        move || {
+            let mut buffer = [0; 28];
+            client.receive(&mut buffer).map(|()| buffer)
+        }
+    });
+    client.send(&[9; 28]);
+    let received = receiving.join().expect("a receiver");
+    assert_eq!(received, Ok([9; 28]));
+    server.join().expect("the server is content");
+}
+
+fn is_readable(stream: &UnixStream) -> bool {
+    let now = Duration::ZERO.try_into().expect("a time");
+    poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&now)).expect("poll") > 0
 }
 
 /// Two ends between which what is sent at once arrives at once, or not at all.
