@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_error;
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_error};
 use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, recvmsg,
     sendmsg, shutdown,
@@ -17,6 +17,10 @@ use rustix::net::{
 use super::tls::{Session, Settings};
 use super::{Deadline, Doorbell, Error};
 use crate::proto::handshake::TlsEstablished;
+
+/// Longest that a receive waits for the first byte before it comes back without: whoever waits for
+/// long has other duties besides.
+pub const PAUSE: Duration = Duration::from_secs(1);
 
 /// How soon a send is tried again that waits for something which another thread receives.
 const STUCK: Duration = Duration::from_millis(10);
@@ -67,10 +71,7 @@ impl Stream {
                 false => Deadline::after(Duration::ZERO),
             };
             self.wait(readable, writable, None, until)?;
-            match deadline.has_passed() {
-                true => Err(deadline.passed()),
-                false => Ok(()),
-            }
+            deadline.check()
         })?;
         self.tls = Some(session);
         Ok(TlsEstablished::by_transport())
@@ -120,7 +121,7 @@ impl Stream {
     }
 
     /// Receives into `buffer`, at least one byte. `None` if nothing is there and `blocking` forbids
-    /// to wait. The end of the stream is [`Error::Closed`].
+    /// to wait, or if nothing came for [`PAUSE`]. The end of the stream is [`Error::Closed`].
     pub fn receive(&self, buffer: &mut [u8], blocking: Blocking) -> Result<Option<usize>, Error> {
         if self.tls.is_some() {
             return self.receive_tls(buffer, blocking);
@@ -135,16 +136,28 @@ impl Stream {
         let Some(tls) = &self.tls else {
             return Ok(None);
         };
+        // One for all that comes and is no data.
+        let pause = match blocking {
+            Blocking::Yes => Deadline::after(PAUSE),
+            Blocking::No => Deadline::NEVER,
+        };
         loop {
             if blocking == Blocking::Yes {
                 // Returns at once while TLS may hold something that the socket does not show.
-                self.wait(true, false, None, Deadline::NEVER)?;
+                if self.wait(true, false, None, pause)?.expired {
+                    return Ok(None);
+                }
             }
             let received = tls.receive(buffer)?;
             if received.is_some() || blocking == Blocking::No {
                 return Ok(received);
             }
         }
+    }
+
+    /// From now on a receive that waits comes back after [`PAUSE`] if nothing arrives.
+    pub fn limit_receiving(&self) -> Result<(), Error> {
+        set_socket_timeout(&self.fd, Timeout::Recv, Some(PAUSE)).map_err(Error::io("setsockopt"))
     }
 
     /// Like [`Stream::receive`], into several buffers in turn; under TLS into the first only.
@@ -174,7 +187,7 @@ impl Stream {
     }
 
     /// Waits until the stream can be received from (`readable`) or sent to (`writable`), or the
-    /// doorbell rings, or the deadline passes.
+    /// doorbell rings, or the deadline passes. [`Error::Unwanted`] if nobody wants that any more.
     pub fn wait(
         &self,
         readable: bool,
@@ -201,24 +214,30 @@ impl Stream {
             PollFd::new(doorbell.map_or(&*self.fd, |bell| &bell.fd), PollFlags::IN),
         ];
         let count = if doorbell.is_some() { 2 } else { 1 };
-        let timeout = match stuck {
-            true => deadline.first(STUCK).timespec(),
-            false => deadline.timespec(),
+        let until = match stuck {
+            true => deadline.within(STUCK),
+            false => deadline,
         };
-        match poll(&mut fds[..count], timeout.as_ref()) {
-            Ok(0) => {
-                return Ok(Ready {
-                    writable: stuck,
-                    expired: !stuck || deadline.has_passed(),
-                    ..Ready::default()
-                });
-            }
-            Ok(_) | Err(Errno::INTR) => (),
-            Err(errno) => {
-                return Err(Error::Io {
-                    call: "poll",
-                    errno,
-                });
+        loop {
+            match poll(&mut fds[..count], until.timespec().as_ref()) {
+                Ok(0) => match until.check() {
+                    Ok(()) => continue,
+                    Err(Error::Timeout(_)) => {
+                        return Ok(Ready {
+                            writable: stuck,
+                            expired: deadline.has_passed(),
+                            ..Ready::default()
+                        });
+                    }
+                    Err(error) => return Err(error),
+                },
+                Ok(_) | Err(Errno::INTR) => break,
+                Err(errno) => {
+                    return Err(Error::Io {
+                        call: "poll",
+                        errno,
+                    });
+                }
             }
         }
         let mut ready = Ready {
@@ -294,7 +313,7 @@ fn finish_receive(
             Ok(0) => return Err(Error::Closed),
             Ok(n) => return Ok(Some(n)),
             Err(Errno::INTR) => (),
-            Err(Errno::AGAIN) if blocking == Blocking::No => return Ok(None),
+            Err(Errno::AGAIN) => return Ok(None),
             Err(errno) => {
                 return Err(Error::Io {
                     call: "receive",
