@@ -229,3 +229,23 @@ fn key_that_the_server_does_not_know() {
         );
     }
 }
+
+#[test]
+fn name_that_can_be_none() {
+    if !ready() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let server = self_signed(directory.path(), "server", LOCALHOST);
+    let name = format!("tls-hostname=\u{1b}{}", "x".repeat(300));
+    let said = line(directory.path(), &server, &[&name]);
+    says(
+        &said,
+        &[
+            "\"\\u{1b}xxx",
+            "...\" can be no host name",
+            "(tls-hostname=)",
+        ],
+    );
+    assert!(said.len() < 300, "{said}");
+}

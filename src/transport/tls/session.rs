@@ -17,7 +17,7 @@ use super::credentials::{context, reasons};
 use super::pieces::Pieces;
 use super::rekey;
 use super::socket::{RECORD, Socket};
-use super::verdict::{check_peer, failure, refused, warn_of_gaps};
+use super::verdict::{check_peer, failure, refused, shown, warn_of_gaps};
 use crate::transport::Error;
 
 /// System calls that one send makes at most, for the same reason as follows.
@@ -363,7 +363,13 @@ fn name(ssl: &mut Ssl, settings: &Settings) -> Result<(), Error> {
             .set_hostname(hostname)
             .and_then(|()| ssl.param_mut().set_host(hostname)),
     };
-    result.map_err(|error| Error::Tls(format!("host name \"{hostname}\": {}", reasons(&error))))
+    result.map_err(|error| {
+        Error::Tls(format!(
+            "\"{}\" can be no host name: {} (tls-hostname=)",
+            shown(hostname),
+            reasons(&error)
+        ))
+    })
 }
 
 fn is_later(error: &ssl::Error) -> bool {

@@ -348,6 +348,7 @@ fn text(error: &ssl::Error) -> String {
     error.ssl_error().map(reasons).unwrap_or_default()
 }
 
-fn shown(name: &str) -> String {
+/// A name that somebody gave, as messages show it.
+pub fn shown(name: &str) -> String {
     printable(name.as_bytes(), MAX_TEXT)
 }
