@@ -1,5 +1,6 @@
 //! Whether and how to use TLS towards the server.
 
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
 use super::target::Place;
@@ -94,7 +95,7 @@ impl TlsParams {
             Place::Tcp { host, .. } => Some(host.clone()),
             _ => None,
         };
-        let hostname = self.hostname.or(host);
+        let hostname = self.hostname.or(host).map(certified_name);
         let credentials = match self.psk {
             None => Credentials::X509(self.certificates),
             Some(_) if self.pin.is_some() && used => return Err(Error::PinWithPsk),
@@ -119,6 +120,24 @@ impl TlsParams {
             pin: self.pin,
         };
         Ok((policy, settings))
+    }
+}
+
+/// The name that a certificate bears for what a user calls a host: without the zone of an IPv6
+/// address, which is this machine's affair (RFC 4007), and its brackets, and without the dot at the
+/// end of a host name that is complete.
+fn certified_name(host: String) -> String {
+    let address = host
+        .strip_prefix('[')
+        .and_then(|inner| inner.strip_suffix(']'))
+        .unwrap_or(&host);
+    let address = address.split('%').next().unwrap_or(address);
+    if address.parse::<Ipv6Addr>().is_ok() {
+        return address.to_owned();
+    }
+    match host.strip_suffix('.') {
+        Some(name) if !name.is_empty() => name.to_owned(),
+        _ => host,
     }
 }
 
@@ -217,6 +236,45 @@ mod tests {
         };
         let (_, settings) = params.complete(&tcp()).expect("legal");
         assert_eq!(settings.hostname.as_deref(), Some("other"));
+    }
+
+    #[test]
+    fn a_certificate_knows_no_zone_and_no_last_dot() {
+        for (host, expected) in [
+            ("server.example", "server.example"),
+            ("server.example.", "server.example"),
+            ("fe80::1%eth0", "fe80::1"),
+            ("fe80::1%1", "fe80::1"),
+            ("::1", "::1"),
+            ("[::1]", "::1"),
+            ("[fe80::1%eth0]", "fe80::1"),
+            ("127.0.0.1", "127.0.0.1"),
+            (".", "."),
+            // No address, so that this is a part of the name, strange as it is.
+            ("server%eth0", "server%eth0"),
+        ] {
+            assert_eq!(certified_name(host.to_owned()), expected);
+            let place = Place::Tcp {
+                host: host.to_owned(),
+                port: "10809".to_owned(),
+            };
+            let (_, settings) = TlsParams::default().complete(&place).expect("legal");
+            assert_eq!(
+                settings.hostname.as_deref(),
+                Some(expected),
+                "hostname={host}"
+            );
+            let params = TlsParams {
+                hostname: Some(host.to_owned()),
+                ..TlsParams::default()
+            };
+            let (_, settings) = params.complete(&unix()).expect("legal");
+            assert_eq!(
+                settings.hostname.as_deref(),
+                Some(expected),
+                "tls-hostname={host}"
+            );
+        }
     }
 
     #[test]
