@@ -7,9 +7,9 @@ use super::Options;
 use super::error::{Error, OpenError, Server};
 use crate::proto::consts::OptionType;
 use crate::proto::export::Export;
-use crate::proto::handshake::{self, Described, Goal, Handshake, Listed, Outcome, Step};
+use crate::proto::handshake::{self, Described, Goal, Handshake, Listed, Outcome, Step, TlsPolicy};
 use crate::proto::request::encode_option;
-use crate::transport::tls::Settings;
+use crate::transport::tls::Prepared;
 use crate::transport::{Blocking, Deadline, Stream};
 
 /// How long a server may take to close a connection that we left.
@@ -76,6 +76,14 @@ fn failed(server: &Server, cause: OpenError) -> Error {
 
 /// Connects and shakes hands. Whatever the goal, the same TLS policy and deadlines apply.
 fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outcome), Error> {
+    // A file that is of no use does not cost the server a connection.
+    let tls = match options.tls_policy {
+        TlsPolicy::Off => None,
+        TlsPolicy::Allow | TlsPolicy::Require => Some(options.tls.prepare()),
+    };
+    let tls = tls
+        .transpose()
+        .map_err(|error| failed(server, OpenError::Credentials(error)))?;
     let connecting = Deadline::after_maybe(options.connect_timeout);
     let mut stream = options
         .target
@@ -84,7 +92,7 @@ fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outc
     log::debug!("{server}: connected");
     let deadline = Deadline::after_maybe(options.handshake_timeout);
     let goal = goal.with_tls(options.tls_policy);
-    let outcome = shake_hands(&mut stream, goal, &options.tls, deadline)
+    let outcome = shake_hands(&mut stream, goal, tls.as_ref(), deadline)
         .map_err(|cause| failed(server, cause))?;
     Ok((stream, outcome))
 }
@@ -94,7 +102,7 @@ fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outc
 fn shake_hands(
     stream: &mut Stream,
     goal: Goal,
-    tls: &Settings,
+    tls: Option<&Prepared<'_>>,
     deadline: Deadline,
 ) -> Result<Outcome, OpenError> {
     let mut machine = Handshake::new(goal);
@@ -131,6 +139,8 @@ fn shake_hands(
                 }
             }
             Step::StartTls => {
+                // The machine asks for it only where the policy allows it.
+                let tls = tls.ok_or(OpenError::Goal)?;
                 let proof = stream
                     .start_tls(tls, deadline)
                     .map_err(|error| broken(&machine, error))?;

@@ -7,7 +7,7 @@ use super::target::Place;
 use super::uri::{TlsKind, TlsOptions};
 use super::{Error, params};
 use crate::proto::handshake::TlsPolicy;
-use crate::transport::tls::{Credentials, PIN_LENGTH, Settings};
+use crate::transport::tls::{Credentials, Files, PIN_LENGTH, Password, Settings};
 
 /// The TLS parameters as they come.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +30,8 @@ pub struct TlsParams {
     pub priority: Option<String>,
     /// `tls-pin=`.
     pub pin: Option<[u8; PIN_LENGTH]>,
+    /// `tls-key-password=`, as it was read from where the value says.
+    pub key_password: Option<Password>,
 }
 
 impl TlsParams {
@@ -83,7 +85,8 @@ impl TlsParams {
             || self.psk.is_some()
             || self.hostname.is_some()
             || self.priority.is_some()
-            || self.pin.is_some();
+            || self.pin.is_some()
+            || self.key_password.is_some();
         let default = if anything {
             TlsPolicy::Allow
         } else {
@@ -114,10 +117,12 @@ impl TlsParams {
         }
         let settings = Settings {
             credentials,
+            key_password: self.key_password,
             hostname,
             verify: self.verify,
             priority: self.priority,
             pin: self.pin,
+            files: Files::default(),
         };
         Ok((policy, settings))
     }
@@ -165,6 +170,18 @@ pub fn policy(value: &[u8]) -> Result<TlsPolicy, Error> {
     } else {
         TlsPolicy::Off
     })
+}
+
+/// Takes the password of `tls-key-password=`. It is part of no message.
+pub fn key_password(value: &[u8]) -> Result<Password, Error> {
+    if value.is_empty() {
+        return Err(Error::Value {
+            key: "tls-key-password",
+            value: String::new(),
+            why: "must not be empty",
+        });
+    }
+    Ok(Password::new(value))
 }
 
 /// Reads `tls-pin=`: `sha256:` and 64 hexadecimal digits.
@@ -275,6 +292,22 @@ mod tests {
                 "tls-hostname={host}"
             );
         }
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let params = TlsParams {
+            key_password: Some(key_password(b"mostsecret").expect("legal")),
+            ..TlsParams::default()
+        };
+        assert!(!format!("{params:?}").contains("secret"));
+        let (policy, settings) = params.complete(&tcp()).expect("legal");
+        assert_eq!(policy, TlsPolicy::Allow);
+        assert!(!format!("{settings:?}").contains("secret"));
+        assert_eq!(
+            key_password(b"").expect_err("empty").to_string(),
+            "tls-key-password=: must not be empty"
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use rustix::net::{
     sendmsg, shutdown,
 };
 
-use super::tls::{Session, Settings};
+use super::tls::{Prepared, Session};
 use super::{Deadline, Doorbell, Error};
 use crate::proto::handshake::TlsEstablished;
 
@@ -46,7 +46,7 @@ impl Stream {
     /// ("NBD_OPT_STARTTLS").
     pub fn start_tls(
         &mut self,
-        settings: &Settings,
+        prepared: &Prepared<'_>,
         deadline: Deadline,
     ) -> Result<TlsEstablished, Error> {
         let now = Deadline::after(std::time::Duration::ZERO);
@@ -56,7 +56,7 @@ impl Stream {
                     .to_owned(),
             ));
         }
-        let session = Session::establish(self.fd.clone(), settings, |readable, writable| {
+        let session = Session::establish(self.fd.clone(), prepared, |readable, writable| {
             if self.wait(readable, writable, None, deadline)?.expired {
                 return Err(deadline.passed());
             }

@@ -15,8 +15,7 @@ use openssl::ssl::{self, ErrorCode, Ssl, SslStream};
 use openssl::x509::X509VerifyResult;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use super::credentials::{context, reasons};
-use super::{Credentials, Settings};
+use super::{Credentials, Prepared, Settings, reasons};
 use crate::transport::{Error, describe_io};
 
 /// Longest plaintext of one record, bytes.
@@ -41,11 +40,11 @@ impl Session {
     /// Shakes hands. `wait` waits until the socket is readable or writable, as told.
     pub fn establish(
         fd: Arc<OwnedFd>,
-        settings: &Settings,
+        prepared: &Prepared<'_>,
         wait: impl Fn(bool, bool) -> Result<(), Error>,
     ) -> Result<Self, Error> {
-        let context = context(settings)?;
-        let mut ssl = Ssl::new(&context).map_err(|error| Error::Tls(reasons(&error)))?;
+        let settings = prepared.settings();
+        let mut ssl = prepared.ssl()?;
         name(&mut ssl, settings)?;
         let mut stream =
             SslStream::new(ssl, Raw(fd)).map_err(|error| Error::Tls(reasons(&error)))?;
@@ -55,6 +54,9 @@ impl Session {
                 Err(error) if error.code() == ErrorCode::WANT_READ => wait(true, false)?,
                 Err(error) if error.code() == ErrorCode::WANT_WRITE => wait(false, true)?,
                 Err(error) => {
+                    if let Some(objection) = prepared.objection() {
+                        return Err(objection);
+                    }
                     let verified = stream.ssl().verify_result();
                     return Err(refused(&error, verified, &settings.credentials));
                 }
