@@ -59,15 +59,10 @@ fn only_a_file_that_is_not_there_may_be_missing() {
         fs::remove_file(&path).expect("remove a link");
         for content in ["", "no block\n", "-----BEGIN X-----\n-----END X-----\n"] {
             fs::write(&path, content).expect("write a file");
-            wrong(match file {
-                "ca-crl.pem" => "",
-                _ => "there is no",
-            });
+            wrong("there is no");
         }
-        if file != "ca-crl.pem" {
-            fs::write(&path, "-----BEGIN CERTIFICATE-----\nMIIB").expect("write a file");
-            wrong("its end is missing");
-        }
+        fs::write(&path, "-----BEGIN CERTIFICATE-----\nMIIB").expect("write a file");
+        wrong("its end is missing");
         if file == "client-key.pem" {
             // One is enough: it takes a while.
             fs::remove_file(&path).expect("remove a file");
@@ -142,6 +137,67 @@ fn useless_file_costs_no_connection() {
     );
     server.set_nonblocking(true).expect("a socket of our own");
     assert!(server.accept().is_err(), "somebody has connected");
+}
+
+#[test]
+fn list_whose_time_is_over_is_good_for_a_warning() {
+    if !ready() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let authority = Authority::new(directory.path(), "authority");
+    let client = authority.trusting("client");
+    let server = authority.server("server", LOCALHOST);
+    let upstream = nbdkit(directory.path(), &server, &["memory", "1M"]);
+    let parameters = [
+        "tls=require",
+        "tls-hostname=localhost",
+        &certificates(&client),
+    ];
+    for (until, warned) in [("2030-01-01", false), ("2020-01-02", true)] {
+        let lines = [
+            "crl_this_update_date = \"2020-01-01 00:00:00\"",
+            &format!("crl_next_update_date = \"{until} 00:00:00\""),
+        ];
+        authority.list(&client.join("ca-crl.pem"), &[], &lines);
+        let front = forward(directory.path(), upstream.socket(), &parameters);
+        opens(&front);
+        let warning = "the list of \"CN=authority\" should have been renewed by Jan  2";
+        assert_eq!(
+            front.stderr().contains(warning),
+            warned,
+            "{}",
+            front.stderr()
+        );
+    }
+}
+
+#[test]
+fn revoked_certificate_is_named() {
+    if !ready() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let authority = Authority::new(directory.path(), "authority");
+    let client = authority.trusting("client");
+    let server = authority.server("server", LOCALHOST);
+    let upstream = nbdkit(directory.path(), &server, &["memory", "1M"]);
+    authority.revoke(&server.join("server-cert.pem"), &client);
+    let parameters = [
+        "tls=require",
+        "tls-hostname=localhost",
+        &certificates(&client),
+    ];
+    let line = refused(&forward(directory.path(), upstream.socket(), &parameters));
+    let list = client.join("ca-crl.pem");
+    says(
+        &line,
+        &[
+            "certificate of \"CN=server\" has been revoked",
+            "\"CN=authority\"",
+            text(&list),
+        ],
+    );
 }
 
 #[test]

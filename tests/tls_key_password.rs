@@ -259,9 +259,11 @@ fn nobody_is_asked_for_the_password_of_a_certificate() {
     parties.encrypt(&["rsa", "-aes128", "-traditional"]);
     let key = fs::read_to_string(parties.client.join("client-key.pem")).expect("read a key");
     let certificate = key.replace("RSA PRIVATE KEY", "CERTIFICATE");
+    let list = key.replace("RSA PRIVATE KEY", "X509 CRL");
     let password = format!("tls-key-password={PASSWORD}");
     for (file, content) in [
         ("client-cert.pem", &certificate),
+        ("ca-crl.pem", &list),
         ("ca-cert.pem", &certificate),
     ] {
         fs::write(parties.client.join(file), content).expect("write a file");

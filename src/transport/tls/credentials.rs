@@ -4,15 +4,14 @@ use std::path::{Path, PathBuf};
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{
-    Ssl, SslContext, SslContextBuilder, SslFiletype, SslMethod, SslMode, SslOptions, SslVerifyMode,
-    SslVersion,
+    Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslVerifyMode, SslVersion,
 };
-use openssl::x509::X509;
-use openssl::x509::store::X509Lookup;
 use openssl::x509::verify::X509VerifyFlags;
+use openssl::x509::{X509, X509VerifyResult};
 
 use super::files::{Files, Purpose, cannot};
 use super::identity::{self, Identity};
+use super::revocation::Lists;
 use super::{Credentials, Settings, Verdict, openssl, pem, psk, reasons};
 use crate::transport::Error;
 
@@ -36,6 +35,8 @@ pub struct Prepared<'a> {
     settings: &'a Settings,
     context: SslContext,
     identities: Vec<Identity>,
+    /// There are lists of revoked certificates, which OpenSSL has to ask us about.
+    judges: bool,
     verdict: Verdict,
 }
 
@@ -52,11 +53,11 @@ impl<'a> Prepared<'a> {
         builder.set_read_ahead(true);
         let verdict = Verdict::default();
         let files = &settings.files;
-        let identities = match &settings.credentials {
-            Credentials::X509(directory) => x509(&mut builder, settings, directory)?,
+        let (judges, identities) = match &settings.credentials {
+            Credentials::X509(directory) => x509(&mut builder, settings, directory, &verdict)?,
             Credentials::Psk { file, username } => {
                 psk::present(&mut builder, files, file, username, verdict.clone())?;
-                Vec::new()
+                (false, Vec::new())
             }
         };
         if let Some(priority) = &settings.priority {
@@ -66,6 +67,7 @@ impl<'a> Prepared<'a> {
             settings,
             context: builder.build(),
             identities,
+            judges,
             verdict,
         };
         // What OpenSSL thinks of our own certificates is told now.
@@ -92,6 +94,18 @@ impl<'a> Prepared<'a> {
     pub fn objection(&self) -> Option<Error> {
         self.verdict.said().and_then(Result::err)
     }
+
+    /// Whether a handshake that has come to its end was judged where we want to judge. It would be
+    /// OpenSSL's fault if not, but to go on would be to believe what may have been revoked.
+    pub fn confirm(&self) -> Result<(), Error> {
+        match self.verdict.said() {
+            Some(verdict) => verdict,
+            None if self.judges => Err(Error::Tls(
+                "the lists of revoked certificates were not looked at".to_owned(),
+            )),
+            None => Ok(()),
+        }
+    }
 }
 
 /// OpenSSL takes the ciphers of TLS 1.3 and of older versions apart; users need not.
@@ -108,39 +122,43 @@ fn set_ciphers(builder: &mut SslContextBuilder, priority: &str) -> Result<(), Er
     Ok(())
 }
 
-/// Who we are and whom we trust; returns the certificates that are ours.
+/// Who we are and whom we trust; says whether there are lists to judge by, and which certificates are
+/// ours.
 fn x509(
     builder: &mut SslContextBuilder,
     settings: &Settings,
     named: &Option<PathBuf>,
-) -> Result<Vec<Identity>, Error> {
+    verdict: &Verdict,
+) -> Result<(bool, Vec<Identity>), Error> {
     let directory = match named {
         Some(directory) => Some(directory.clone()),
         None => usual_directory(),
     };
-    let identities = match &directory {
+    let (lists, identities) = match &directory {
         Some(directory) => {
-            trust(builder, &settings.files, directory)?;
-            mind_revoked(builder, &settings.files, directory)?;
-            identity::all(&settings.files, directory, settings.key_password.as_ref())?
+            let anchors = trust(builder, &settings.files, directory)?;
+            let lists = revoked(&settings.files, directory, anchors)?;
+            let password = settings.key_password.as_ref();
+            (lists, identity::all(&settings.files, directory, password)?)
         }
         None => {
             builder
                 .set_default_verify_paths()
                 .map_err(openssl("the system's certificates"))?;
-            Vec::new()
+            (None, Vec::new())
         }
     };
     // A pinned key needs no authority to vouch for it, unless one was named.
     let chain = settings
         .verify
         .unwrap_or(settings.pin.is_none() || named.is_some());
-    builder.set_verify(if chain {
-        SslVerifyMode::PEER
-    } else {
-        SslVerifyMode::NONE
-    });
-    Ok(identities)
+    let judges = chain && lists.is_some();
+    match (chain, lists) {
+        (false, _) => builder.set_verify(SslVerifyMode::NONE),
+        (true, None) => builder.set_verify(SslVerifyMode::PEER),
+        (true, Some(lists)) => mind(builder, lists, verdict.clone()),
+    }
+    Ok((judges, identities))
 }
 
 /// The first usual place that has a certificate authority, be it readable or not. A home directory
@@ -156,18 +174,27 @@ fn usual_directory() -> Option<PathBuf> {
         .find(|directory| directory.join("ca-cert.pem").symlink_metadata().is_ok())
 }
 
-/// Trusts the authorities in `directory`.
-fn trust(builder: &mut SslContextBuilder, files: &Files, directory: &Path) -> Result<(), Error> {
+/// Trusts the authorities in `directory`: each of them, also one that another has signed, as GnuTLS
+/// does.
+fn trust(
+    builder: &mut SslContextBuilder,
+    files: &Files,
+    directory: &Path,
+) -> Result<Vec<X509>, Error> {
     let file = directory.join("ca-cert.pem");
     let content = files.read(&file, AUTHORITIES)?;
     let in_file = |why: String| cannot(&file, AUTHORITIES, &why);
-    for authority in certificates(&content).map_err(in_file)? {
-        builder
-            .cert_store_mut()
-            .add_cert(authority)
+    let anchors = certificates(&content).map_err(in_file)?;
+    let store = builder.cert_store_mut();
+    for anchor in &anchors {
+        store
+            .add_cert(anchor.clone())
             .map_err(|error| in_file(reasons(&error)))?;
     }
-    Ok(())
+    store
+        .set_flags(X509VerifyFlags::PARTIAL_CHAIN)
+        .map_err(|error| in_file(reasons(&error)))?;
+    Ok(anchors)
 }
 
 /// All certificates of a file, at least one.
@@ -186,23 +213,38 @@ pub fn certificates(content: &[u8]) -> Result<Vec<X509>, String> {
     }
 }
 
-/// Minds the lists of revoked certificates in `directory`.
-fn mind_revoked(
-    builder: &mut SslContextBuilder,
-    files: &Files,
-    directory: &Path,
-) -> Result<(), Error> {
+/// The lists of revoked certificates in `directory`.
+fn revoked(files: &Files, directory: &Path, anchors: Vec<X509>) -> Result<Option<Lists>, Error> {
     let file = directory.join("ca-crl.pem");
-    if files.read_if_there(&file, REVOKED)?.is_none() {
-        return Ok(());
-    }
-    let in_file = |error: ErrorStack| cannot(&file, REVOKED, &reasons(&error));
-    let store = builder.cert_store_mut();
-    store
-        .add_lookup(X509Lookup::file())
-        .and_then(|lookup| lookup.load_crl_file(&file, SslFiletype::PEM))
-        .map_err(in_file)?;
-    store.set_flags(X509VerifyFlags::CRL_CHECK).map_err(in_file)
+    let Some(content) = files.read_if_there(&file, REVOKED)? else {
+        return Ok(None);
+    };
+    let in_file = |why: String| cannot(&file, REVOKED, &why);
+    let blocks = pem::blocks(&content).ok_or_else(|| in_file("its end is missing".to_owned()))?;
+    Lists::new(&file, &blocks, anchors)
+        .map(Some)
+        .map_err(in_file)
+}
+
+/// Has the lists looked at when OpenSSL has nothing against a server.
+fn mind(builder: &mut SslContextBuilder, lists: Lists, verdict: Verdict) {
+    builder.set_verify_callback(SslVerifyMode::PEER, move |fine, store| {
+        // Called for each certificate, the server's last, and for each fault.
+        if !fine || store.error_depth() != 0 {
+            return fine;
+        }
+        let judged = match store.chain() {
+            Some(chain) => lists.judge(chain),
+            None => Err("there is no chain of certificates".to_owned()),
+        };
+        let judged = judged.map_err(|why| {
+            store.set_error(X509VerifyResult::APPLICATION_VERIFICATION);
+            Error::Tls(format!("the server's certificate is not accepted: {why}"))
+        });
+        let fine = judged.is_ok();
+        verdict.say(judged);
+        fine
+    });
 }
 
 #[cfg(test)]

@@ -1,16 +1,17 @@
 //! TLS over any stream: who we are, whom we trust, and the encrypted connection itself.
 //!
 //! OpenSSL does the cryptography. `credentials` reads the user's files, afresh for every
-//! connection, so that renewed ones are picked up, with `identity` and `psk` for their kinds,
-//! `files` and `pem` for what they have in common; `session` runs the protocol over a socket that
-//! several threads use. Keys are never part of a message, and memory of ours that held one is
-//! cleared.
+//! connection, so that renewed ones are picked up, with `identity`, `revocation` and `psk` for
+//! their kinds, `files` and `pem` for what they have in common; `session` runs the protocol over a
+//! socket that several threads use. Keys are never part of a message, and memory of ours that held
+//! one is cleared.
 
 mod credentials;
 mod files;
 mod identity;
 mod pem;
 mod psk;
+mod revocation;
 mod session;
 
 use std::fmt;

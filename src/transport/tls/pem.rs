@@ -32,6 +32,11 @@ impl Block<'_> {
         let labels: [&[u8]; 2] = [b"CERTIFICATE", b"X509 CERTIFICATE"];
         labels.contains(&self.label)
     }
+
+    /// Whether it is a list of revoked certificates.
+    pub fn is_revocation_list(&self) -> bool {
+        self.label == b"X509 CRL"
+    }
 }
 
 /// All blocks of a text, in order; what is between them does not count. `None` if one has no end.

@@ -62,6 +62,7 @@ impl Session {
                 }
             }
         }
+        prepared.confirm()?;
         check_peer(stream.ssl(), settings)?;
         warn_of_gaps(settings);
         log::debug!(
