@@ -9,13 +9,13 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::clients::text;
+use common::clients::{program, text};
 use common::front::Front;
-use common::nbdkit::{Nbdkit, through};
+use common::nbdkit::{Nbdkit, forward, through};
 use common::need_all;
 use common::pki::{Authority, EXPIRED, LOCALHOST, joined};
 use common::relay::Relay;
-use common::tls::nbdkit;
+use common::tls::{nbdkit, opens, refused, says};
 
 /// Template lines of lists that are good now, and that are not any more.
 const CURRENT: &[&str] = &["crl_next_update = 2"];
@@ -393,4 +393,34 @@ fn anchors_chains_lists_and_time() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn short_key_needs_a_lower_level_of_security() {
+    if !need_all(&["nbdkit", "certtool", "openssl"]) {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let authority = Authority::new(directory.path(), "authority");
+    let server = authority.server("server", LOCALHOST);
+    let key = server.join("server-key.pem");
+    let bits = "rsa_keygen_bits:1024";
+    let args = ["genpkey", "-algorithm", "RSA", "-pkeyopt", bits, "-out"];
+    program("openssl", &[&args[..], &[text(&key)]].concat());
+    let lines = [&["tls_www_server"], LOCALHOST].concat();
+    authority.issue_for(&server, "server", &lines);
+    let upstream = nbdkit(directory.path(), &server, &["memory", "1M"]);
+    let client = format!("tls-certificates={}", text(&authority.trusting("client")));
+    let open = |priority: &[&str]| {
+        let tls = ["tls=require", "tls-hostname=localhost", &client];
+        forward(
+            directory.path(),
+            upstream.socket(),
+            &[&tls, priority].concat(),
+        )
+    };
+    opens(&open(&["tls-priority=DEFAULT@SECLEVEL=1"]));
+    // What is refused without is the system's affair; Debian's is level 2.
+    let line = refused(&open(&["tls-priority=DEFAULT@SECLEVEL=2"]));
+    says(&line, &["certificate is not accepted", "key too weak"]);
 }
