@@ -94,6 +94,22 @@ const TABLE: &[Row] = &[
     (&["root"], &["stale-server", "stale"], &[], TOO_OLD),
     (&["stale"], &["stale-server", "stale"], &[], TOO_OLD),
     (&["old"], &["old-server"], &[], TOO_OLD),
+    // An authority that was renewed, and whose old certificate is still there.
+    (
+        &["issuing-before", "root"],
+        &["server", "issuing"],
+        &[],
+        Accepted,
+    ),
+    (&["issuing-before", "issuing"], &["server"], &[], Accepted),
+    (&["issuing-before"], &["server", "issuing"], &[], TOO_OLD),
+    (
+        &["issuing-before", "other"],
+        &["server", "issuing"],
+        &[],
+        UNKNOWN,
+    ),
+    (&["root"], &["server", "issuing-before"], &[], TOO_OLD),
     // Lists that say nothing against anybody here.
     (&["root"], &["direct"], &["root-none"], Accepted),
     (&["root"], &["server", "issuing"], &["root-none"], Accepted),
@@ -267,6 +283,9 @@ impl Parties {
         ] {
             parties.files.insert(name, authority.certificate());
         }
+        let before = directory.join("issuing-before.pem");
+        root.vouch(&issuing, &before, &[RECIPE, EXPIRED].concat());
+        parties.files.insert("issuing-before", before);
         parties.server("direct", &root, &[]);
         parties.server("server", &issuing, &[]);
         parties.server("forged-server", &forged, &[]);

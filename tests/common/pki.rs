@@ -87,7 +87,14 @@ impl Authority {
             who: "ca".to_owned(),
         };
         new_key(&subordinate.key());
-        let template = template(&own, "ca", name, lines);
+        self.vouch(&subordinate, &subordinate.certificate(), lines);
+        subordinate
+    }
+
+    /// Writes one more certificate of an authority, with the same name and key.
+    pub fn vouch(&self, subordinate: &Self, into: &Path, lines: &[&str]) {
+        let own = self.directory.join(&subordinate.name);
+        let template = template(&own, "ca", &subordinate.name, lines);
         certtool(
             &["--generate-certificate"],
             &[
@@ -95,10 +102,9 @@ impl Authority {
                 ("--load-ca-certificate", &self.certificate()),
                 ("--load-ca-privkey", &self.key()),
                 ("--template", &template),
-                ("--outfile", &subordinate.certificate()),
+                ("--outfile", into),
             ],
         );
-        subordinate
     }
 
     /// The holder of the certificate and key `who`-cert.pem and `who`-key.pem in `directory`, who acts as

@@ -1,7 +1,9 @@
 //! What one connection needs of the user's files, made before there is a connection.
 
+use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
+use openssl::asn1::Asn1Time;
 use openssl::error::ErrorStack;
 use openssl::ssl::{
     Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslVerifyMode, SslVersion,
@@ -9,9 +11,9 @@ use openssl::ssl::{
 use openssl::x509::verify::X509VerifyFlags;
 use openssl::x509::{X509, X509VerifyResult};
 
-use super::files::{Files, Purpose, cannot};
+use super::files::{Files, Purpose, cannot, shown};
 use super::identity::{self, Identity};
-use super::revocation::Lists;
+use super::revocation::{Lists, full_name};
 use super::{Credentials, Settings, Verdict, openssl, pem, psk, reasons};
 use crate::transport::Error;
 
@@ -185,8 +187,24 @@ fn trust(
     let content = files.read(&file, AUTHORITIES)?;
     let in_file = |why: String| cannot(&file, AUTHORITIES, &why);
     let anchors = certificates(&content).map_err(in_file)?;
+    let (good, over): (Vec<&X509>, Vec<&X509>) = anchors.iter().partition(|it| is_valid(it));
+    // OpenSSL would take one whose time is over for the issuer, and not look for its successor in
+    // what the server shows. If there are no others it says what is wrong with them.
+    let usable = match good.is_empty() {
+        true => over,
+        false => {
+            for anchor in over {
+                log::debug!(
+                    "{}: the time of {} is over",
+                    shown(&file),
+                    full_name(anchor.subject_name())
+                );
+            }
+            good
+        }
+    };
     let store = builder.cert_store_mut();
-    for anchor in &anchors {
+    for anchor in usable {
         store
             .add_cert(anchor.clone())
             .map_err(|error| in_file(reasons(&error)))?;
@@ -195,6 +213,16 @@ fn trust(
         .set_flags(X509VerifyFlags::PARTIAL_CHAIN)
         .map_err(|error| in_file(reasons(&error)))?;
     Ok(anchors)
+}
+
+/// Whether a certificate is good today, as far as time goes. OpenSSL has the last word.
+fn is_valid(certificate: &X509) -> bool {
+    let Ok(now) = Asn1Time::days_from_now(0) else {
+        return true;
+    };
+    let is_over = |end: Ordering| end.is_lt();
+    !(certificate.not_after().compare(&now).is_ok_and(is_over)
+        || now.compare(certificate.not_before()).is_ok_and(is_over))
 }
 
 /// All certificates of a file, at least one.
