@@ -123,6 +123,33 @@ fn missing_password_is_an_error_at_the_start() {
 }
 
 #[test]
+fn nobody_who_sits_at_a_terminal_is_asked() {
+    if !ready() || !need_all(&["script"]) {
+        return;
+    }
+    let parties = Parties::new();
+    for how in [
+        &["pkcs8", "-topk8"][..],
+        &["rsa", "-aes128", "-traditional"],
+    ] {
+        parties.encrypt(how);
+        let certificates = parties.certificates();
+        let nbdkit = format!(
+            "nbdkit -U- {} socket=/nowhere tls=require {certificates} --run true",
+            text(&common::plugin())
+        );
+        let mut command = Command::new("script");
+        command.args(["-qec", &nbdkit, "/dev/null"]);
+        // To wait for an answer would be a failure by deadline.
+        let output = run(&mut command, LIMIT);
+        let shown = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{shown}");
+        assert!(!shown.contains(PROMPT), "{shown}");
+        says(&shown, &["tls-key-password"]);
+    }
+}
+
+#[test]
 fn password_may_be_given_in_nbdkits_ways() {
     if !ready() {
         return;
