@@ -71,6 +71,7 @@ fn all_parameters_together() {
         "connect-timeout=5",
         "handshake-timeout=1.5s",
         "request-timeout=200ms",
+        "close-timeout=3",
     ]);
 }
 
@@ -213,12 +214,14 @@ fn times_that_are_understood() {
         accepted(&["socket=/nowhere", &format!("connect-timeout={time}")]);
         accepted(&["socket=/nowhere", &format!("handshake-timeout={time}")]);
         accepted(&["socket=/nowhere", &format!("request-timeout={time}")]);
+        accepted(&["socket=/nowhere", &format!("close-timeout={time}")]);
     }
 }
 
 #[test]
-fn request_timeout_may_be_switched_off() {
+fn limits_may_be_switched_off() {
     accepted(&["socket=/nowhere", "request-timeout=0"]);
+    accepted(&["socket=/nowhere", "close-timeout=0"]);
 }
 
 #[test]
@@ -245,6 +248,7 @@ fn every_time_is_checked() {
         &["socket=/nowhere", "request-timeout=soon"],
         "request-timeout",
     );
+    refused(&["socket=/nowhere", "close-timeout=soon"], "close-timeout");
 }
 
 #[test]
@@ -290,6 +294,7 @@ fn help_names_every_parameter() {
         "connect-timeout=",
         "handshake-timeout=",
         "request-timeout=",
+        "close-timeout=",
     ] {
         assert!(help.contains(key), "{key} in {help}");
     }

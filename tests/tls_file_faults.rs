@@ -162,7 +162,7 @@ fn list_whose_time_is_over_is_good_for_a_warning() {
         authority.list(&client.join("ca-crl.pem"), &[], &lines);
         let front = forward(directory.path(), upstream.socket(), &parameters);
         opens(&front);
-        let warning = "the list of \"CN=authority\" should have been renewed by Jan  2";
+        let warning = "ca-crl.pem: the list of \"CN=authority\" should have been renewed by Jan  2";
         assert_eq!(
             front.stderr().contains(warning),
             warned,

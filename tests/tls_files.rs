@@ -307,7 +307,10 @@ fn key_that_others_may_read_is_used_with_a_warning() {
     let front = forward(directory.path(), upstream.socket(), &parameters);
     opens(&front);
     let warning = "others than its owner may use the client's key: its mode is 0644";
-    says(&front.stderr(), &[&format!("{}: {warning}", text(&key))]);
+    says(
+        &front.stderr(),
+        &[&format!("error: warning: {}: {warning}", text(&key))],
+    );
     fs::set_permissions(&key, fs::Permissions::from_mode(0o400)).expect("make it private");
     let front = forward(directory.path(), upstream.socket(), &parameters);
     opens(&front);

@@ -28,6 +28,7 @@ tls-priority=<CIPHERS> Ciphers to offer, as OpenSSL writes them.
 tls-pin=sha256:<HEX>   Digest of the public key that the server must have.
 connect-timeout=<TIME> Longest wait for the connection (default 30 seconds).
 handshake-timeout=<TIME>
-                       Longest wait for the handshake (default 30 seconds).
+                       Longest wait for the handshake (default 2 minutes).
 request-timeout=<TIME> Longest wait for the answer to a request (default none).
+close-timeout=<TIME>   Longest wait when a connection is left (default 5 s).
 ";

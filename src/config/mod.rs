@@ -135,14 +135,19 @@ pub struct Timeouts {
     pub handshake: Option<Duration>,
     /// From a request to its complete answer.
     pub request: Option<Duration>,
+    /// From the wish to leave a server to the end of the connection: answers in flight, the last
+    /// flush, NBD_CMD_DISC and the server's own close together.
+    pub close: Option<Duration>,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
             connect: Some(Duration::from_secs(30)),
-            handshake: Some(Duration::from_secs(30)),
+            // Servers that open a cold or remote disk before they answer need more than half a minute.
+            handshake: Some(Duration::from_secs(120)),
             request: None,
+            close: Some(Duration::from_secs(5)),
         }
     }
 }
@@ -186,6 +191,7 @@ impl Params {
             "request-timeout" => {
                 self.timeouts.request = params::timeout("request-timeout", value)?;
             }
+            "close-timeout" => self.timeouts.close = params::timeout("close-timeout", value)?,
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())

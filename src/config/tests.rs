@@ -74,8 +74,32 @@ fn defaults_are_those_of_the_manual() {
     assert_eq!(config.export, ExportName::Fixed(String::new()));
     assert_eq!(config.retry, 0);
     assert_eq!(config.timeouts.connect, Some(Duration::from_secs(30)));
-    assert_eq!(config.timeouts.handshake, Some(Duration::from_secs(30)));
+    assert_eq!(config.timeouts.handshake, Some(Duration::from_secs(120)));
     assert_eq!(config.timeouts.request, None);
+    assert_eq!(config.timeouts.close, Some(Duration::from_secs(5)));
+}
+
+#[test]
+fn each_time_has_its_own_place() {
+    let config = complete(&[
+        ("socket", "/a"),
+        ("connect-timeout", "1"),
+        ("handshake-timeout", "2"),
+        ("request-timeout", "3"),
+        ("close-timeout", "4"),
+    ]);
+    let seconds = |n| Some(Duration::from_secs(n));
+    assert_eq!(
+        config.expect("legal").timeouts,
+        Timeouts {
+            connect: seconds(1),
+            handshake: seconds(2),
+            request: seconds(3),
+            close: seconds(4),
+        }
+    );
+    let config = complete(&[("socket", "/a"), ("close-timeout", "0")]).expect("legal");
+    assert_eq!(config.timeouts.close, None);
 }
 
 #[test]
@@ -147,6 +171,11 @@ fn every_bad_value_has_its_message() {
             "request-timeout",
             "-1",
             "request-timeout=-1: must be a time such as 30, 1.5s or 200ms, or 0 for none",
+        ),
+        (
+            "close-timeout",
+            "5 s",
+            "close-timeout=5 s: must be a time such as 30, 1.5s or 200ms, or 0 for none",
         ),
     ] {
         assert_eq!(message(&[(key, value)]), expected);

@@ -34,11 +34,9 @@ pub fn open(path: &Path, deadline: Deadline) -> Result<Stream, Error> {
     .map_err(Error::io("socket"))?;
     loop {
         // unix(7): connect obeys the send timeout, and fails with EAGAIN when it has passed.
-        let left = deadline.remaining();
-        if left.is_some_and(|left| left.is_zero()) {
-            return Err(deadline.passed());
-        }
-        set_socket_timeout(&fd, Timeout::Send, left).map_err(Error::io("setsockopt"))?;
+        deadline.check()?;
+        set_socket_timeout(&fd, Timeout::Send, deadline.slice())
+            .map_err(Error::io("setsockopt"))?;
         match connect(&fd, &address) {
             Ok(()) => break,
             Err(Errno::AGAIN | Errno::INTR) => (),
