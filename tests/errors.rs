@@ -119,7 +119,7 @@ const AT_START: &[Case] = &[
     },
     Case {
         item: "TLS: FILE: ...",
-        text: "TLS: DIR/keys: No such file or directory",
+        text: "TLS: DIR/keys: No such file or directory (the pre-shared keys, see tls-psk)",
         happen: |dir| starting(dir, &["socket=s", "tls-psk=DIR/keys", "tls-username=me"]),
     },
     Case {

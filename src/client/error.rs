@@ -112,6 +112,9 @@ impl Error {
 /// Where opening stopped.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
+    /// The files that TLS needs are of no use.
+    #[error("{0}")]
+    Credentials(transport::Error),
     /// The server could not be reached.
     #[error("connect: {0}")]
     Connect(transport::Error),
@@ -161,7 +164,11 @@ impl OpenError {
             Self::Handshake(handshake::Error::Refused(refusal)) => {
                 refusal.reply == OptionReply::ERR_SHUTDOWN
             }
-            Self::Handshake(_) | Self::LongName | Self::Goal | Self::Panic => false,
+            Self::Credentials(_)
+            | Self::Handshake(_)
+            | Self::LongName
+            | Self::Goal
+            | Self::Panic => false,
         }
     }
 }

@@ -7,9 +7,9 @@ use super::Options;
 use super::error::{Error, OpenError, Server};
 use crate::proto::consts::OptionType;
 use crate::proto::export::Export;
-use crate::proto::handshake::{self, Described, Goal, Handshake, Listed, Outcome, Step};
+use crate::proto::handshake::{self, Described, Goal, Handshake, Listed, Outcome, Step, TlsPolicy};
 use crate::proto::request::encode_option;
-use crate::transport::tls::{Credentials, Settings};
+use crate::transport::tls::{Credentials, Prepared};
 use crate::transport::{self, Blocking, Deadline, Stream};
 
 /// How long a server may take to close a connection that we left.
@@ -79,6 +79,14 @@ fn failed(server: &Server, cause: OpenError) -> Error {
 
 /// Connects and shakes hands. Whatever the goal, the same TLS policy and deadlines apply.
 fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outcome), Error> {
+    // A file that is of no use does not cost the server a connection.
+    let tls = match options.tls_policy {
+        TlsPolicy::Off => None,
+        TlsPolicy::Allow | TlsPolicy::Require => Some(options.tls.prepare()),
+    };
+    let tls = tls
+        .transpose()
+        .map_err(|error| failed(server, OpenError::Credentials(error)))?;
     let connecting = Deadline::after_maybe(options.connect_timeout).while_wanted(options.wanted);
     let mut stream = options
         .target
@@ -87,7 +95,7 @@ fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outc
     log::debug!("{server}: connected");
     let deadline = Deadline::after_maybe(options.handshake_timeout).while_wanted(options.wanted);
     let goal = goal.with_tls(options.tls_policy);
-    let outcome = shake_hands(server, &mut stream, goal, &options.tls, deadline)
+    let outcome = shake_hands(server, &mut stream, goal, tls.as_ref(), deadline)
         .map_err(|cause| failed(server, cause))?;
     Ok((stream, outcome))
 }
@@ -98,7 +106,7 @@ fn shake_hands(
     server: &Server,
     stream: &mut Stream,
     goal: Goal,
-    tls: &Settings,
+    tls: Option<&Prepared<'_>>,
     deadline: Deadline,
 ) -> Result<Outcome, OpenError> {
     let mut machine = Handshake::new(goal);
@@ -108,12 +116,14 @@ fn shake_hands(
         .remaining()
         .filter(|left| *left >= LEAST_REMINDER)
         .map(|_| third);
+    let certificates =
+        tls.is_some_and(|tls| matches!(tls.settings().credentials, Credentials::X509(_)));
     let mut bytes = Vec::new();
     loop {
         let broken = |machine: &Handshake, error: transport::Error| {
             if error.is_of_tls() {
                 OpenError::Tls(error)
-            } else if machine.may_be_refused() && matches!(tls.credentials, Credentials::X509(_)) {
+            } else if machine.may_be_refused() && certificates {
                 OpenError::Unwelcome(error)
             } else {
                 OpenError::Broken {
@@ -148,6 +158,8 @@ fn shake_hands(
                 }
             }
             Step::StartTls => {
+                // The machine asks for it only where the policy allows it.
+                let tls = tls.ok_or(OpenError::Goal)?;
                 let proof = stream
                     .start_tls(tls, deadline)
                     .map_err(|error| broken(&machine, error))?;

@@ -14,7 +14,7 @@ use rustix::net::{
     sendmsg, shutdown,
 };
 
-use super::tls::{Session, Settings};
+use super::tls::{Prepared, Session};
 use super::{Deadline, Doorbell, Error};
 use crate::proto::handshake::TlsEstablished;
 
@@ -54,7 +54,7 @@ impl Stream {
     /// ("NBD_OPT_STARTTLS").
     pub fn start_tls(
         &mut self,
-        settings: &Settings,
+        prepared: &Prepared<'_>,
         deadline: Deadline,
     ) -> Result<TlsEstablished, Error> {
         let peek = |flags| recv(&self.fd, &mut [0; 1], flags | RecvFlags::PEEK).map(|(n, _)| n);
@@ -65,7 +65,7 @@ impl Stream {
                     .to_owned(),
             ));
         }
-        let session = Session::establish(self.fd.clone(), settings, |readable, writable| {
+        let session = Session::establish(self.fd.clone(), prepared, |readable, writable| {
             let until = match readable || writable {
                 true => deadline,
                 false => Deadline::after(Duration::ZERO),

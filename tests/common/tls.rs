@@ -79,7 +79,7 @@ pub fn refused_at_start(parameters: &[&str]) -> String {
     reason(&stderr)
 }
 
-/// The one line of a log that is an error and no warning.
+/// The one line of a log that is an error, and not a warning only.
 fn reason(log: &str) -> String {
     let errors: Vec<&str> = log
         .lines()

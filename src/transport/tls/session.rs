@@ -12,12 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openssl::ssl::{self, ErrorCode, Ssl, SslStream, SslVersion};
 
-use super::Settings;
-use super::credentials::{context, reasons};
 use super::pieces::Pieces;
 use super::rekey;
 use super::socket::{RECORD, Socket};
 use super::verdict::{check_peer, failure, refused, shown, warn_of_gaps};
+use super::{Prepared, Settings, reasons};
 use crate::transport::Error;
 
 /// System calls that one send makes at most, for the same reason as follows.
@@ -70,11 +69,11 @@ impl Session {
     /// is asked for it only finds out whether time is up.
     pub fn establish(
         fd: Arc<OwnedFd>,
-        settings: &Settings,
+        prepared: &Prepared<'_>,
         wait: impl Fn(bool, bool) -> Result<(), Error>,
     ) -> Result<Self, Error> {
-        let context = context(settings)?;
-        let mut ssl = Ssl::new(&context).map_err(|error| Error::Tls(reasons(&error)))?;
+        let settings = prepared.settings();
+        let mut ssl = prepared.ssl()?;
         name(&mut ssl, settings)?;
         let stream =
             SslStream::new(ssl, Socket::new(fd)).map_err(|error| Error::Tls(reasons(&error)))?;
@@ -89,7 +88,8 @@ impl Session {
                 received: 0,
             },
         };
-        inner.shake_hands(settings, wait)?;
+        inner.shake_hands(prepared, wait)?;
+        prepared.confirm()?;
         check_peer(inner.stream.ssl(), settings)?;
         warn_of_gaps(settings);
         inner.keys.limit =
@@ -205,7 +205,7 @@ struct Step {
 impl Inner {
     fn shake_hands(
         &mut self,
-        settings: &Settings,
+        prepared: &Prepared<'_>,
         wait: impl Fn(bool, bool) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut unsent = None;
@@ -215,7 +215,10 @@ impl Inner {
             let all_sent = self.stream.get_mut().flush_output();
             match result {
                 Err(error) if is_later(&error) => (),
-                Err(error) => return Err(refused(&error, self.stream.ssl(), settings)),
+                Err(error) => {
+                    let refused = || refused(&error, self.stream.ssl(), prepared.settings());
+                    return Err(prepared.objection().unwrap_or_else(refused));
+                }
                 Ok(()) if all_sent == Ok(true) => break,
                 Ok(()) => {
                     all_sent.map_err(Error::io("send"))?;

@@ -22,7 +22,7 @@ use rustix::net::{
 };
 
 use super::socket::{RECORD, Socket};
-use super::{Credentials, Session, Settings, rekey};
+use super::{Credentials, Files, Session, Settings, rekey};
 use crate::transport::{Deadline, Error, unix};
 
 /// Long enough for anything that ends.
@@ -104,10 +104,15 @@ impl Client {
             script(stream)
         });
         let fd = Arc::new(OwnedFd::from(ours));
-        let session = Session::establish(fd.clone(), &no_checks(), |readable, writable| {
-            ready(&fd, readable, writable);
-            Ok(())
-        })
+        let settings = no_checks();
+        let session = Session::establish(
+            fd.clone(),
+            &settings.prepare().expect("no files"),
+            |readable, writable| {
+                ready(&fd, readable, writable);
+                Ok(())
+            },
+        )
         .expect("a session");
         (Self { session, fd, tap }, server)
     }
@@ -198,10 +203,12 @@ fn certificate(key: &PKey<Private>) -> X509 {
 fn no_checks() -> Settings {
     Settings {
         credentials: Credentials::X509(None),
+        key_password: None,
         hostname: None,
         verify: Some(false),
         priority: None,
         pin: None,
+        files: Files::default(),
     }
 }
 
@@ -482,13 +489,15 @@ fn a_call_takes_no_more_than_it_is_allowed_to() {
 #[test]
 fn an_end_is_no_attack_and_bytes_in_clear_may_be_one() {
     let deadline = Deadline::after(LIMIT);
+    let settings = no_checks();
+    let prepared = settings.prepare().expect("no files");
     let (mut stream, theirs) = unix::pair();
     drop(theirs);
-    let ended = stream.start_tls(&no_checks(), deadline).err();
+    let ended = stream.start_tls(&prepared, deadline).err();
     assert_eq!(ended, Some(Error::Closed));
     let (mut stream, theirs) = unix::pair();
     theirs.send_all(b"x", deadline).expect("a byte in clear");
     drop(theirs);
-    let attacked = stream.start_tls(&no_checks(), deadline).err();
+    let attacked = stream.start_tls(&prepared, deadline).err();
     assert!(matches!(attacked, Some(Error::Tls(text)) if text.contains("attack")));
 }

@@ -12,8 +12,8 @@ use openssl::ssl::{self, ErrorCode, SslRef};
 use openssl::x509::{X509NameRef, X509Ref, X509VerifyResult};
 use rustix::io::Errno;
 
-use super::credentials::{reasons, usual_directory};
-use super::{Credentials, Settings};
+use super::credentials::usual_directory;
+use super::{Credentials, Settings, reasons};
 use crate::proto::codec::printable;
 use crate::transport::Error;
 
