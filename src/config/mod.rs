@@ -68,6 +68,9 @@ pub enum Error {
     /// A port without anything that has ports.
     #[error("‘port’ parameter should only be used with ‘hostname’ or ‘vsock’")]
     StrayPort,
+    /// A limit for the end of a server that we do not start.
+    #[error("‘command-timeout’ parameter should only be used with ‘command’")]
+    StrayCommandTimeout,
     /// The path does not fit a Unix socket address.
     #[error("socket file name too large")]
     SocketTooLong,
@@ -124,6 +127,8 @@ pub struct Params {
     shared: bool,
     tls: TlsParams,
     timeouts: Timeouts,
+    /// Whether `command-timeout` was given, whatever its value.
+    command_timeout: bool,
 }
 
 /// How long to wait for a server; `None` is for ever.
@@ -138,6 +143,8 @@ pub struct Timeouts {
     /// From the wish to leave a server to the end of the connection: answers in flight, the last
     /// flush, NBD_CMD_DISC and the server's own close together.
     pub close: Option<Duration>,
+    /// For a server that we started to end.
+    pub command: Option<Duration>,
 }
 
 impl Default for Timeouts {
@@ -148,6 +155,7 @@ impl Default for Timeouts {
             handshake: Some(Duration::from_secs(120)),
             request: None,
             close: Some(Duration::from_secs(5)),
+            command: None,
         }
     }
 }
@@ -164,7 +172,7 @@ impl Params {
             "port" => target.port = Some(params::text("port", value)?),
             "vsock" | "cid" => target.vsock = Some(value.to_vec()),
             "uri" => target.uri = Some(params::text("uri", value)?),
-            "command" => target.command.push(params::argument("command", value)?),
+            "command" => target.add_command(params::argument("command", value)?),
             "arg" => target.command.push(params::argument("arg", value)?),
             "socket-fd" => target.socket_fd = Some(params::descriptor(value)?),
             "export" => self.export = Some(params::export_name("export", value)?),
@@ -192,6 +200,10 @@ impl Params {
                 self.timeouts.request = params::timeout("request-timeout", value)?;
             }
             "close-timeout" => self.timeouts.close = params::timeout("close-timeout", value)?,
+            "command-timeout" => {
+                self.timeouts.command = params::timeout("command-timeout", value)?;
+                self.command_timeout = true;
+            }
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -205,6 +217,9 @@ impl Params {
             (Some(place), _) => (place, None),
             (None, uri) => from_uri(&uri.unwrap_or_default(), &mut tls_params)?,
         };
+        if self.command_timeout && !matches!(place, Place::Command(_)) {
+            return Err(Error::StrayCommandTimeout);
+        }
         let shared = self.shared || place.is_single();
         if self.dynamic_export {
             if self.export.is_some() {
