@@ -313,6 +313,27 @@ fn all_is_sent_in_order_to_a_server_that_reads_late() {
 }
 
 #[test]
+fn what_is_reported_as_sent_needs_no_more_calls() {
+    let (go, wait) = std::sync::mpsc::channel::<usize>();
+    let (client, server) = Client::new(SslVersion::TLS1_3, move |mut stream: Served| {
+        let mut all = vec![0; wait.recv().expect("how much to expect")];
+        stream.read_exact(&mut all).map(|()| all)
+    });
+    // Until the socket is full, so that the last one is encrypted and not with the system.
+    let mut sent = 0;
+    while let Some(n) = client
+        .session
+        .send(&[IoSlice::new(&[3; 10_000])])
+        .expect("a send")
+    {
+        sent += n;
+    }
+    go.send(sent).expect("the server");
+    let all = server.join().expect("the server is content");
+    assert!(all.expect("all of it") == vec![3; sent]);
+}
+
+#[test]
 fn what_is_given_up_half_sent_is_never_followed_by_something_else() {
     let (end, wait) = std::sync::mpsc::channel::<()>();
     let (client, server) = Client::new(SslVersion::TLS1_3, move |mut stream: Served| {
