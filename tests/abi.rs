@@ -19,6 +19,7 @@ const NBDKIT_FUNCTIONS: &[&str] = &[
     "nbdkit_error",
     "nbdkit_export_name",
     "nbdkit_nanosleep",
+    "nbdkit_read_password",
     "nbdkit_set_error",
     "nbdkit_strdup_intern",
     "nbdkit_use_default_export",

@@ -4,6 +4,7 @@
 //! looks whether the item of the manual still fits.
 
 mod common;
+mod errors_tls;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +19,7 @@ use common::clients::{LIMIT, text};
 use common::front::Front;
 use common::manual::{self, Pattern};
 use common::nbdkit::{Nbdkit, forward, plugin_args};
-use common::pki::{self, Authority, LOCALHOST, TOOLS};
+use common::pki::TOOLS;
 use common::process::{hand_over, run};
 use common::refusal::{Mode, refusal_with};
 use common::scripted::Scripted;
@@ -26,7 +27,7 @@ use common::scripted::disk::Disk;
 use common::scripted::peer::{Offer, Peer};
 use common::scripted::wire::{self, DONE, errno, opt, rep};
 use common::tls;
-use common::upstream::{memory, noise_file, qemu_nbd};
+use common::upstream::{noise_file, qemu_nbd};
 use common::{need_all, plugin};
 
 /// One message.
@@ -118,7 +119,7 @@ const AT_START: &[Case] = &[
     },
     Case {
         item: "TLS: FILE: ...",
-        text: "TLS: DIR/keys: No such file or directory",
+        text: "TLS: DIR/keys: No such file or directory (the pre-shared keys, see tls-psk)",
         happen: |dir| starting(dir, &["socket=s", "tls-psk=DIR/keys", "tls-username=me"]),
     },
     Case {
@@ -219,94 +220,6 @@ const OPENING: &[Case] = &[
             scripted_opening(dir, &[], |peer| {
                 peer.greet_until(opt::GO, &Offer::default())?;
                 peer.reply(opt::LIST, rep::ACK, &[])?;
-                peer.expect_closed()
-            })
-        },
-    },
-];
-
-/// What TLS adds to that.
-const TLS: &[Case] = &[
-    Case {
-        item: "handshake: TLS is required, but ...",
-        text: "DIR/...: handshake: TLS is required, but the server refused NBD_OPT_STARTTLS: forbidden by the \
-               server's policy",
-        happen: |dir| {
-            let server = memory(dir, "1M");
-            opening(&forward(dir, server.socket(), &["tls=require"]))
-        },
-    },
-    Case {
-        item: "handshake: TLS: the server's certificate is not accepted: ...",
-        text: "DIR/...: handshake: TLS: the server's certificate is not accepted: ...",
-        happen: |dir| {
-            let parties = Authority::new(dir, "authority");
-            let server = tls::nbdkit(dir, &parties.server("server", LOCALHOST), &["memory", "1M"]);
-            let stranger = Authority::new(dir, "stranger").trusting("client");
-            with_certificates(dir, server.socket(), &stranger)
-        },
-    },
-    Case {
-        item: "handshake: TLS: the server's public key is not the pinned one",
-        text: "DIR/...: handshake: TLS: the server's public key is not the pinned one (waiting for its side of \
-               the TLS handshake)",
-        happen: |dir| {
-            let files = pki::self_signed(dir, "server", &[]);
-            let server = tls::nbdkit(dir, &files, &["memory", "1M"]);
-            let pin = format!("tls-pin=sha256:{}", "0".repeat(64));
-            opening(&forward(dir, server.socket(), &["tls=require", &pin]))
-        },
-    },
-    Case {
-        item: "handshake: TLS: the server refused our certificate: ...",
-        text: "DIR/scripted.sock: handshake: TLS: the server refused our certificate: ...",
-        happen: |dir| {
-            scripted_opening(dir, &["tls=require", "tls-verify=false"], |peer| {
-                peer.greet(Offer::default().handshake_flags)?;
-                let asked = peer.option()?;
-                peer.reply(asked.option, rep::ACK, &[])?;
-                peer.receive(1)?;
-                // A record with an alert: fatal, bad_certificate.
-                peer.send(&[21, 3, 3, 0, 2, 2, 42])?;
-                peer.expect_closed()
-            })
-        },
-    },
-    Case {
-        item: "handshake: ... (right after TLS was established: the server may have refused our certificate)",
-        text: "DIR/...: handshake: ... (right after TLS was established: the server may have refused our \
-               certificate)",
-        happen: |dir| {
-            let authority = Authority::new(dir, "authority");
-            let files = authority.server("server", LOCALHOST);
-            let image = noise_file(dir, "image", 1 << 20, 303);
-            let server = tls::qemu(dir, &files, "verify-peer=yes", &image, "raw");
-            with_certificates(dir, server.socket(), &authority.trusting("client"))
-        },
-    },
-    Case {
-        item: "handshake: TLS: the server closed the connection, as it may if it does not accept the key of \
-               \"X\" ...",
-        text: "DIR/...: handshake: TLS: the server closed the connection, as it may if it does not accept the \
-               key of \"bob\" (waiting for its side of the TLS handshake)",
-        happen: |dir| {
-            let keys = pki::keys(dir, "server.psk", &["alice"]);
-            let server = tls::nbdkit_psk(dir, &keys, &["memory", "1M"]);
-            let others = format!("tls-psk={}", text(&pki::keys(dir, "others.psk", &["bob"])));
-            let parameters = ["tls=require", "tls-username=bob", &others];
-            opening(&forward(dir, server.socket(), &parameters))
-        },
-    },
-    Case {
-        item: "handshake: TLS: bytes in clear followed the server's consent to TLS ...",
-        text: "DIR/scripted.sock: handshake: TLS: bytes in clear followed the server's consent to TLS, which may \
-               be an attack (waiting for its side of the TLS handshake)",
-        happen: |dir| {
-            scripted_opening(dir, &["tls=require"], |peer| {
-                peer.greet(Offer::default().handshake_flags)?;
-                let asked = peer.option()?;
-                let consent = wire::option_reply(asked.option, rep::ACK, &[]);
-                peer.send(&wire::join(&[&consent, b"something else"]))?;
                 peer.expect_closed()
             })
         },
@@ -449,13 +362,6 @@ fn reading(
     })
 }
 
-/// [`opening`] of a server with a certificate for localhost, with these certificates of our own.
-fn with_certificates(dir: &Path, server: &Path, ours: &Path) -> String {
-    let ours = format!("tls-certificates={}", text(ours));
-    let parameters = ["tls=require", "tls-hostname=localhost", &ours];
-    opening(&forward(dir, server, &parameters))
-}
-
 /// The second client of a `socket-fd=` whose connection has ended.
 fn used_up(dir: &Path) -> String {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
@@ -486,7 +392,9 @@ fn last_error(log: &str) -> String {
 }
 
 fn cases() -> impl Iterator<Item = &'static Case> {
-    [AT_START, OPENING, TLS, SERVING].into_iter().flatten()
+    [AT_START, OPENING, errors_tls::CASES, SERVING]
+        .into_iter()
+        .flatten()
 }
 
 /// Makes the cases happen, and tells of all those that have changed.
@@ -569,7 +477,7 @@ fn failures_to_open_are_told_as_the_manual_says() {
 #[test]
 fn failures_of_tls_are_told_as_the_manual_says() {
     if need_all(&["nbdkit", "qemu-nbd"]) && need_all(TOOLS) {
-        check(TLS);
+        check(errors_tls::CASES);
     }
 }
 

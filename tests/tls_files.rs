@@ -290,11 +290,10 @@ fn files_that_vanish_fail_only_the_connections_that_need_them() {
 }
 
 #[test]
-fn key_that_others_may_read_is_still_used() {
+fn key_that_others_may_read_is_used_with_a_warning() {
     if !ready() {
         return;
     }
-    // As with libnbd. Only files of pre-shared keys get a warning.
     let directory = tempfile::tempdir().expect("temporary directory");
     let authority = Authority::new(directory.path(), "authority");
     let client = authority.client("client", &[]);
@@ -305,5 +304,15 @@ fn key_that_others_may_read_is_still_used() {
     let upstream = nbdkit(directory.path(), &server, &args);
     let certificates = format!("tls-certificates={}", text(&client));
     let parameters = ["tls=require", "tls-hostname=localhost", &certificates];
-    opens(&forward(directory.path(), upstream.socket(), &parameters));
+    let front = forward(directory.path(), upstream.socket(), &parameters);
+    opens(&front);
+    let warning = "others than its owner may use the client's key: its mode is 0644";
+    says(
+        &front.stderr(),
+        &[&format!("error: warning: {}: {warning}", text(&key))],
+    );
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o400)).expect("make it private");
+    let front = forward(directory.path(), upstream.socket(), &parameters);
+    opens(&front);
+    assert!(!front.stderr().contains("others than its owner"));
 }

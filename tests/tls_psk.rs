@@ -302,7 +302,12 @@ fn key_of_extreme_length() {
     if !ready() {
         return;
     }
-    useless(&format!("alice:{}\n", "0badc0de".repeat(65)), &["longer"]);
+    let limit = longest_key();
+    let key = "aa".repeat(limit + 1);
+    useless(
+        &format!("alice:{key}\n"),
+        &["tls-psk", "longer", &format!("limit of {limit}")],
+    );
     useless(&"alice:0badc0de\n".repeat(1 << 17), &["too large"]);
 }
 
@@ -314,12 +319,102 @@ fn file_that_others_may_read() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let keys = keys(directory.path(), "keys", &["alice"]);
     let upstream = nbdkit_psk(directory.path(), &keys, &["memory", "1M"]);
-    let warning = "others than its owner";
+    let warning = "others than its owner may use the pre-shared keys: its mode is 0640";
     let front = presenting(directory.path(), upstream.socket(), &keys, "alice");
     opens(&front);
     assert!(!front.stderr().contains(warning), "{}", front.stderr());
     fs::set_permissions(&keys, fs::Permissions::from_mode(0o640)).expect("open it to a group");
     says(&opens(&front), &[text(&keys), warning]);
+}
+
+/// How long a key may be, bytes: OpenSSL has a limit, which the plugin tells to whom it meets.
+fn longest_key() -> usize {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let keys = keys_as(
+        directory.path(),
+        "keys",
+        &format!("alice:{}\n", "aa".repeat(9999)),
+    );
+    let [tls, keys, user] = with_key(&keys, "alice");
+    let line = refused_at_start(&["socket=/nowhere", &tls, &keys, &user]);
+    let (_, limit) = line.split_once("limit of ").expect("there is a limit");
+    let digits = limit.split(' ').next().expect("a number");
+    digits.parse().expect("a number")
+}
+
+#[test]
+fn longest_key_is_good_with_each_version() {
+    if !ready() || !need_all(&["qemu-nbd"]) {
+        return;
+    }
+    let limit = longest_key();
+    assert!(limit >= 256, "{limit}");
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let key = format!("alice:{}\n", "5a".repeat(limit));
+    let keys = keys_as(directory.path(), "keys.psk", &key);
+    let image = noise_file(directory.path(), "image", 1 << 20, 402);
+    for (priority, version) in [
+        ("NORMAL:+ECDHE-PSK:+DHE-PSK:+PSK", "TLSv1.3"),
+        ("NORMAL:-VERS-TLS1.3:+ECDHE-PSK:+DHE-PSK:+PSK", "TLSv1.2"),
+    ] {
+        let credentials = format!(
+            "tls-creds-psk,id=tls,endpoint=server,dir={},priority={priority}",
+            text(directory.path())
+        );
+        let tls = ["--object", &credentials, "--tls-creds=tls"];
+        let upstream = qemu_nbd(directory.path(), &image, "raw", "disk", &tls);
+        let [tls, keys, user] = with_key(&keys, "alice");
+        let parameters = [tls.as_str(), &keys, &user, "export=disk"];
+        let front = forward(directory.path(), upstream.socket(), &parameters);
+        says(&opens(&front), &[version]);
+    }
+}
+
+#[test]
+fn key_out_of_a_pipe_is_good_for_every_client() {
+    if !ready() {
+        return;
+    }
+    // As from a shell's <(...): it can be read only once.
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let keys = keys(directory.path(), "keys", &["alice"]);
+    let upstream = nbdkit_psk(directory.path(), &keys, &["memory", "1M"]);
+    let socket = directory.path().join("front.sock");
+    let script = "keys=$1; shift; exec \"$@\" tls-psk=<(cat \"$keys\") \
+                  --run 'for i in 1 2 3; do nbdinfo --size \"$uri\"; done'";
+    let mut command = Command::new("bash");
+    command
+        .args(["-c", script, "bash", text(&keys), "nbdkit", "-U"])
+        .arg(&socket)
+        .arg(common::plugin())
+        .arg(format!("socket={}", text(upstream.socket())))
+        .args(["tls=require", "tls-username=alice"]);
+    assert_eq!(run_ok(&mut command, LIMIT), "1048576\n".repeat(3));
+}
+
+#[test]
+fn pipe_that_nobody_fills_is_an_error_and_no_hang() {
+    if !ready() || !need_all(&["mkfifo"]) {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let pipe = directory.path().join("keys");
+    run_ok(Command::new("mkfifo").arg(&pipe), LIMIT);
+    let [tls, keys, user] = with_key(&pipe, "alice");
+    let line = refused_at_start(&["socket=/nowhere", &tls, &keys, &user]);
+    says(&line, &[text(&pipe), "nobody writes", "tls-psk"]);
+}
+
+#[test]
+fn terminal_is_no_file_of_keys() {
+    if !ready() {
+        return;
+    }
+    for device in ["/dev/tty", "/dev/null", "/dev/zero"] {
+        let [tls, keys, user] = with_key(Path::new(device), "alice");
+        let line = refused_at_start(&["socket=/nowhere", &tls, &keys, &user]);
+        says(&line, &[device, "is a device", "tls-psk"]);
+    }
 }
 
 /// No part of a key, so long that it cannot be there by chance, is in `log`.

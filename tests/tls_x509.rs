@@ -323,3 +323,31 @@ fn verification_switched_off_is_said_aloud() {
     let front = relay.forward(directory.path(), &["tls=require", "tls-verify=false"]);
     says(&opens(&front), &["certificate was NOT checked"]);
 }
+
+#[test]
+fn certificates_know_no_zone_and_no_last_dot() {
+    if !ready() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let authority = Authority::new(directory.path(), "authority");
+    let client = certificates(&authority.trusting("client"));
+    let names = [&["ip_address = fe80::1"], LOCALHOST].concat();
+    let server = authority.server("server", &names);
+    let upstream = nbdkit(directory.path(), &server, &["memory", "1M"]);
+    for (name, good) in [
+        ("fe80::1%eth0", true),
+        ("fe80::1%1", true),
+        ("localhost.", true),
+        ("fe80::2%eth0", false),
+        ("example.com.", false),
+    ] {
+        let name = format!("tls-hostname={name}");
+        let parameters = ["tls=require", &client, &name];
+        let front = forward(directory.path(), upstream.socket(), &parameters);
+        match good {
+            true => drop(opens(&front)),
+            false => says(&refused(&front), &["mismatch"]),
+        }
+    }
+}

@@ -8,7 +8,7 @@ use nbdkit_nbd_plugin::client::error::Error;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
 use nbdkit_nbd_plugin::transport::Target;
-use nbdkit_nbd_plugin::transport::tls::{Credentials, Settings};
+use nbdkit_nbd_plugin::transport::tls::Settings;
 
 use crate::common::front::Front;
 use crate::pieces;
@@ -77,13 +77,7 @@ fn open(socket: &Path, export: &str) -> Result<Client, Error> {
     let options = Options {
         target: Target::Unix(socket.to_owned()),
         tls_policy: TlsPolicy::Off,
-        tls: Settings {
-            credentials: Credentials::X509(None),
-            hostname: None,
-            verify: None,
-            priority: None,
-            pin: None,
-        },
+        tls: Settings::default(),
         connect_timeout: PATIENCE,
         handshake_timeout: PATIENCE,
         request_timeout: PATIENCE,

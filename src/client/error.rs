@@ -112,6 +112,9 @@ impl Error {
 /// Where opening stopped.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
+    /// The files that TLS needs are of no use.
+    #[error("{0}")]
+    Credentials(transport::Error),
     /// The server could not be reached.
     #[error("connect: {0}")]
     Connect(transport::Error),
@@ -123,11 +126,14 @@ pub enum OpenError {
         /// What the server owed us then.
         awaited: String,
     },
-    /// The connection broke at the point where servers refuse a client's TLS credentials.
+    /// The connection broke at the point where servers refuse a client's certificate.
     #[error(
         "handshake: {0} (right after TLS was established: the server may have refused our certificate)"
     )]
     Unwelcome(transport::Error),
+    /// TLS came to a verdict, ours or the server's.
+    #[error("handshake: {0}")]
+    Tls(transport::Error),
     /// The handshake failed.
     #[error("handshake: {0}")]
     Handshake(handshake::Error),
@@ -151,14 +157,18 @@ impl OpenError {
     fn is_transient(&self) -> bool {
         match self {
             Self::Connect(error) => error.is_transient(),
-            Self::Broken { error, .. } => error.is_transient(),
+            Self::Broken { error, .. } | Self::Unwelcome(error) | Self::Tls(error) => {
+                error.is_transient()
+            }
             Self::System(_) => true,
             Self::Handshake(handshake::Error::Refused(refusal)) => {
                 refusal.reply == OptionReply::ERR_SHUTDOWN
             }
-            Self::Unwelcome(_) | Self::Handshake(_) | Self::LongName | Self::Goal | Self::Panic => {
-                false
-            }
+            Self::Credentials(_)
+            | Self::Handshake(_)
+            | Self::LongName
+            | Self::Goal
+            | Self::Panic => false,
         }
     }
 }

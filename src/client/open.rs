@@ -7,9 +7,9 @@ use super::Options;
 use super::error::{Error, OpenError, Server};
 use crate::proto::consts::OptionType;
 use crate::proto::export::Export;
-use crate::proto::handshake::{self, Described, Goal, Handshake, Listed, Outcome, Step};
+use crate::proto::handshake::{self, Described, Goal, Handshake, Listed, Outcome, Step, TlsPolicy};
 use crate::proto::request::encode_option;
-use crate::transport::tls::Settings;
+use crate::transport::tls::{Credentials, Prepared};
 use crate::transport::{self, Blocking, Deadline, Stream};
 
 /// How long a server may take to close a connection that we left.
@@ -79,6 +79,14 @@ fn failed(server: &Server, cause: OpenError) -> Error {
 
 /// Connects and shakes hands. Whatever the goal, the same TLS policy and deadlines apply.
 fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outcome), Error> {
+    // A file that is of no use does not cost the server a connection.
+    let tls = match options.tls_policy {
+        TlsPolicy::Off => None,
+        TlsPolicy::Allow | TlsPolicy::Require => Some(options.tls.prepare()),
+    };
+    let tls = tls
+        .transpose()
+        .map_err(|error| failed(server, OpenError::Credentials(error)))?;
     let connecting = Deadline::after_maybe(options.connect_timeout).while_wanted(options.wanted);
     let mut stream = options
         .target
@@ -103,7 +111,7 @@ fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outc
         failed(server, cause)
     })?;
     let goal = goal.with_tls(options.tls_policy);
-    let outcome = shake_hands(server, &mut stream, goal, &options.tls, deadline)
+    let outcome = shake_hands(server, &mut stream, goal, tls.as_ref(), deadline)
         .map_err(|cause| failed(server, cause))?;
     Ok((stream, outcome))
 }
@@ -114,19 +122,26 @@ fn shake_hands(
     server: &Server,
     stream: &mut Stream,
     goal: Goal,
-    tls: &Settings,
+    tls: Option<&Prepared<'_>>,
     deadline: Deadline,
 ) -> Result<Outcome, OpenError> {
     let mut machine = Handshake::new(goal);
     let mut reminder = Some(deadline.third());
+    let certificates =
+        tls.is_some_and(|tls| matches!(tls.settings().credentials, Credentials::X509(_)));
     let mut bytes = Vec::new();
     loop {
-        let broken = |machine: &Handshake, error| match machine.may_be_refused() {
-            true => OpenError::Unwelcome(error),
-            false => OpenError::Broken {
-                error,
-                awaited: machine.awaited(),
-            },
+        let broken = |machine: &Handshake, error: transport::Error| {
+            if error.is_of_tls() {
+                OpenError::Tls(error)
+            } else if machine.may_be_refused() && certificates {
+                OpenError::Unwelcome(error)
+            } else {
+                OpenError::Broken {
+                    error,
+                    awaited: machine.awaited(),
+                }
+            }
         };
         match machine.step() {
             Step::Send(bytes) => match stream.send_all(&bytes, deadline) {
@@ -154,6 +169,8 @@ fn shake_hands(
                 }
             }
             Step::StartTls => {
+                // The machine asks for it only where the policy allows it.
+                let tls = tls.ok_or(OpenError::Goal)?;
                 let proof = stream
                     .start_tls(tls, deadline)
                     .map_err(|error| broken(&machine, error))?;

@@ -18,6 +18,8 @@ retry=<N>              Try to connect N more times, a second apart (default 0).
 shared=<BOOL>          One connection for all clients (default false).
 tls=<MODE>             How to use TLS: 'off', 'on' or 'require'.
 tls-certificates=<DIR> Directory of X.509 certificates.
+tls-key-password=<PASSWORD>
+                       Password of the client's key: +FILE, -FD, or - to ask.
 tls-verify=<BOOL>      Whether to check the server's certificate.
 tls-username=<NAME>    User name to present with a pre-shared key.
 tls-psk=<FILE>         File of pre-shared keys.

@@ -111,6 +111,12 @@ pub fn is_path(key: &str) -> bool {
     matches!(key, "socket" | "tls-certificates" | "tls-psk")
 }
 
+/// A value that says where a password is, and must be turned into the password before
+/// [`Params::set`] gets it.
+pub fn is_password(key: &str) -> bool {
+    key == "tls-key-password"
+}
+
 /// The parameters as they come.
 #[derive(Clone, Debug, Default)]
 pub struct Params {
@@ -180,6 +186,7 @@ impl Params {
             "tls-certificates" => {
                 tls.certificates = Some(params::path("tls-certificates", value)?);
             }
+            "tls-key-password" => tls.key_password = Some(tls::key_password(value)?),
             "tls-verify" => tls.verify = Some(params::boolean(value)?),
             "tls-username" => tls.username = Some(params::text("tls-username", value)?),
             "tls-psk" => tls.psk = Some(params::path("tls-psk", value)?),

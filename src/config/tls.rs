@@ -1,12 +1,13 @@
 //! Whether and how to use TLS towards the server.
 
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
 use super::target::Place;
 use super::uri::{TlsKind, TlsOptions};
 use super::{Error, params};
 use crate::proto::handshake::TlsPolicy;
-use crate::transport::tls::{Credentials, PIN_LENGTH, Settings};
+use crate::transport::tls::{Credentials, Files, PIN_LENGTH, Password, Settings};
 
 /// The TLS parameters as they come.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +30,8 @@ pub struct TlsParams {
     pub priority: Option<String>,
     /// `tls-pin=`.
     pub pin: Option<[u8; PIN_LENGTH]>,
+    /// `tls-key-password=`, as it was read from where the value says.
+    pub key_password: Option<Password>,
 }
 
 impl TlsParams {
@@ -82,7 +85,8 @@ impl TlsParams {
             || self.psk.is_some()
             || self.hostname.is_some()
             || self.priority.is_some()
-            || self.pin.is_some();
+            || self.pin.is_some()
+            || self.key_password.is_some();
         let default = if anything {
             TlsPolicy::Allow
         } else {
@@ -94,7 +98,7 @@ impl TlsParams {
             Place::Tcp { host, .. } => Some(host.clone()),
             _ => None,
         };
-        let hostname = self.hostname.or(host);
+        let hostname = self.hostname.or(host).map(certified_name);
         let credentials = match self.psk {
             None => Credentials::X509(self.certificates),
             Some(_) if self.pin.is_some() && used => return Err(Error::PinWithPsk),
@@ -113,12 +117,32 @@ impl TlsParams {
         }
         let settings = Settings {
             credentials,
+            key_password: self.key_password,
             hostname,
             verify: self.verify,
             priority: self.priority,
             pin: self.pin,
+            files: Files::default(),
         };
         Ok((policy, settings))
+    }
+}
+
+/// The name that a certificate bears for what a user calls a host: without the zone of an IPv6
+/// address, which is this machine's affair (RFC 4007), and its brackets, and without the dot at the
+/// end of a host name that is complete.
+fn certified_name(host: String) -> String {
+    let address = host
+        .strip_prefix('[')
+        .and_then(|inner| inner.strip_suffix(']'))
+        .unwrap_or(&host);
+    let address = address.split('%').next().unwrap_or(address);
+    if address.parse::<Ipv6Addr>().is_ok() {
+        return address.to_owned();
+    }
+    match host.strip_suffix('.') {
+        Some(name) if !name.is_empty() => name.to_owned(),
+        _ => host,
     }
 }
 
@@ -146,6 +170,18 @@ pub fn policy(value: &[u8]) -> Result<TlsPolicy, Error> {
     } else {
         TlsPolicy::Off
     })
+}
+
+/// Takes the password of `tls-key-password=`. It is part of no message.
+pub fn key_password(value: &[u8]) -> Result<Password, Error> {
+    if value.is_empty() {
+        return Err(Error::Value {
+            key: "tls-key-password",
+            value: String::new(),
+            why: "must not be empty",
+        });
+    }
+    Ok(Password::new(value))
 }
 
 /// Reads `tls-pin=`: `sha256:` and 64 hexadecimal digits.
@@ -217,6 +253,61 @@ mod tests {
         };
         let (_, settings) = params.complete(&tcp()).expect("legal");
         assert_eq!(settings.hostname.as_deref(), Some("other"));
+    }
+
+    #[test]
+    fn a_certificate_knows_no_zone_and_no_last_dot() {
+        for (host, expected) in [
+            ("server.example", "server.example"),
+            ("server.example.", "server.example"),
+            ("fe80::1%eth0", "fe80::1"),
+            ("fe80::1%1", "fe80::1"),
+            ("::1", "::1"),
+            ("[::1]", "::1"),
+            ("[fe80::1%eth0]", "fe80::1"),
+            ("127.0.0.1", "127.0.0.1"),
+            (".", "."),
+            // No address, so that this is a part of the name, strange as it is.
+            ("server%eth0", "server%eth0"),
+        ] {
+            assert_eq!(certified_name(host.to_owned()), expected);
+            let place = Place::Tcp {
+                host: host.to_owned(),
+                port: "10809".to_owned(),
+            };
+            let (_, settings) = TlsParams::default().complete(&place).expect("legal");
+            assert_eq!(
+                settings.hostname.as_deref(),
+                Some(expected),
+                "hostname={host}"
+            );
+            let params = TlsParams {
+                hostname: Some(host.to_owned()),
+                ..TlsParams::default()
+            };
+            let (_, settings) = params.complete(&unix()).expect("legal");
+            assert_eq!(
+                settings.hostname.as_deref(),
+                Some(expected),
+                "tls-hostname={host}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let params = TlsParams {
+            key_password: Some(key_password(b"mostsecret").expect("legal")),
+            ..TlsParams::default()
+        };
+        assert!(!format!("{params:?}").contains("secret"));
+        let (policy, settings) = params.complete(&tcp()).expect("legal");
+        assert_eq!(policy, TlsPolicy::Allow);
+        assert!(!format!("{settings:?}").contains("secret"));
+        assert_eq!(
+            key_password(b"").expect_err("empty").to_string(),
+            "tls-key-password=: must not be empty"
+        );
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! nbdkit's way with parameter values.
 
-use std::ffi::{CStr, OsString};
+use std::ffi::{CStr, OsString, c_char};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::ptr::null_mut;
+
+use zeroize::{Zeroize, Zeroizing};
 
 use super::sys;
 
@@ -19,6 +22,26 @@ pub fn absolute_path(path: &CStr) -> Option<PathBuf> {
     // SAFETY: nbdkit allocated it with malloc for us to free, and nothing refers to it any more.
     unsafe { libc::free(absolute.cast()) };
     Some(PathBuf::from(OsString::from_vec(bytes)))
+}
+
+/// The password that a value gives in one of nbdkit's ways: itself, `-` to ask on the terminal,
+/// `+FILE`, or `-FD`. `None` if nbdkit refused it, with its own message.
+pub fn password(value: &CStr) -> Option<Zeroizing<Vec<u8>>> {
+    let mut password: *mut c_char = null_mut();
+    // SAFETY: a terminated string, and a place for the result that outlives the call.
+    let result = unsafe { sys::nbdkit_read_password(value.as_ptr(), &raw mut password) };
+    if result != 0 || password.is_null() {
+        return None;
+    }
+    // SAFETY: not null, so a terminated string.
+    let length = unsafe { CStr::from_ptr(password) }.count_bytes();
+    // SAFETY: so many initialised bytes that nobody else knows of.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(password.cast::<u8>(), length) };
+    let copy = Zeroizing::new(bytes.to_vec());
+    bytes.zeroize();
+    // SAFETY: nbdkit allocated it with malloc for us to free, and nothing refers to it any more.
+    unsafe { libc::free(password.cast()) };
+    Some(copy)
 }
 
 /// Whether the client that this thread serves is still there, and nbdkit goes on; on a thread that

@@ -92,6 +92,9 @@ pub unsafe extern "C" fn config(key: *const c_char, value: *const c_char) -> c_i
         if config::is_path(&key) && !value.is_empty() {
             let path = params::absolute_path(value).ok_or_else(Failure::by_host)?;
             state::set(&key, path.as_os_str().as_encoded_bytes())?;
+        } else if config::is_password(&key) {
+            let password = params::password(value).ok_or_else(Failure::by_host)?;
+            state::set(&key, &password)?;
         } else {
             state::set(&key, value.to_bytes())?;
         }

@@ -36,9 +36,13 @@ pub enum Error {
     /// A socket that is good for one connection has had it.
     #[error("the socket was good for one connection, which has ended")]
     UsedUp,
-    /// TLS failed.
+    /// TLS failed, and would fail again.
     #[error("TLS: {0}")]
     Tls(String),
+    /// The server did not go on with the handshake of TLS: it may not know our pre-shared key, or not
+    /// yet, or just be restarting.
+    #[error("TLS: {0}")]
+    TlsRefused(String),
     /// A program could not be started.
     #[error("cannot start {command}: {}{}", describe(*.errno), spawn_hint(command, *.errno))]
     Spawn {
@@ -83,6 +87,11 @@ impl Error {
     /// Turns the failure of a system call into an error that names it.
     fn io(call: &'static str) -> impl Fn(Errno) -> Self {
         move |errno| Self::Io { call, errno }
+    }
+
+    /// Whether TLS itself came to a verdict, ours or the server's, on a connection that worked.
+    pub fn is_of_tls(&self) -> bool {
+        matches!(self, Self::Tls(_) | Self::TlsRefused(_))
     }
 
     /// Whether trying again later may help.

@@ -14,13 +14,16 @@ use rustix::net::{
     sendmsg, shutdown,
 };
 
-use super::tls::{Session, Settings};
+use super::tls::{Prepared, Session};
 use super::{Deadline, Doorbell, Error};
 use crate::proto::handshake::TlsEstablished;
 
 /// Longest that a receive waits for the first byte before it comes back without: whoever waits for
 /// long has other duties besides.
 pub const PAUSE: Duration = Duration::from_secs(1);
+
+/// How soon a send is tried again that waits for something which another thread receives.
+const STUCK: Duration = Duration::from_millis(10);
 
 /// Whether a receive may wait for the first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,21 +54,24 @@ impl Stream {
     /// ("NBD_OPT_STARTTLS").
     pub fn start_tls(
         &mut self,
-        settings: &Settings,
+        prepared: &Prepared<'_>,
         deadline: Deadline,
     ) -> Result<TlsEstablished, Error> {
-        let now = Deadline::after(Duration::ZERO);
-        if self.wait(true, false, None, now)?.readable {
+        let peek = |flags| recv(&self.fd, &mut [0; 1], flags | RecvFlags::PEEK).map(|(n, _)| n);
+        // A server that closed the connection behind its consent is no attacker.
+        if finish_receive(peek, Blocking::No)?.is_some() {
             return Err(Error::Tls(
                 "bytes in clear followed the server's consent to TLS, which may be an attack"
                     .to_owned(),
             ));
         }
-        let session = Session::establish(self.fd.clone(), settings, |readable, writable| {
-            if self.wait(readable, writable, None, deadline)?.expired {
-                return Err(deadline.passed());
-            }
-            Ok(())
+        let session = Session::establish(self.fd.clone(), prepared, |readable, writable| {
+            let until = match readable || writable {
+                true => deadline,
+                false => Deadline::after(Duration::ZERO),
+            };
+            self.wait(readable, writable, None, until)?;
+            deadline.check()
         })?;
         self.tls = Some(session);
         Ok(TlsEstablished::by_transport())
@@ -130,10 +136,14 @@ impl Stream {
         let Some(tls) = &self.tls else {
             return Ok(None);
         };
+        // One for all that comes and is no data.
+        let pause = match blocking {
+            Blocking::Yes => Deadline::after(PAUSE),
+            Blocking::No => Deadline::NEVER,
+        };
         loop {
             if blocking == Blocking::Yes {
                 // Returns at once while TLS may hold something that the socket does not show.
-                let pause = Deadline::after(PAUSE);
                 if self.wait(true, false, None, pause)?.expired {
                     return Ok(None);
                 }
@@ -193,22 +203,29 @@ impl Stream {
                 ..Ready::default()
             });
         }
+        // A send that needs what another thread receives is tried again and again.
+        let stuck = writable && self.tls.as_ref().is_some_and(Session::is_stuck);
         let mut events = PollFlags::empty();
         events.set(PollFlags::IN, readable);
-        events.set(PollFlags::OUT, writable);
+        events.set(PollFlags::OUT, writable && !stuck);
         let mut fds = [
             PollFd::new(&self.fd, events),
             // Without a doorbell the second entry is not passed on.
             PollFd::new(doorbell.map_or(&*self.fd, |bell| &bell.fd), PollFlags::IN),
         ];
         let count = if doorbell.is_some() { 2 } else { 1 };
+        let until = match stuck {
+            true => deadline.within(STUCK),
+            false => deadline,
+        };
         loop {
-            match poll(&mut fds[..count], deadline.timespec().as_ref()) {
-                Ok(0) => match deadline.check() {
+            match poll(&mut fds[..count], until.timespec().as_ref()) {
+                Ok(0) => match until.check() {
                     Ok(()) => continue,
                     Err(Error::Timeout(_)) => {
                         return Ok(Ready {
-                            expired: true,
+                            writable: stuck,
+                            expired: deadline.has_passed(),
                             ..Ready::default()
                         });
                     }

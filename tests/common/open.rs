@@ -10,20 +10,14 @@ use nbdkit_nbd_plugin::client::error::Error;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
 use nbdkit_nbd_plugin::transport::Target;
-use nbdkit_nbd_plugin::transport::tls::{Credentials, Settings};
+use nbdkit_nbd_plugin::transport::tls::Settings;
 
 /// Opens the default export of the server at `socket`, with the plugin's defaults.
 pub fn open(socket: &Path) -> Result<Client, Error> {
     let options = Options {
         target: Target::Unix(socket.to_owned()),
         tls_policy: TlsPolicy::Off,
-        tls: Settings {
-            credentials: Credentials::X509(None),
-            hostname: None,
-            verify: None,
-            priority: None,
-            pin: None,
-        },
+        tls: Settings::default(),
         connect_timeout: None,
         handshake_timeout: None,
         request_timeout: None,

@@ -36,20 +36,31 @@ pub const TOOLS: &[&str] = &["certtool", "psktool", "openssl"];
 pub struct Authority {
     directory: PathBuf,
     name: String,
+    /// What the names of its files begin with.
+    who: String,
 }
 
 impl Authority {
     /// A new authority, whose files go below `directory`.
     pub fn new(directory: &Path, name: &str) -> Self {
+        Self::with(
+            directory,
+            name,
+            &["ca", "cert_signing_key", "crl_signing_key", LIFETIME],
+        )
+    }
+
+    /// A new authority about whose certificate `lines` say everything.
+    pub fn with(directory: &Path, name: &str, lines: &[&str]) -> Self {
         let own = directory.join(name);
         fs::create_dir(&own).expect("a new directory for the authority");
         let authority = Self {
             directory: directory.to_owned(),
             name: name.to_owned(),
+            who: "ca".to_owned(),
         };
-        let lines = ["ca", "cert_signing_key", "crl_signing_key", LIFETIME];
         new_key(&authority.key());
-        let template = template(&own, "ca", name, &lines);
+        let template = template(&own, "ca", name, lines);
         certtool(
             &["--generate-self-signed"],
             &[
@@ -63,14 +74,27 @@ impl Authority {
 
     /// An authority that this one vouches for.
     pub fn subordinate(&self, name: &str) -> Self {
+        self.subordinate_with(name, &["ca", "cert_signing_key", LIFETIME])
+    }
+
+    /// An authority that this one vouches for; `lines` say everything about its certificate.
+    pub fn subordinate_with(&self, name: &str, lines: &[&str]) -> Self {
         let own = self.directory.join(name);
         fs::create_dir(&own).expect("a new directory for the authority");
         let subordinate = Self {
             directory: self.directory.clone(),
             name: name.to_owned(),
+            who: "ca".to_owned(),
         };
         new_key(&subordinate.key());
-        let template = template(&own, "ca", name, &["ca", "cert_signing_key", LIFETIME]);
+        self.vouch(&subordinate, &subordinate.certificate(), lines);
+        subordinate
+    }
+
+    /// Writes one more certificate of an authority, with the same name and key.
+    pub fn vouch(&self, subordinate: &Self, into: &Path, lines: &[&str]) {
+        let own = self.directory.join(&subordinate.name);
+        let template = template(&own, "ca", &subordinate.name, lines);
         certtool(
             &["--generate-certificate"],
             &[
@@ -78,15 +102,25 @@ impl Authority {
                 ("--load-ca-certificate", &self.certificate()),
                 ("--load-ca-privkey", &self.key()),
                 ("--template", &template),
-                ("--outfile", &subordinate.certificate()),
+                ("--outfile", into),
             ],
         );
-        subordinate
+    }
+
+    /// The holder of the certificate and key `who`-cert.pem and `who`-key.pem in `directory`, who acts as
+    /// if it were an authority.
+    pub fn by(directory: &Path, who: &str) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            name: String::new(),
+            who: who.to_owned(),
+        }
     }
 
     /// The authority's own certificate.
     pub fn certificate(&self) -> PathBuf {
-        self.directory.join(&self.name).join("ca-cert.pem")
+        let file = format!("{}-cert.pem", self.who);
+        self.directory.join(&self.name).join(file)
     }
 
     /// A directory for clients that trust this authority and have no certificate of their own.
@@ -123,8 +157,13 @@ impl Authority {
 
     /// Writes `who`-cert.pem and `who`-key.pem, for directories that are put together by hand.
     pub fn issue(&self, into: &Path, who: &str, lines: &[&str]) {
+        new_key(&into.join(format!("{who}-key.pem")));
+        self.issue_for(into, who, lines);
+    }
+
+    /// Writes `who`-cert.pem for the key that is in `who`-key.pem.
+    pub fn issue_for(&self, into: &Path, who: &str, lines: &[&str]) {
         let key = into.join(format!("{who}-key.pem"));
-        new_key(&key);
         certtool(
             &["--generate-certificate"],
             &[
@@ -153,9 +192,39 @@ impl Authority {
         );
     }
 
-    fn key(&self) -> PathBuf {
-        self.directory.join(&self.name).join("ca-key.pem")
+    /// Writes a list of the certificates that are not to be believed any more, which may be none; `lines`
+    /// say for how long it is good.
+    pub fn list(&self, into: &Path, revoked: &[&Path], lines: &[&str]) {
+        let template = into.with_extension("template");
+        let content = format!("crl_number = 1\n{}\n", lines.join("\n"));
+        fs::write(&template, content).expect("write a template");
+        let (key, certificate) = (self.key(), self.certificate());
+        let mut files = vec![
+            ("--load-ca-certificate", certificate.as_path()),
+            ("--load-ca-privkey", &key),
+            ("--template", &template),
+            ("--outfile", into),
+        ];
+        let together = into.with_extension("revoked");
+        if !revoked.is_empty() {
+            fs::write(&together, joined(revoked)).expect("write certificates");
+            files.push(("--load-certificate", &together));
+        }
+        certtool(&["--generate-crl"], &files);
     }
+
+    fn key(&self) -> PathBuf {
+        let file = format!("{}-key.pem", self.who);
+        self.directory.join(&self.name).join(file)
+    }
+}
+
+/// The content of several files, one behind the other.
+pub fn joined(files: &[&Path]) -> Vec<u8> {
+    files
+        .iter()
+        .flat_map(|file| fs::read(file).expect("read a file of our own"))
+        .collect()
 }
 
 /// A directory for a server whose certificate nobody has signed but itself.

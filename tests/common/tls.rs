@@ -79,11 +79,11 @@ pub fn refused_at_start(parameters: &[&str]) -> String {
     reason(&stderr)
 }
 
-/// The one line of a log that is an error.
+/// The one line of a log that is an error, and not a warning only.
 fn reason(log: &str) -> String {
     let errors: Vec<&str> = log
         .lines()
-        .filter(|line| line.contains("error: "))
+        .filter(|line| line.contains("error: ") && !line.contains("error: warning: "))
         .collect();
     assert_eq!(errors.len(), 1, "one explanation:\n{log}");
     errors[0].to_owned()

@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openssl::ssl::{
-    self, ErrorCode, SslAcceptor, SslFiletype, SslMethod, SslRef, SslStream, SslVersion,
+    self, ErrorCode, SslAcceptor, SslAcceptorBuilder, SslFiletype, SslMethod, SslRef, SslStream,
+    SslVerifyMode, SslVersion,
 };
 
 use crate::common::scripted::wire::{self, Fields, opt, rep};
@@ -26,6 +27,11 @@ use crate::common::scripted::wire::{self, Fields, opt, rep};
 const DEADLINE: Duration = Duration::from_secs(12);
 /// How much is held back for a side that does not read.
 const HELD: usize = 1 << 20;
+
+/// How long a half ticket stays half.
+pub const HELD_BACK: Duration = Duration::from_secs(1);
+/// Length of the records then, bytes of data: as short as OpenSSL makes them, so that a ticket needs several.
+const SHORT: libc::c_long = 512;
 
 /// How to speak TLS.
 #[derive(Clone, Debug)]
@@ -40,6 +46,11 @@ pub struct Manner {
     pub tickets: usize,
     /// A key update, which the plugin must answer with its own, before every so many records.
     pub key_update: Option<usize>,
+    /// After so many records there are no more: nothing but new keys, without end.
+    pub only_keys_after: Option<usize>,
+    /// After so many records comes a session ticket, of which the last part, and all that follows, is held back
+    /// for [`HELD_BACK`]. The plugin needs a certificate, since a ticket is long only with that in it.
+    pub half_ticket_after: Option<usize>,
     /// Whether to say goodbye before the connection is closed, as the standard demands.
     pub close_notify: bool,
 }
@@ -52,6 +63,8 @@ impl Default for Manner {
             packet: usize::MAX,
             tickets: 2,
             key_update: None,
+            only_keys_after: None,
+            half_ticket_after: None,
             close_notify: true,
         }
     }
@@ -134,6 +147,10 @@ fn acceptor(certificates: &Path, manner: &Manner) -> SslAcceptor {
     builder
         .set_num_tickets(manner.tickets)
         .expect("a number of tickets");
+    if manner.half_ticket_after.is_some() {
+        builder.set_verify_callback(SslVerifyMode::PEER, |_, _| true);
+        shorten_records(&builder);
+    }
     builder.build()
 }
 
@@ -176,6 +193,7 @@ fn serve(mut plugin: UnixStream, shared: &Shared) -> io::Result<()> {
     let packets = Packets {
         stream: plugin,
         size: shared.manner.packet,
+        held: None,
     };
     let tls = shared
         .acceptor
@@ -191,6 +209,7 @@ fn serve(mut plugin: UnixStream, shared: &Shared) -> io::Result<()> {
         to_plugin: Vec::new(),
         records: 0,
         unfinished: false,
+        half_ticket_after: shared.manner.half_ticket_after,
     }
     .run(&shared.stop)
 }
@@ -199,6 +218,15 @@ fn serve(mut plugin: UnixStream, shared: &Shared) -> io::Result<()> {
 struct Packets {
     stream: UnixStream,
     size: usize,
+    held: Option<Held>,
+}
+
+/// What is held back.
+struct Held {
+    /// So many bytes may still pass.
+    pass: usize,
+    bytes: Vec<u8>,
+    until: Instant,
 }
 
 impl Read for Packets {
@@ -210,7 +238,18 @@ impl Read for Packets {
 impl Write for Packets {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let size = bytes.len().min(self.size);
-        self.stream.write(&bytes[..size])
+        match &mut self.held {
+            Some(held) if held.pass == 0 => {
+                held.bytes.extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            Some(held) => {
+                let passed = self.stream.write(&bytes[..size.min(held.pass)])?;
+                held.pass -= passed;
+                Ok(passed)
+            }
+            None => self.stream.write(&bytes[..size]),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -228,6 +267,8 @@ struct Session<'a> {
     records: usize,
     /// A record was begun and did not fit into the socket: it must be the next thing that is sent.
     unfinished: bool,
+    /// What is left to do of that.
+    half_ticket_after: Option<usize>,
 }
 
 impl Session<'_> {
@@ -252,7 +293,11 @@ impl Session<'_> {
                     taken => busy |= taken.is_some(),
                 }
             }
-            busy |= self.give_to_plugin()?;
+            self.hold_a_ticket_back()?;
+            busy |= match self.manner.only_keys_after {
+                Some(records) if self.records >= records => self.send_keys()?,
+                _ => self.give_to_plugin()?,
+            };
             if backend_ended && self.to_plugin.is_empty() {
                 if self.manner.close_notify {
                     let _ = self.tls.shutdown();
@@ -310,9 +355,63 @@ impl Session<'_> {
         }
     }
 
+    /// Sends half a ticket, or what was held back.
+    fn hold_a_ticket_back(&mut self) -> io::Result<()> {
+        if self
+            .half_ticket_after
+            .is_some_and(|records| self.records >= records)
+        {
+            self.half_ticket_after = None;
+            self.tls.get_mut().held = Some(Held {
+                // One record and a part of the next one.
+                pass: SHORT as usize + 100,
+                bytes: Vec::new(),
+                until: Instant::now() + HELD_BACK,
+            });
+            new_ticket(self.tls.ssl());
+            self.tls
+                .do_handshake()
+                .map_err(|_| io::Error::from(ErrorKind::BrokenPipe))?;
+            let held = self.tls.get_ref().held.as_ref();
+            let rest = held.map_or(0, |held| held.bytes.len());
+            assert!(rest > 0, "all of the ticket has passed");
+        }
+        let socket = self.tls.get_mut();
+        if let Some(held) = socket
+            .held
+            .take_if(|held| held.pass == 0 && Instant::now() >= held.until)
+        {
+            socket.stream.write_all(&held.bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Sends a few new keys, and what there is to send else is left.
+    fn send_keys(&mut self) -> io::Result<bool> {
+        for _ in 0..100 {
+            if !self.unfinished {
+                update_key(self.tls.ssl());
+            }
+            match self.tls.do_handshake() {
+                Ok(()) => self.unfinished = false,
+                Err(error) if later(&error) => {
+                    self.unfinished = true;
+                    return Ok(false);
+                }
+                Err(_) => return Err(ErrorKind::BrokenPipe.into()),
+            }
+        }
+        Ok(true)
+    }
+
     fn give_to_plugin(&mut self) -> io::Result<bool> {
         let mut given = 0;
-        while given < self.to_plugin.len() {
+        while given < self.to_plugin.len()
+            && self
+                .manner
+                .only_keys_after
+                .is_none_or(|records| self.records < records)
+        {
             let due = |n| self.records % n == 0;
             if !self.unfinished && self.manner.key_update.is_some_and(due) {
                 update_key(self.tls.ssl());
@@ -347,7 +446,7 @@ impl Session<'_> {
         let mut polls = [
             libc::pollfd {
                 fd: self.tls.get_ref().stream.as_raw_fd(),
-                events: events(!plugin_ended, !self.to_plugin.is_empty()),
+                events: events(!plugin_ended, self.unfinished || !self.to_plugin.is_empty()),
                 revents: 0,
             },
             libc::pollfd {
@@ -369,6 +468,35 @@ impl Session<'_> {
 
 fn later(error: &ssl::Error) -> bool {
     matches!(error.code(), ErrorCode::WANT_READ | ErrorCode::WANT_WRITE)
+}
+
+/// Announces a new ticket, to be sent with what follows. The openssl crate has no name for this.
+fn new_ticket(ssl: &SslRef) {
+    unsafe extern "C" {
+        fn SSL_new_session_ticket(ssl: *mut libc::c_void) -> libc::c_int;
+    }
+    let ssl = std::ptr::from_ref(ssl).cast_mut().cast();
+    // SAFETY: an SslRef is where OpenSSL's own SSL is, and this thread is the only one that uses it.
+    let result = unsafe { SSL_new_session_ticket(ssl) };
+    assert_eq!(result, 1, "a new ticket");
+}
+
+/// Makes records short. The openssl crate has no name for this.
+fn shorten_records(builder: &SslAcceptorBuilder) {
+    const SET_MAX_SEND_FRAGMENT: libc::c_int = 52;
+    unsafe extern "C" {
+        fn SSL_CTX_ctrl(
+            context: *mut libc::c_void,
+            what: libc::c_int,
+            value: libc::c_long,
+            more: *mut libc::c_void,
+        ) -> libc::c_long;
+    }
+    let context = builder.as_ptr().cast();
+    // SAFETY: the builder owns the context; this control takes a number and no pointer.
+    let result =
+        unsafe { SSL_CTX_ctrl(context, SET_MAX_SEND_FRAGMENT, SHORT, std::ptr::null_mut()) };
+    assert_eq!(result, 1, "short records");
 }
 
 /// Sends a new key with the next record, and asks for one. The openssl crate has no name for this.

@@ -1,51 +1,112 @@
-//! The user's files, and what OpenSSL is told of them.
+//! What one connection needs of the user's files, made before there is a connection.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
+use openssl::asn1::Asn1Time;
 use openssl::error::ErrorStack;
 use openssl::ssl::{
-    SslContext, SslContextBuilder, SslFiletype, SslMethod, SslMode, SslOptions, SslVerifyMode,
-    SslVersion,
+    Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslVerifyMode, SslVersion,
 };
-use openssl::x509::X509;
-use openssl::x509::store::X509Lookup;
 use openssl::x509::verify::X509VerifyFlags;
-use zeroize::Zeroizing;
+use openssl::x509::{X509, X509VerifyResult};
 
-use super::{Credentials, Settings};
-use crate::transport::{Error, describe_io};
+use super::files::{Files, Purpose, cannot, shown};
+use super::identity::{self, Identity};
+use super::revocation::{Lists, full_name};
+use super::{Credentials, Settings, Verdict, openssl, pem, psk, reasons};
+use crate::transport::Error;
 
 /// Where libnbd, and so the C plugin, looks for certificates that nobody named: below the user's
 /// home directory, unless that is root's, then here.
 const SYSTEM_DIRECTORY: &str = "/etc/pki/libnbd";
 const HOME_DIRECTORIES: [&str; 2] = [".pki/libnbd", ".config/pki/libnbd"];
 
-/// Longest pre-shared key that OpenSSL takes, bytes.
-const MAX_KEY: usize = 256;
-/// Largest file of keys that is read, bytes.
-const MAX_KEY_FILE: u64 = 1 << 20;
+const AUTHORITIES: Purpose = Purpose {
+    what: "the authorities to trust",
+    parameter: "tls-certificates",
+};
+const REVOKED: Purpose = Purpose {
+    what: "the revoked certificates",
+    parameter: "tls-certificates",
+};
 
-/// Makes the context for one connection.
-pub fn context(settings: &Settings) -> Result<SslContext, Error> {
-    let mut builder =
-        SslContextBuilder::new(SslMethod::tls_client()).map_err(openssl("context"))?;
-    builder
-        .set_min_proto_version(Some(SslVersion::TLS1_2))
-        .map_err(openssl("protocol version"))?;
-    builder.set_options(SslOptions::NO_COMPRESSION | SslOptions::NO_RENEGOTIATION);
-    builder.set_mode(SslMode::ENABLE_PARTIAL_WRITE | SslMode::ACCEPT_MOVING_WRITE_BUFFER);
-    builder.set_read_ahead(true);
-    match &settings.credentials {
-        Credentials::X509(directory) => x509(&mut builder, settings, directory.as_deref())?,
-        Credentials::Psk { file, username } => psk(&mut builder, file, username)?,
+/// Everything that a connection needs. No file is read any more.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    settings: &'a Settings,
+    context: SslContext,
+    identities: Vec<Identity>,
+    /// There are lists of revoked certificates, which OpenSSL has to ask us about.
+    judges: bool,
+    verdict: Verdict,
+}
+
+impl<'a> Prepared<'a> {
+    /// Reads the files that `settings` name.
+    pub fn new(settings: &'a Settings) -> Result<Self, Error> {
+        let mut builder =
+            SslContextBuilder::new(SslMethod::tls_client()).map_err(openssl("context"))?;
+        builder
+            .set_min_proto_version(Some(SslVersion::TLS1_2))
+            .map_err(openssl("protocol version"))?;
+        builder.set_options(SslOptions::NO_COMPRESSION | SslOptions::NO_RENEGOTIATION);
+        builder.set_mode(SslMode::ENABLE_PARTIAL_WRITE | SslMode::ACCEPT_MOVING_WRITE_BUFFER);
+        let verdict = Verdict::default();
+        let files = &settings.files;
+        let (judges, identities) = match &settings.credentials {
+            Credentials::X509(directory) => x509(&mut builder, settings, directory, &verdict)?,
+            Credentials::Psk { file, username } => {
+                psk::present(&mut builder, files, file, username, verdict.clone())?;
+                (false, Vec::new())
+            }
+        };
+        if let Some(priority) = &settings.priority {
+            set_ciphers(&mut builder, priority).map_err(openssl("tls-priority"))?;
+        }
+        let prepared = Self {
+            settings,
+            context: builder.build(),
+            identities,
+            judges,
+            verdict,
+        };
+        // What OpenSSL thinks of our own certificates is told now.
+        prepared.ssl()?;
+        Ok(prepared)
     }
-    if let Some(priority) = &settings.priority {
-        set_ciphers(&mut builder, priority).map_err(openssl("tls-priority"))?;
+
+    /// What the files were read for.
+    pub fn settings(&self) -> &'a Settings {
+        self.settings
     }
-    Ok(builder.build())
+
+    /// OpenSSL's side of a connection that is still to be made.
+    pub fn ssl(&self) -> Result<Ssl, Error> {
+        let mut ssl = Ssl::new(&self.context).map_err(|error| Error::Tls(reasons(&error)))?;
+        // With TLS 1.2 OpenSSL shows the last one or none, and the first is the usual one.
+        for identity in self.identities.iter().rev() {
+            identity.assume(&mut ssl)?;
+        }
+        Ok(ssl)
+    }
+
+    /// Why a handshake was ended by us, where OpenSSL does not know.
+    pub fn objection(&self) -> Option<Error> {
+        self.verdict.said().and_then(Result::err)
+    }
+
+    /// Whether a handshake that has come to its end was judged where we want to judge. It would be
+    /// OpenSSL's fault if not, but to go on would be to believe what may have been revoked.
+    pub fn confirm(&self) -> Result<(), Error> {
+        match self.verdict.said() {
+            Some(verdict) => verdict,
+            None if self.judges => Err(Error::Tls(
+                "the lists of revoked certificates were not looked at".to_owned(),
+            )),
+            None => Ok(()),
+        }
+    }
 }
 
 /// OpenSSL takes the ciphers of TLS 1.3 and of older versions apart; users need not.
@@ -62,35 +123,48 @@ fn set_ciphers(builder: &mut SslContextBuilder, priority: &str) -> Result<(), Er
     Ok(())
 }
 
+/// Who we are and whom we trust; says whether there are lists to judge by, and which certificates are
+/// ours.
 fn x509(
     builder: &mut SslContextBuilder,
     settings: &Settings,
-    named: Option<&Path>,
-) -> Result<(), Error> {
+    named: &Option<PathBuf>,
+    verdict: &Verdict,
+) -> Result<(bool, Vec<Identity>), Error> {
     let directory = match named {
-        Some(directory) => Some(directory.to_owned()),
+        Some(directory) => Some(directory.clone()),
         None => usual_directory(),
     };
-    match &directory {
-        Some(directory) => load(builder, directory)?,
-        None => builder
-            .set_default_verify_paths()
-            .map_err(openssl("the system's certificates"))?,
-    }
+    let (lists, identities) = match &directory {
+        Some(directory) => {
+            let anchors = trust(builder, &settings.files, directory)?;
+            let lists = revoked(&settings.files, directory, anchors)?;
+            let password = settings.key_password.as_ref();
+            (lists, identity::all(&settings.files, directory, password)?)
+        }
+        None => {
+            builder
+                .set_default_verify_paths()
+                .map_err(openssl("the system's certificates"))?;
+            (None, Vec::new())
+        }
+    };
     // A pinned key needs no authority to vouch for it, unless one was named.
     let chain = settings
         .verify
         .unwrap_or(settings.pin.is_none() || named.is_some());
-    builder.set_verify(if chain {
-        SslVerifyMode::PEER
-    } else {
-        SslVerifyMode::NONE
-    });
-    Ok(())
+    let judges = chain && lists.is_some();
+    match (chain, lists) {
+        (false, _) => builder.set_verify(SslVerifyMode::NONE),
+        (true, None) => builder.set_verify(SslVerifyMode::PEER),
+        (true, Some(lists)) => mind(builder, lists, verdict.clone()),
+    }
+    Ok((judges, identities))
 }
 
-/// The first usual place that has a certificate authority.
-fn usual_directory() -> Option<PathBuf> {
+/// The first usual place that has a certificate authority, be it readable or not. A home directory
+/// that is not open to us, since nbdkit became another user, is not ours.
+pub fn usual_directory() -> Option<PathBuf> {
     let root = rustix::process::geteuid().is_root();
     let home = std::env::var_os("HOME").filter(|_| !root);
     let below_home = home
@@ -98,225 +172,111 @@ fn usual_directory() -> Option<PathBuf> {
         .flat_map(|home| HOME_DIRECTORIES.map(|below| Path::new(home).join(below)));
     below_home
         .chain([PathBuf::from(SYSTEM_DIRECTORY)])
-        .find(|directory| directory.join("ca-cert.pem").exists())
+        .find(|directory| directory.join("ca-cert.pem").symlink_metadata().is_ok())
 }
 
-fn load(builder: &mut SslContextBuilder, directory: &Path) -> Result<(), Error> {
-    let authority = directory.join("ca-cert.pem");
-    let pem = read(&authority)?;
-    let certificates = X509::stack_from_pem(&pem).map_err(in_file(&authority))?;
-    if certificates.is_empty() {
-        let message = format!("{}: there is no certificate in it", authority.display());
-        return Err(Error::Tls(message));
-    }
-    for certificate in certificates {
-        builder
-            .cert_store_mut()
-            .add_cert(certificate)
-            .map_err(in_file(&authority))?;
-    }
-    let revoked = directory.join("ca-crl.pem");
-    if revoked.exists() {
-        let store = builder.cert_store_mut();
-        store
-            .add_lookup(X509Lookup::file())
-            .and_then(|lookup| lookup.load_crl_file(&revoked, SslFiletype::PEM))
-            .map_err(in_file(&revoked))?;
-        store
-            .set_flags(X509VerifyFlags::CRL_CHECK)
-            .map_err(in_file(&revoked))?;
-    }
-    let (certificate, key) = (
-        directory.join("client-cert.pem"),
-        directory.join("client-key.pem"),
-    );
-    match (certificate.exists(), key.exists()) {
-        (false, false) => Ok(()),
-        (true, true) => {
-            builder
-                .set_certificate_chain_file(&certificate)
-                .map_err(in_file(&certificate))?;
-            builder
-                .set_private_key_file(&key, SslFiletype::PEM)
-                .map_err(in_file(&key))?;
-            builder.check_private_key().map_err(in_file(&key))
+/// Trusts the authorities in `directory`: each of them, also one that another has signed, as GnuTLS
+/// does.
+fn trust(
+    builder: &mut SslContextBuilder,
+    files: &Files,
+    directory: &Path,
+) -> Result<Vec<X509>, Error> {
+    let file = directory.join("ca-cert.pem");
+    let content = files.read(&file, AUTHORITIES)?;
+    let in_file = |why: String| cannot(&file, AUTHORITIES, &why);
+    let anchors = certificates(&content).map_err(in_file)?;
+    let (good, over): (Vec<&X509>, Vec<&X509>) = anchors.iter().partition(|it| is_valid(it));
+    // OpenSSL would take one whose time is over for the issuer, and not look for its successor in
+    // what the server shows. If there are no others it says what is wrong with them.
+    let usable = match good.is_empty() {
+        true => over,
+        false => {
+            for anchor in over {
+                log::debug!(
+                    "{}: the time of {} is over",
+                    shown(&file),
+                    full_name(anchor.subject_name())
+                );
+            }
+            good
         }
-        (there, _) => Err(Error::Tls(format!(
-            "{} is there, but {} is not",
-            if there { &certificate } else { &key }.display(),
-            if there { &key } else { &certificate }.display(),
-        ))),
-    }
-}
-
-fn psk(builder: &mut SslContextBuilder, file: &Path, username: &str) -> Result<(), Error> {
-    let key = find_key(file, username)?;
-    let identity = username.to_owned();
-    builder.set_psk_client_callback(move |_, _, identity_room, key_room| {
-        let bytes = identity.as_bytes();
-        let (Some(identity_room), Some(key_room)) = (
-            identity_room.get_mut(..=bytes.len()),
-            key_room.get_mut(..key.len()),
-        ) else {
-            // No key is the answer to a server that cannot be answered.
-            return Ok(0);
-        };
-        identity_room[..bytes.len()].copy_from_slice(bytes);
-        identity_room[bytes.len()] = 0;
-        key_room.copy_from_slice(&key);
-        Ok(key.len())
-    });
-    // The key is the only proof: a server that shows a certificate instead has no authority here
-    // that could vouch for it, and is refused.
-    builder.set_verify(SslVerifyMode::PEER);
-    // An external key in TLS 1.3 goes with SHA-256 only, which leaves two ciphers. AES is several
-    // times faster where the processor has instructions for it.
-    let suites = if has_aes() {
-        "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256"
-    } else {
-        "TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256"
     };
-    builder
-        .set_ciphersuites(suites)
-        .map_err(openssl("ciphers"))?;
-    builder
-        .set_cipher_list("PSK+AESGCM:PSK+CHACHA20:PSK+AES:!RSAPSK")
-        .map_err(openssl("ciphers"))
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has_aes() -> bool {
-    std::arch::is_x86_feature_detected!("aes")
-}
-
-#[cfg(target_arch = "aarch64")]
-fn has_aes() -> bool {
-    std::arch::is_aarch64_feature_detected!("aes")
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn has_aes() -> bool {
-    true
-}
-
-/// Finds a user's key in a file of them.
-fn find_key(file: &Path, username: &str) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let metadata = fs::metadata(file).map_err(cannot_read(file))?;
-    if metadata.len() > MAX_KEY_FILE {
-        return Err(Error::Tls(format!(
-            "{}: too large for a file of keys",
-            file.display()
-        )));
+    let store = builder.cert_store_mut();
+    for anchor in usable {
+        store
+            .add_cert(anchor.clone())
+            .map_err(|error| in_file(reasons(&error)))?;
     }
-    if metadata.permissions().mode() & 0o077 != 0 {
-        log::warn!(
-            "{}: others than its owner may use the keys in it",
-            file.display()
-        );
-    }
-    let text = Zeroizing::new(fs::read(file).map_err(cannot_read(file))?);
-    find_in(&text, username).map_err(|why| Error::Tls(format!("{}: {why}", file.display())))
+    store
+        .set_flags(X509VerifyFlags::PARTIAL_CHAIN)
+        .map_err(|error| in_file(reasons(&error)))?;
+    Ok(anchors)
 }
 
-/// Finds a user's key among lines of `name:hexkey`. Empty lines and comments do not count, nor
-/// does a carriage return at a line's end.
-fn find_in(text: &[u8], username: &str) -> Result<Zeroizing<Vec<u8>>, String> {
-    for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
-        let line = line.trim_ascii();
-        if line.is_empty() || line.starts_with(b"#") {
-            continue;
+/// Whether a certificate is good today, as far as time goes. OpenSSL has the last word.
+fn is_valid(certificate: &X509) -> bool {
+    let Ok(now) = Asn1Time::days_from_now(0) else {
+        return true;
+    };
+    let is_over = |end: Ordering| end.is_lt();
+    !(certificate.not_after().compare(&now).is_ok_and(is_over)
+        || now.compare(certificate.not_before()).is_ok_and(is_over))
+}
+
+/// All certificates of a file, at least one.
+pub fn certificates(content: &[u8]) -> Result<Vec<X509>, String> {
+    let blocks = pem::blocks(content).ok_or("its end is missing")?;
+    let mut certificates = Vec::new();
+    for block in blocks.iter().filter(|block| block.is_certificate()) {
+        if block.is_encrypted() {
+            return Err("is encrypted".to_owned());
         }
-        let malformed = || format!("line {} is not of the form name:hexkey", number + 1);
-        let colon = line
-            .iter()
-            .rposition(|byte| *byte == b':')
-            .ok_or_else(malformed)?;
-        let (name, key) = line.split_at(colon);
-        if name != username.as_bytes() {
-            continue;
+        certificates.push(X509::from_pem(block.text).map_err(|error| reasons(&error))?);
+    }
+    match certificates.is_empty() {
+        true => Err("there is no certificate in it (PEM)".to_owned()),
+        false => Ok(certificates),
+    }
+}
+
+/// The lists of revoked certificates in `directory`.
+fn revoked(files: &Files, directory: &Path, anchors: Vec<X509>) -> Result<Option<Lists>, Error> {
+    let file = directory.join("ca-crl.pem");
+    let Some(content) = files.read_if_there(&file, REVOKED)? else {
+        return Ok(None);
+    };
+    let in_file = |why: String| cannot(&file, REVOKED, &why);
+    let blocks = pem::blocks(&content).ok_or_else(|| in_file("its end is missing".to_owned()))?;
+    Lists::new(&file, &blocks, anchors)
+        .map(Some)
+        .map_err(in_file)
+}
+
+/// Has the lists looked at when OpenSSL has nothing against a server.
+fn mind(builder: &mut SslContextBuilder, lists: Lists, verdict: Verdict) {
+    builder.set_verify_callback(SslVerifyMode::PEER, move |fine, store| {
+        // Called for each certificate, the server's last, and for each fault.
+        if !fine || store.error_depth() != 0 {
+            return fine;
         }
-        let key = unhex(&key[1..]).ok_or_else(malformed)?;
-        return match key.len() {
-            0 => Err(format!("the key of \"{username}\" is empty")),
-            n if n > MAX_KEY => Err(format!(
-                "the key of \"{username}\" is longer than {MAX_KEY} bytes"
-            )),
-            _ => Ok(key),
+        let judged = match store.chain() {
+            Some(chain) => lists.judge(chain),
+            None => Err("there is no chain of certificates".to_owned()),
         };
-    }
-    Err(format!("no key of \"{username}\" in it"))
-}
-
-fn unhex(digits: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-    if digits.len() % 2 != 0 {
-        return None;
-    }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(digits.len() / 2));
-    for pair in digits.chunks_exact(2) {
-        let value = |digit: u8| char::from(digit).to_digit(16);
-        let (high, low) = (value(pair[0])?, value(pair[1])?);
-        bytes.push((high * 16 + low) as u8);
-    }
-    Some(bytes)
-}
-
-fn read(file: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(file).map_err(cannot_read(file))
-}
-
-fn cannot_read(file: &Path) -> impl Fn(io::Error) -> Error {
-    move |error| Error::Tls(format!("{}: {}", file.display(), describe_io(&error)))
-}
-
-fn in_file(file: &Path) -> impl Fn(ErrorStack) -> Error {
-    move |error| Error::Tls(format!("{}: {}", file.display(), reasons(&error)))
-}
-
-fn openssl(what: &'static str) -> impl Fn(ErrorStack) -> Error {
-    move |error| Error::Tls(format!("{what}: {}", reasons(&error)))
-}
-
-/// What OpenSSL says, without its file names and codes.
-pub fn reasons(stack: &ErrorStack) -> String {
-    let mut reasons: Vec<&str> = Vec::new();
-    for error in stack.errors() {
-        let reason = error.reason().unwrap_or("unknown error");
-        if !reasons.contains(&reason) {
-            reasons.push(reason);
-        }
-    }
-    match reasons.is_empty() {
-        true => "unknown error".to_owned(),
-        false => reasons.join(", "),
-    }
+        let judged = judged.map_err(|why| {
+            store.set_error(X509VerifyResult::APPLICATION_VERIFICATION);
+            Error::Tls(format!("the server's certificate is not accepted: {why}"))
+        });
+        let fine = judged.is_ok();
+        verdict.say(judged);
+        fine
+    });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_key_is_found_by_its_users_name() {
-        let file = b"# comment\r\nalice:0A0b\r\n\nbob:ff\n";
-        assert_eq!(*find_in(file, "alice").expect("alice"), [0x0a, 0x0b]);
-        assert_eq!(*find_in(file, "bob").expect("bob"), [0xff]);
-        assert_eq!(
-            find_in(file, "carol").expect_err("carol"),
-            "no key of \"carol\" in it"
-        );
-    }
-
-    #[test]
-    fn malformed_lines_are_named_without_their_keys() {
-        for (file, message) in [
-            (&b"alice"[..], "line 1 is not of the form name:hexkey"),
-            (b"\nalice:0g", "line 2 is not of the form name:hexkey"),
-            (b"alice:abc", "line 1 is not of the form name:hexkey"),
-            (b"alice:", "the key of \"alice\" is empty"),
-        ] {
-            assert_eq!(find_in(file, "alice").expect_err(message), message);
-        }
-    }
 
     #[test]
     fn ciphers_of_both_generations_may_be_mixed() {

@@ -1,26 +1,36 @@
 //! One TLS connection, used by several threads.
 //!
 //! OpenSSL allows one thread at a time in a connection, so a lock surrounds each call; none is
-//! held while a thread waits for the socket, and no call deals with more than about one record.
-//! The socket below is used without blocking, whatever its mode.
+//! held while a thread waits for the socket, and no call deals with more than a few records. The
+//! socket below is used without blocking, whatever its mode.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::IoSlice;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use openssl::hash::MessageDigest;
-use openssl::ssl::{self, ErrorCode, Ssl, SslStream};
-use openssl::x509::X509VerifyResult;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use openssl::ssl::{self, ErrorCode, Ssl, SslStream, SslVersion};
 
-use super::credentials::{context, reasons};
-use super::{Credentials, Settings};
-use crate::transport::{Error, describe_io};
+use super::pieces::Pieces;
+use super::rekey;
+use super::socket::{RECORD, Socket};
+use super::verdict::{check_peer, failure, refused, shown, warn_of_gaps};
+use super::{Prepared, Settings, reasons};
+use crate::transport::Error;
 
-/// Longest plaintext of one record, bytes.
-const RECORD: usize = 16 * 1024;
+/// System calls that one send makes at most, for the same reason as follows.
+const STEPS: usize = 16;
+/// Calls into OpenSSL that one receive makes at most, so that who receives comes to look at its
+/// deadline also while records keep coming.
+const CALLS: usize = 64;
+/// What a server may send without a byte of data in it, bytes: a handshake, or tickets and new keys
+/// between two pieces of data. The longest handshake that OpenSSL takes is a quarter of it; and a
+/// server with new keys every hour for a connection of which nobody reads has it after two years.
+const MAX_IDLE: usize = 512 * 1024;
+/// Records under one key of TLS 1.3, after which there is a new one. AES-GCM is good for 2^24.5 full
+/// ones (RFC 8446, 5.5), and OpenSSL leaves it to its users to count.
+const MAX_RECORDS: u64 = 1 << 24;
 
 /// An established connection.
 #[derive(Debug)]
@@ -28,93 +38,119 @@ pub struct Session {
     inner: Mutex<Inner>,
     /// The last receive found nothing more, inside OpenSSL or in the socket.
     dry: AtomicBool,
+    /// OpenSSL does not send before it has got the rest of a message.
+    stuck: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Inner {
-    stream: SslStream<Raw>,
+    stream: SslStream<Socket>,
     /// Where short pieces are joined to a record.
     record: Box<[u8]>,
+    /// Bytes of the caller's that were encrypted, but not reported as sent, because not all of that
+    /// is with the system yet. They stand at the beginning of what is sent next.
+    held: usize,
+    /// Bytes that the server has sent since there was data among them.
+    idle: usize,
+    keys: Keys,
+}
+
+/// How much the keys in use have seen.
+#[derive(Debug)]
+struct Keys {
+    /// The most, in records; `None` where keys are never renewed.
+    limit: Option<u64>,
+    sent: u64,
+    received: u64,
 }
 
 impl Session {
-    /// Shakes hands. `wait` waits until the socket is readable or writable, as told.
+    /// Shakes hands. `wait` waits until the socket is readable or writable, as told; where neither
+    /// is asked for it only finds out whether time is up.
     pub fn establish(
         fd: Arc<OwnedFd>,
-        settings: &Settings,
+        prepared: &Prepared<'_>,
         wait: impl Fn(bool, bool) -> Result<(), Error>,
     ) -> Result<Self, Error> {
-        let context = context(settings)?;
-        let mut ssl = Ssl::new(&context).map_err(|error| Error::Tls(reasons(&error)))?;
+        let settings = prepared.settings();
+        let mut ssl = prepared.ssl()?;
         name(&mut ssl, settings)?;
-        let mut stream =
-            SslStream::new(ssl, Raw(fd)).map_err(|error| Error::Tls(reasons(&error)))?;
-        loop {
-            match stream.connect() {
-                Ok(()) => break,
-                Err(error) if error.code() == ErrorCode::WANT_READ => wait(true, false)?,
-                Err(error) if error.code() == ErrorCode::WANT_WRITE => wait(false, true)?,
-                Err(error) => {
-                    let verified = stream.ssl().verify_result();
-                    return Err(refused(&error, verified, &settings.credentials));
-                }
-            }
-        }
-        check_peer(stream.ssl(), settings)?;
+        let stream =
+            SslStream::new(ssl, Socket::new(fd)).map_err(|error| Error::Tls(reasons(&error)))?;
+        let mut inner = Inner {
+            stream,
+            record: vec![0; RECORD].into_boxed_slice(),
+            held: 0,
+            idle: 0,
+            keys: Keys {
+                limit: None,
+                sent: 0,
+                received: 0,
+            },
+        };
+        inner.shake_hands(prepared, wait)?;
+        prepared.confirm()?;
+        check_peer(inner.stream.ssl(), settings)?;
         warn_of_gaps(settings);
+        inner.keys.limit =
+            (inner.stream.ssl().version2() == Some(SslVersion::TLS1_3)).then_some(MAX_RECORDS);
         log::debug!(
             "TLS: {} with {}",
-            stream.ssl().version_str(),
-            stream
+            inner.stream.ssl().version_str(),
+            inner
+                .stream
                 .ssl()
                 .current_cipher()
                 .map_or("?", |cipher| cipher.name())
         );
         Ok(Self {
-            inner: Mutex::new(Inner {
-                stream,
-                record: vec![0; RECORD].into_boxed_slice(),
-            }),
+            inner: Mutex::new(inner),
             dry: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
         })
     }
 
     /// Sends what fits at once; `None` if nothing does. What was not taken must be sent again, from
-    /// the same byte on.
+    /// the same byte on: some of it may be encrypted already, and on its way.
     pub fn send(&self, pieces: &[IoSlice<'_>]) -> Result<Option<usize>, Error> {
         let mut sent = 0;
-        let mut pieces = Pieces { pieces, skip: 0 };
-        while !pieces.is_empty() {
-            match self.lock().send_record(&pieces) {
-                Ok(n) => {
-                    sent += n;
-                    pieces.advance(n);
-                }
-                Err(error) if is_later(&error) => break,
-                Err(error) => return Err(failure(&error)),
+        let mut pieces = Pieces::new(pieces);
+        for _ in 0..STEPS {
+            // As many records at a time as one system call sends, so that a receiver gets in between.
+            let step = self.lock().send_some(&mut pieces)?;
+            sent += step.sent;
+            self.stuck.store(step.stuck, Ordering::Relaxed);
+            if pieces.is_empty() || step.stuck || !step.flushed {
+                break;
             }
         }
         Ok((sent > 0).then_some(sent))
     }
 
-    /// Receives what is there, at least one byte; `None` if nothing is.
+    /// Receives what is there, at least one byte; `None` if nothing is, or only what is no data.
     pub fn receive(&self, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
         let mut got = 0;
-        while got < buffer.len() {
+        let mut dry = false;
+        for call in 0..CALLS {
             // One record at a time, so that a sender gets in between.
-            match self.lock().stream.ssl_read(&mut buffer[got..]) {
-                Ok(n) => got += n,
-                Err(error) if is_later(&error) => {
-                    self.dry.store(true, Ordering::Relaxed);
-                    return Ok((got > 0).then_some(got));
-                }
+            let mut inner = self.lock();
+            if call == 0 {
+                inner.stream.get_mut().look_again();
+            }
+            let n = match inner.receive(&mut buffer[got..]) {
+                Ok(n) => n,
                 // What came before the end is worth having; the end will still be there.
                 Err(_) if got > 0 => break,
-                Err(error) => return Err(failure(&error)),
+                Err(error) => return Err(error),
+            };
+            got += n;
+            dry = inner.is_dry();
+            if n == 0 || dry || got == buffer.len() {
+                break;
             }
         }
-        self.dry.store(false, Ordering::Relaxed);
-        Ok(Some(got))
+        self.dry.store(dry, Ordering::Relaxed);
+        Ok((got > 0).then_some(got))
     }
 
     /// Whether a receive may find something although nothing is left in the socket.
@@ -122,10 +158,33 @@ impl Session {
         !self.dry.load(Ordering::Relaxed)
     }
 
+    /// Whether room in the socket is not enough for a send, as the rest of a message must be
+    /// received first. The receiver does that, and tells nobody.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Relaxed)
+    }
+
     /// Says that nothing more will be sent.
     pub fn finish_sending(&self) {
+        let mut inner = self.lock();
+        inner.stream.get_mut().allow(false);
         // Best effort: servers do not insist on it, and neither do we.
-        let _ = self.lock().stream.shutdown();
+        let _ = inner.stream.shutdown();
+        let _ = inner.stream.get_mut().flush_output();
+    }
+
+    /// Lowers the limit for the records under one key.
+    #[cfg(test)]
+    pub fn renew_keys_after(&self, records: u64) {
+        if let Some(limit) = &mut self.lock().keys.limit {
+            *limit = records;
+        }
+    }
+
+    /// How many records came under the server's key.
+    #[cfg(test)]
+    pub fn records_received(&self) -> u64 {
+        self.lock().keys.received
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -133,55 +192,166 @@ impl Session {
     }
 }
 
+/// What became of one step of sending.
+struct Step {
+    /// Bytes that are with the system now.
+    sent: usize,
+    /// Nothing that was encrypted is left here.
+    flushed: bool,
+    /// OpenSSL does not send before it has got the rest of a message.
+    stuck: bool,
+}
+
 impl Inner {
-    /// Sends at most one record: the first piece as it is if it fills one, else several joined.
-    fn send_record(&mut self, pieces: &Pieces<'_, '_>) -> Result<usize, ssl::Error> {
-        let first = pieces.first();
-        if first.len() >= RECORD {
-            return self.stream.ssl_write(&first[..RECORD]);
-        }
-        let joined = pieces.copy(&mut self.record);
-        self.stream.ssl_write(&self.record[..joined])
-    }
-}
-
-/// Pieces of which the first bytes were sent.
-struct Pieces<'a, 'b> {
-    pieces: &'a [IoSlice<'b>],
-    skip: usize,
-}
-
-impl Pieces<'_, '_> {
-    fn is_empty(&self) -> bool {
-        self.pieces.iter().map(|piece| piece.len()).sum::<usize>() == self.skip
-    }
-
-    fn first(&self) -> &[u8] {
-        self.pieces.first().map_or(&[], |piece| &piece[self.skip..])
-    }
-
-    fn advance(&mut self, n: usize) {
-        self.skip += n;
-        while let Some((first, rest)) = self.pieces.split_first() {
-            if self.skip < first.len() || rest.is_empty() {
-                break;
+    fn shake_hands(
+        &mut self,
+        prepared: &Prepared<'_>,
+        wait: impl Fn(bool, bool) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut unsent = None;
+        loop {
+            self.stream.get_mut().allow(true);
+            let result = self.stream.connect();
+            let all_sent = self.stream.get_mut().flush_output();
+            match result {
+                Err(error) if is_later(&error) => (),
+                Err(error) => {
+                    let refused = || refused(&error, self.stream.ssl(), prepared.settings());
+                    return Err(prepared.objection().unwrap_or_else(refused));
+                }
+                Ok(()) if all_sent == Ok(true) => break,
+                Ok(()) => {
+                    all_sent.map_err(Error::io("send"))?;
+                    wait(false, true)?;
+                    continue;
+                }
             }
-            self.skip -= first.len();
-            self.pieces = rest;
+            // Where sending failed, the reason may be there to be received.
+            if let Some(errno) = unsent {
+                return Err(Error::io("send")(errno));
+            }
+            unsent = all_sent.err();
+            self.count_idle()?;
+            let socket = self.stream.get_mut();
+            let more = socket.was_curbed() || unsent.is_some();
+            wait(!more, !more && all_sent == Ok(false))?;
+            socket.look_again();
+        }
+        self.idle = 0;
+        Ok(())
+    }
+
+    /// Sends what is left of earlier steps, then encrypts more and sends that.
+    fn send_some(&mut self, pieces: &mut Pieces<'_, '_>) -> Result<Step, Error> {
+        let mut step = Step {
+            sent: 0,
+            flushed: false,
+            stuck: false,
+        };
+        self.flush(pieces, &mut step)?;
+        if !step.flushed || pieces.is_empty() {
+            return Ok(step);
+        }
+        // A look ahead: the caller learns of what was encrypted when it was sent.
+        let mut ahead = *pieces;
+        while !ahead.is_empty() && self.stream.get_ref().has_room() {
+            match self.encrypt_record(&ahead) {
+                Ok(n) => {
+                    ahead.advance(n);
+                    self.held += n;
+                }
+                Err(error) if is_later(&error) => {
+                    step.stuck = true;
+                    break;
+                }
+                Err(error) => return Err(failure(&error)),
+            }
+        }
+        self.flush(pieces, &mut step)?;
+        Ok(step)
+    }
+
+    /// Sends what was encrypted. If nothing is left, the bytes that it came from are sent.
+    fn flush(&mut self, pieces: &mut Pieces<'_, '_>, step: &mut Step) -> Result<(), Error> {
+        let flushed = self.stream.get_mut().flush_output();
+        step.flushed = flushed.map_err(Error::io("send"))?;
+        if step.flushed {
+            // Whoever does not go on where it stopped would send other bytes than it believes.
+            if self.held > pieces.len() {
+                return Err(Error::Tls("a record was given up half sent".to_owned()));
+            }
+            pieces.advance(self.held);
+            step.sent += std::mem::take(&mut self.held);
+        }
+        Ok(())
+    }
+
+    /// Encrypts at most one record: the first piece as it is if it fills one, else several joined.
+    fn encrypt_record(&mut self, pieces: &Pieces<'_, '_>) -> Result<usize, ssl::Error> {
+        self.stream.get_mut().allow(false);
+        self.renew_keys();
+        let first = pieces.first();
+        let result = if first.len() >= RECORD {
+            self.stream.ssl_write(&first[..RECORD])
+        } else {
+            let joined = pieces.copy(&mut self.record);
+            self.stream.ssl_write(&self.record[..joined])
+        };
+        self.keys.sent += 1;
+        result
+    }
+
+    /// Before a record is encrypted: sees to it that no key of either side lasts too long. Ours goes
+    /// out before the record, and with it, if need be, the wish that the server renews its own.
+    fn renew_keys(&mut self) {
+        let Some(limit) = self.keys.limit else {
+            return;
+        };
+        let theirs = self.keys.received >= limit;
+        if (theirs || self.keys.sent >= limit) && rekey::renew(&mut self.stream, theirs) {
+            log::debug!("TLS: new keys after {limit} records");
+            self.keys.sent = 0;
+            if theirs {
+                self.keys.received = 0;
+            }
         }
     }
 
-    /// Copies as much as fits; says how much that is.
-    fn copy(&self, record: &mut [u8]) -> usize {
-        let mut used = 0;
-        let mut skip = self.skip;
-        for piece in self.pieces {
-            let n = (piece.len() - skip).min(record.len() - used);
-            record[used..][..n].copy_from_slice(&piece[skip..][..n]);
-            used += n;
-            skip = 0;
+    /// Receives from one record, or nothing.
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
+        self.stream.get_mut().allow(true);
+        let result = self.stream.ssl_read(buffer);
+        if self.stream.get_ref().has_written() {
+            // OpenSSL had something to say. What does not fit goes with what is sent next; a failure
+            // is found out by the next receive.
+            let _ = self.stream.get_mut().flush_output();
         }
-        used
+        match result {
+            Ok(n) => {
+                self.idle = 0;
+                self.keys.received += 1;
+                Ok(n)
+            }
+            Err(error) if is_later(&error) => self.count_idle().map(|()| 0),
+            Err(error) => Err(failure(&error)),
+        }
+    }
+
+    /// Counts what a call took in that was no data.
+    fn count_idle(&mut self) -> Result<(), Error> {
+        self.idle += self.stream.get_ref().taken();
+        match self.idle > MAX_IDLE {
+            true => Err(Error::Tls(
+                "the server sends messages of TLS without end, and no data".to_owned(),
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether nothing more is there, inside OpenSSL or in the socket.
+    fn is_dry(&self) -> bool {
+        let socket = self.stream.get_ref();
+        socket.is_dry() && !socket.was_curbed() && self.stream.ssl().pending() == 0
     }
 }
 
@@ -196,120 +366,15 @@ fn name(ssl: &mut Ssl, settings: &Settings) -> Result<(), Error> {
             .set_hostname(hostname)
             .and_then(|()| ssl.param_mut().set_host(hostname)),
     };
-    result.map_err(|error| Error::Tls(format!("host name \"{hostname}\": {}", reasons(&error))))
-}
-
-/// What the chain of certificates does not say.
-fn check_peer(ssl: &ssl::SslRef, settings: &Settings) -> Result<(), Error> {
-    let certificate = ssl.peer_certificate();
-    if matches!(settings.credentials, Credentials::Psk { .. }) && certificate.is_some() {
-        return Err(Error::Tls(
-            "the server did not use the pre-shared key".to_owned(),
-        ));
-    }
-    let Some(pin) = &settings.pin else {
-        return Ok(());
-    };
-    let key = certificate
-        .and_then(|certificate| certificate.public_key().ok())
-        .and_then(|key| key.public_key_to_der().ok())
-        .and_then(|der| openssl::hash::hash(MessageDigest::sha256(), &der).ok());
-    match key {
-        Some(digest) if digest.as_ref() == pin => Ok(()),
-        _ => Err(Error::Tls(
-            "the server's public key is not the pinned one".to_owned(),
-        )),
-    }
-}
-
-/// Says what was not checked.
-fn warn_of_gaps(settings: &Settings) {
-    if matches!(settings.credentials, Credentials::Psk { .. }) || settings.pin.is_some() {
-        return;
-    }
-    if settings.verify == Some(false) {
-        log::warn!("TLS: the server's certificate was NOT checked, as tls-verify=false demands");
-    } else if settings.hostname.is_none() {
-        log::warn!(
-            "TLS: the certificate's name was not checked, since none is known (tls-hostname=)"
-        );
-    }
+    result.map_err(|error| {
+        Error::Tls(format!(
+            "\"{}\" can be no host name: {} (tls-hostname=)",
+            shown(hostname),
+            reasons(&error)
+        ))
+    })
 }
 
 fn is_later(error: &ssl::Error) -> bool {
     matches!(error.code(), ErrorCode::WANT_READ | ErrorCode::WANT_WRITE)
-}
-
-/// A handshake that failed.
-fn refused(error: &ssl::Error, verified: X509VerifyResult, credentials: &Credentials) -> Error {
-    // The verdict is there also where it was not asked for; it counts if it is what failed.
-    let verification = error
-        .ssl_error()
-        .is_some_and(|stack| reasons(stack).contains("certificate verify failed"));
-    if verification && verified != X509VerifyResult::OK {
-        return Error::Tls(format!(
-            "the server's certificate is not accepted: {}",
-            verified.error_string()
-        ));
-    }
-    match (failure(error), credentials) {
-        (Error::Closed, Credentials::Psk { username, .. }) => Error::Tls(format!(
-            "the server closed the connection, as it may if it does not accept the key of \
-             \"{username}\""
-        )),
-        (Error::Closed, Credentials::X509(_)) => {
-            Error::Tls("the server closed the connection".to_owned())
-        }
-        (other, _) => other,
-    }
-}
-
-/// An established connection, or a handshake, that failed for a reason of the connection's.
-fn failure(error: &ssl::Error) -> Error {
-    if error.code() == ErrorCode::ZERO_RETURN {
-        return Error::Closed;
-    }
-    if let Some(io) = error.io_error() {
-        return match io.raw_os_error() {
-            Some(_) => Error::Tls(describe_io(io)),
-            None => Error::Closed,
-        };
-    }
-    let Some(stack) = error.ssl_error() else {
-        return Error::Closed;
-    };
-    let reasons = reasons(stack);
-    if reasons.contains("unexpected eof") {
-        return Error::Closed;
-    }
-    // TLS 1.3 servers judge our certificate after the handshake; the verdict is an alert.
-    let ours = ["certificate", "unknown ca", "bad certificate"];
-    if reasons.contains("alert") && ours.iter().any(|word| reasons.contains(word)) {
-        return Error::Tls(format!("the server refused our certificate: {reasons}"));
-    }
-    Error::Tls(reasons)
-}
-
-/// The socket, never blocking.
-#[derive(Debug)]
-struct Raw(Arc<OwnedFd>);
-
-impl Read for Raw {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(recv(&self.0, buffer, RecvFlags::DONTWAIT)?.0)
-    }
-}
-
-impl Write for Raw {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(send(
-            &self.0,
-            bytes,
-            SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-        )?)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
