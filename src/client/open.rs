@@ -81,7 +81,6 @@ fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outc
         .target
         .connect(connecting)
         .map_err(|error| failed(server, OpenError::Connect(error)))?;
-    log::debug!("{server}: connected");
     let deadline = Deadline::after_maybe(options.handshake_timeout);
     let goal = goal.with_tls(options.tls_policy);
     let outcome = shake_hands(&mut stream, goal, &options.tls, deadline)

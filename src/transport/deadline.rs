@@ -6,6 +6,9 @@ use rustix::event::Timespec;
 
 use super::Error;
 
+/// Longest wait without looking up.
+const SLICE: Duration = Duration::from_millis(250);
+
 /// When to give up.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline {
@@ -58,6 +61,23 @@ impl Deadline {
     /// The error to fail with once it has passed.
     pub fn passed(&self) -> Error {
         Error::Timeout(self.at.map_or(Duration::ZERO, |(_, full)| full))
+    }
+
+    /// [`Deadline::passed`], where it is known what was waited for.
+    pub(super) fn passed_during(&self, what: &'static str) -> Error {
+        match self.passed() {
+            Error::Timeout(after) => Error::TimeoutDuring { after, what },
+            error => error,
+        }
+    }
+
+    /// This deadline, or [`SLICE`] from now, whichever comes first: for waits that nothing can
+    /// wake, and that have to look up now and then.
+    pub(super) fn slice(&self) -> Self {
+        match self.remaining() {
+            Some(left) if left < SLICE => *self,
+            _ => Self::after(SLICE),
+        }
     }
 
     /// Time left, as poll(2) wants it.

@@ -8,6 +8,8 @@ mod deadline;
 mod doorbell;
 #[allow(unsafe_code)]
 pub mod fd;
+#[allow(unsafe_code)]
+pub mod resolve;
 mod stream;
 pub mod tcp;
 pub mod tls;
@@ -31,7 +33,7 @@ pub enum Error {
     #[error("{}", describe(*.0))]
     Connect(Errno),
     /// The host or service name means nothing.
-    #[error("{0}")]
+    #[error("cannot look up the name: {0}")]
     Resolve(String),
     /// A socket that is good for one connection has had it.
     #[error("the socket was good for one connection, which has ended")]
@@ -64,6 +66,14 @@ pub enum Error {
     /// The deadline passed.
     #[error("timed out after {}", seconds(*.0))]
     Timeout(Duration),
+    /// The deadline passed, and it is known what took so long.
+    #[error("timed out after {}: {what}", seconds(*.after))]
+    TimeoutDuring {
+        /// How long it was away at first.
+        after: Duration,
+        /// What was waited for.
+        what: &'static str,
+    },
 }
 
 impl Error {
@@ -83,7 +93,7 @@ impl Error {
     /// The error number for requests that fail with it.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Timeout(_) => libc::EIO,
+            Self::Timeout(_) | Self::TimeoutDuring { .. } => libc::EIO,
             _ => libc::ESHUTDOWN,
         }
     }
@@ -140,13 +150,19 @@ pub enum Target {
 impl Target {
     /// Connects, before the deadline.
     pub fn connect(&self, deadline: Deadline) -> Result<Stream, Error> {
-        match self {
-            Self::Unix(path) => unix::open(path, deadline),
-            Self::Tcp { host, port } => tcp::open(host, port, deadline),
-            Self::Vsock { cid, port } => vsock::open(*cid, *port, deadline),
-            Self::Inherited(socket) => socket.open(),
-            Self::Child(child) => child.connect(deadline),
-        }
+        let stream = match self {
+            Self::Tcp { host, port } => {
+                let (stream, address) = tcp::open(host, port, deadline)?;
+                log::debug!("{self}: connected to {address}");
+                return Ok(stream);
+            }
+            Self::Unix(path) => unix::open(path, deadline)?,
+            Self::Vsock { cid, port } => vsock::open(*cid, *port, deadline)?,
+            Self::Inherited(socket) => socket.open()?,
+            Self::Child(child) => child.connect(deadline)?,
+        };
+        log::debug!("{self}: connected");
+        Ok(stream)
     }
 
     /// If the server is one that we started, and it has ended: how, and its last words.
