@@ -234,6 +234,7 @@ fn from_uri(text: &str, tls: &mut TlsParams) -> Result<(Place, Option<String>), 
         uri::Place::Unix(path) => target::unix_socket(path)?,
         uri::Place::Tcp { host, port } => Place::Tcp { host, port },
         uri::Place::Vsock { cid, port } => Place::Vsock { cid, port },
+        uri::Place::Ssh(route) => Place::Ssh(route),
     };
     Ok((place, Some(uri.export)))
 }

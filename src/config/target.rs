@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::{Error, params};
+use crate::transport::ssh::Route;
 use crate::transport::unix;
 
 /// Port and service of NBD.
@@ -28,6 +29,8 @@ pub enum Place {
         /// Port number.
         port: u32,
     },
+    /// Through ssh; only a URI can say so.
+    Ssh(Route),
     /// A descriptor that is a connected socket.
     SocketFd(i32),
     /// A program to start, and its arguments; it gets a listening socket.

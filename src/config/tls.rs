@@ -92,6 +92,7 @@ impl TlsParams {
         let used = policy != TlsPolicy::Off;
         let host = match place {
             Place::Tcp { host, .. } => Some(host.clone()),
+            Place::Ssh(route) => Some(route.host.clone()),
             _ => None,
         };
         let hostname = self.hostname.or(host);

@@ -15,6 +15,7 @@ use crate::proto::handshake::TlsPolicy;
 use crate::transport::Target;
 use crate::transport::command::Child;
 use crate::transport::fd::Inherited;
+use crate::transport::ssh::Ssh;
 
 /// A server that is ready to be connected to.
 #[derive(Debug)]
@@ -59,6 +60,11 @@ impl Upstream {
                 cid: *cid,
                 port: *port,
             },
+            Place::Ssh(route) => {
+                let ssh = Ssh::new(route.clone())
+                    .map_err(|error| Failure::misuse(&format!("uri: {error}")))?;
+                Target::Ssh(ssh)
+            }
             Place::SocketFd(number) => {
                 let socket = Inherited::new(*number)
                     .map_err(|error| Failure::misuse(&format!("socket-fd={number}: {error}")))?;
@@ -103,12 +109,10 @@ impl Upstream {
 
     /// nbdkit has forked for the last time: threads may run.
     pub fn after_fork(&self) -> Result<(), Failure> {
-        match &self.options.target {
-            Target::Child(child) => child
-                .after_fork()
-                .map_err(|error| Failure::misuse(&format!("command: {error}"))),
-            _ => Ok(()),
-        }
+        let target = &self.options.target;
+        target
+            .after_fork()
+            .map_err(|error| Failure::misuse(&format!("{target}: {error}")))
     }
 
     /// What a failed request has to say, with the end of a server that we started, if that is why.

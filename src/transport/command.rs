@@ -12,10 +12,10 @@
 #[allow(unsafe_code)]
 mod keeper;
 #[allow(unsafe_code)]
-mod launch;
+pub(super) mod launch;
 #[cfg(test)]
 mod tests;
-mod words;
+pub(super) mod words;
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;

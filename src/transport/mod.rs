@@ -10,6 +10,7 @@ mod doorbell;
 pub mod fd;
 #[allow(unsafe_code)]
 pub mod resolve;
+pub mod ssh;
 mod stream;
 pub mod tcp;
 pub mod tls;
@@ -52,6 +53,9 @@ pub enum Error {
     /// The server that we started has ended: how, and its last words.
     #[error("{0}")]
     ServerEnded(String),
+    /// The ssh that was the connection has ended: how, and its last words.
+    #[error("{0}")]
+    TunnelEnded(String),
     /// The server closed the connection where it should not have.
     #[error("the server closed the connection")]
     Closed,
@@ -141,6 +145,8 @@ pub enum Target {
         /// Port number.
         port: u32,
     },
+    /// Through ssh.
+    Ssh(ssh::Ssh),
     /// A socket that was connected for us.
     Inherited(fd::Inherited),
     /// A server that we started.
@@ -158,11 +164,24 @@ impl Target {
             }
             Self::Unix(path) => unix::open(path, deadline)?,
             Self::Vsock { cid, port } => vsock::open(*cid, *port, deadline)?,
+            Self::Ssh(ssh) => {
+                // What it starts is told there, and a connection it is only if the server speaks.
+                return ssh.open(deadline);
+            }
             Self::Inherited(socket) => socket.open()?,
             Self::Child(child) => child.connect(deadline)?,
         };
         log::debug!("{self}: connected");
         Ok(stream)
+    }
+
+    /// nbdkit has forked for the last time: threads can run from now on.
+    pub fn after_fork(&self) -> Result<(), Error> {
+        match self {
+            Self::Child(child) => child.after_fork(),
+            Self::Ssh(ssh) => ssh.after_fork(),
+            Self::Unix(_) | Self::Tcp { .. } | Self::Vsock { .. } | Self::Inherited(_) => Ok(()),
+        }
     }
 
     /// If the server is one that we started, and it has ended: how, and its last words.
@@ -186,6 +205,7 @@ impl fmt::Display for Target {
             Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "{host}:{port}"),
             Self::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
+            Self::Ssh(ssh) => write!(f, "{ssh}"),
             Self::Inherited(socket) => write!(f, "socket-fd={}", socket.number()),
             Self::Child(child) => write!(f, "command={}", child.name()),
         }

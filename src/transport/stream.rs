@@ -13,6 +13,7 @@ use rustix::net::{
     sendmsg, shutdown,
 };
 
+use super::ssh::Tunnel;
 use super::tls::{Session, Settings};
 use super::{Deadline, Doorbell, Error};
 use crate::proto::handshake::TlsEstablished;
@@ -31,6 +32,9 @@ pub enum Blocking {
 pub struct Stream {
     fd: Arc<OwnedFd>,
     tls: Option<Session>,
+    /// The program at the other end, which ends with the stream. Last, so that it has seen the
+    /// end of the stream when it is waited for.
+    tunnel: Option<Arc<Tunnel>>,
 }
 
 impl Stream {
@@ -38,6 +42,23 @@ impl Stream {
         Self {
             fd: Arc::new(fd),
             tls: None,
+            tunnel: None,
+        }
+    }
+
+    /// A stream to a program of ours.
+    pub(super) fn through(fd: OwnedFd, tunnel: Arc<Tunnel>) -> Self {
+        Self {
+            tunnel: Some(tunnel),
+            ..Self::new(fd)
+        }
+    }
+
+    /// What is behind an error, if there is a program that can tell.
+    fn explain(&self, error: Error) -> Error {
+        match &self.tunnel {
+            Some(tunnel) => tunnel.explain(error),
+            None => error,
         }
     }
 
@@ -61,7 +82,8 @@ impl Stream {
                 return Err(deadline.passed());
             }
             Ok(())
-        })?;
+        })
+        .map_err(|error| self.explain(error))?;
         self.tls = Some(session);
         Ok(TlsEstablished::by_transport())
     }
@@ -90,6 +112,10 @@ impl Stream {
 
     /// Sends what fits at once; `None` if nothing does.
     pub fn send(&self, pieces: &[IoSlice<'_>]) -> Result<Option<usize>, Error> {
+        self.send_some(pieces).map_err(|error| self.explain(error))
+    }
+
+    fn send_some(&self, pieces: &[IoSlice<'_>]) -> Result<Option<usize>, Error> {
         if let Some(tls) = &self.tls {
             return tls.send(pieces);
         }
@@ -112,6 +138,11 @@ impl Stream {
     /// Receives into `buffer`, at least one byte. `None` if nothing is there and `blocking` forbids
     /// to wait. The end of the stream is [`Error::Closed`].
     pub fn receive(&self, buffer: &mut [u8], blocking: Blocking) -> Result<Option<usize>, Error> {
+        self.receive_some(buffer, blocking)
+            .map_err(|error| self.explain(error))
+    }
+
+    fn receive_some(&self, buffer: &mut [u8], blocking: Blocking) -> Result<Option<usize>, Error> {
         if self.tls.is_some() {
             return self.receive_tls(buffer, blocking);
         }
@@ -139,6 +170,15 @@ impl Stream {
 
     /// Like [`Stream::receive`], into several buffers in turn; under TLS into the first only.
     pub fn receive_vectored(
+        &self,
+        buffers: &mut [IoSliceMut<'_>],
+        blocking: Blocking,
+    ) -> Result<Option<usize>, Error> {
+        self.receive_vector(buffers, blocking)
+            .map_err(|error| self.explain(error))
+    }
+
+    fn receive_vector(
         &self,
         buffers: &mut [IoSliceMut<'_>],
         blocking: Blocking,
@@ -262,6 +302,9 @@ impl Stream {
     /// already arrived can still be received.
     pub fn hang_up(&self) {
         let _ = shutdown(&self.fd, Shutdown::Both);
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.kill();
+        }
     }
 }
 
