@@ -46,8 +46,8 @@ pub struct TargetParams {
     pub hostname: Option<String>,
     /// `port=`.
     pub port: Option<String>,
-    /// `vsock=` or `cid=`, not yet a number.
-    pub vsock: Option<Vec<u8>>,
+    /// `vsock=` or `cid=`, not yet a number, behind its spelling.
+    pub vsock: Option<(&'static str, Vec<u8>)>,
     /// `socket-fd=`.
     pub socket_fd: Option<i32>,
     /// `command=` and `arg=`, in order.
@@ -83,9 +83,13 @@ impl TargetParams {
             let port = params::tcp_port(port)?;
             return Ok(Some(Place::Tcp { host, port }));
         }
-        if let Some(cid) = self.vsock {
+        if let Some((key, cid)) = self.vsock {
             return Ok(Some(Place::Vsock {
-                cid: params::number("vsock_cid", &cid)?,
+                // The name before the colon is the one in the plugin in C.
+                cid: params::number("vsock_cid", &cid).map_err(|error| Error::Parameter {
+                    key,
+                    error: Box::new(error),
+                })?,
                 port: params::number("port", port.as_bytes())?,
             }));
         }

@@ -142,7 +142,7 @@ pub fn policy(value: &[u8]) -> Result<TlsPolicy, Error> {
     if required.iter().any(|word| word.eq_ignore_ascii_case(value)) {
         return Ok(TlsPolicy::Require);
     }
-    Ok(if params::boolean(value)? {
+    Ok(if params::boolean("tls", value)? {
         TlsPolicy::Allow
     } else {
         TlsPolicy::Off
@@ -192,7 +192,7 @@ mod tests {
         }
         assert_eq!(
             policy(b"always").expect_err("no such mode").to_string(),
-            "could not decipher boolean (always)"
+            "tls: could not decipher boolean (always)"
         );
     }
 

@@ -189,6 +189,13 @@ impl Scheme {
     }
 }
 
+/// Whether a word is the scheme of an NBD URI.
+pub fn is_scheme(word: &str) -> bool {
+    SCHEMES
+        .iter()
+        .any(|known| known.name.eq_ignore_ascii_case(word))
+}
+
 /// The scheme, and what follows `://`. Schemes have no case (3.1).
 fn scheme(text: &str) -> Result<(Scheme, &str), Error> {
     if text.starts_with(['/', '.']) {

@@ -18,10 +18,13 @@ pub mod unix;
 pub mod vsock;
 
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::io::Errno;
+
+use crate::proto::codec::printable;
 
 pub use self::deadline::Deadline;
 pub use self::doorbell::Doorbell;
@@ -197,13 +200,21 @@ impl Target {
     }
 }
 
-/// The name of the place, as messages give it.
+/// Bytes of a name in messages: a host's is not longer, nor is a socket's path.
+const NAME: usize = 255;
+
+/// The name of the place, as messages give it: whatever the user typed, it is one line.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unix(path) => write!(f, "{}", path.display()),
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => f.write_str(&printable(path.as_os_str().as_bytes(), NAME)),
+            Self::Tcp { host, port } => {
+                let port = printable(port.as_bytes(), NAME);
+                match (host.contains(':'), printable(host.as_bytes(), NAME)) {
+                    (true, host) => write!(f, "[{host}]:{port}"),
+                    (false, host) => write!(f, "{host}:{port}"),
+                }
+            }
             Self::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
             Self::Ssh(ssh) => write!(f, "{ssh}"),
             Self::Inherited(socket) => write!(f, "socket-fd={}", socket.number()),
@@ -226,6 +237,23 @@ mod tests {
             Error::Timeout(Duration::from_millis(1500)).to_string(),
             "timed out after 1.5 seconds"
         );
+    }
+
+    #[test]
+    fn a_target_has_a_printable_name() {
+        let tcp = |host: &str, port: &str| Target::Tcp {
+            host: host.to_owned(),
+            port: port.to_owned(),
+        };
+        for (target, name) in [
+            (Target::Unix("/a\n\u{1b}b".into()), "/a\\n\\u{1b}b"),
+            (tcp("h", "nbd"), "h:nbd"),
+            (tcp("::1", "1"), "[::1]:1"),
+            (tcp("a\r", "b\u{7f}"), "a\\r:b\\u{7f}"),
+            (Target::Vsock { cid: 2, port: 3 }, "vsock:2:3"),
+        ] {
+            assert_eq!(target.to_string(), name);
+        }
     }
 
     #[test]

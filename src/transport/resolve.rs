@@ -15,7 +15,7 @@
 use std::ffi::{CStr, CString};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::OwnedFd;
-use std::ptr::{null, null_mut};
+use std::ptr::null_mut;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -292,6 +292,7 @@ use self::library::by_library;
 /// getaddrinfo_a(3), which is part of glibc's libc itself since version 2.34.
 #[cfg(target_env = "gnu")]
 mod library {
+    use std::ptr::null;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::{Mutex, PoisonError};
 

@@ -18,7 +18,10 @@ pub fn open(host: &str, port: &str, deadline: Deadline) -> Result<(Stream, Socke
         match open_one(address, deadline.share(addresses.len() - tried)) {
             Ok(stream) => return Ok((stream, *address)),
             Err(error) => {
-                log::debug!("{address}: {error}");
+                // The only one is told anyway.
+                if addresses.len() > 1 {
+                    log::debug!("{address}: {error}");
+                }
                 failure = error;
             }
         }

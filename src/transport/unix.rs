@@ -33,12 +33,13 @@ pub fn open(path: &Path, deadline: Deadline) -> Result<Stream, Error> {
     )
     .map_err(Error::io("socket"))?;
     loop {
-        // unix(7): connect obeys the send timeout, and fails with EAGAIN when it has passed.
-        let left = deadline.remaining();
-        if left.is_some_and(|left| left.is_zero()) {
-            return Err(deadline.passed());
+        // unix(7): connect obeys the send timeout, and fails with EAGAIN when it has passed. A queue
+        // without room is the only thing that it waits for.
+        if deadline.has_passed() {
+            return Err(deadline.passed_during("the server's queue of connections is full"));
         }
-        set_socket_timeout(&fd, Timeout::Send, left).map_err(Error::io("setsockopt"))?;
+        let slice = deadline.slice().remaining();
+        set_socket_timeout(&fd, Timeout::Send, slice).map_err(Error::io("setsockopt"))?;
         match connect(&fd, &address) {
             Ok(()) => break,
             Err(Errno::AGAIN | Errno::INTR) => (),
@@ -84,9 +85,10 @@ mod tests {
         rustix::net::listen(&listener, 0).expect("listen");
         let brief = Duration::from_millis(50);
         let _first = open(&path, Deadline::after(brief)).expect("first");
+        let error = open(&path, Deadline::after(brief)).expect_err("there is no room");
         assert_eq!(
-            open(&path, Deadline::after(brief)).err(),
-            Some(Error::Timeout(brief))
+            error.to_string(),
+            "timed out after 0.05 seconds: the server's queue of connections is full"
         );
     }
 }
