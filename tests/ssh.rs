@@ -14,7 +14,7 @@ use common::nbdkit::{Nbdkit, plugin_args};
 use common::need;
 use common::refusal::{Mode, refusal_with};
 use common::sshd::Sshd;
-use common::tcp::{Full, TcpServer, V4, listen, port};
+use common::tcp::{TcpServer, V4, listen, port};
 
 const TELLS_THE_NAME: [&str; 1] = ["info"];
 
@@ -320,15 +320,29 @@ fn ssh_server_that_says_nothing_is_given_up() {
 }
 
 #[test]
-fn server_that_ssh_cannot_get_rid_of_keeps_no_ssh() {
+fn server_that_never_hangs_up_keeps_no_ssh() {
     let Some(sshd) = Sshd::start() else { return };
-    let full = Full::new();
-    let uri = format!("nbd+ssh://{}/?nbd-port={}", sshd.authority(), full.port());
+    // The kernel takes connections in, and nobody ever ends them.
+    let silent = listen(V4);
+    let uri = format!("nbd+ssh://{}/?nbd-port={}", sshd.authority(), port(&silent));
     let stderr = fails(&sshd, &[&uri, "handshake-timeout=2"]);
     assert!(
         stderr.contains("handshake: timed out after 2 seconds"),
         "{stderr}"
     );
+}
+
+#[test]
+fn ssh_that_does_not_end_by_itself_is_ended() {
+    let Some(sshd) = Sshd::start() else { return };
+    let pids = sshd.path("pids");
+    let script = format!("#!/bin/sh\necho $$ >> {}\nexec sleep 600\n", pids.display());
+    fs::write(sshd.path("bin/ssh"), script).expect("write");
+    let front = through(&sshd, &["nbd+ssh://far/", "handshake-timeout=500ms"]);
+    assert!(Front::open(front.socket()).is_err(), "it says nothing");
+    // With the connection, not with nbdkit.
+    sshd.none_is_left();
+    ends_well(front);
 }
 
 #[test]

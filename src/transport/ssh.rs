@@ -35,10 +35,12 @@ use crate::proto::codec::printable;
 /// The program, looked for in `$PATH`.
 const SSH: &str = "ssh";
 
-/// What ssh has to be told whatever its configuration says: nothing but this one connection, which
-/// it must not leave to a process that outlives it.
-const ALWAYS: [&str; 4] = [
+/// What ssh has to be told whatever its configuration says: nothing is forwarded but this one
+/// connection, not even the agent, and it is not left to a process that outlives it.
+const ALWAYS: [&str; 6] = [
     "-T",
+    "-a",
+    "-x",
     "-oClearAllForwardings=yes",
     "-oControlMaster=no",
     "-oRemoteCommand=none",
