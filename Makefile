@@ -7,7 +7,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # For install and uninstall; the defaults are in scripts/install.sh. NAME counts
 # only on make's command line: some systems have it in the environment.
 NAME := nbd
-export DESTDIR PLUGINDIR MANDIR NAME
+export DESTDIR PREFIX prefix PLUGINDIR plugindir MANDIR mandir NAME
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PAGE := $(TARGET_DIR)/nbdkit-nbd-plugin.1
@@ -57,15 +57,16 @@ bench-micro: ## micro benchmarks of the pure parts
 	@scripts/deps.sh build
 	cargo bench --locked --bench micro
 
-bench-instructions: ## instructions per request, against the stored figures (UPDATE=1 stores them)
+bench-instructions: ## instructions per request against the stored ones (STRICT=1: 3 %; UPDATE=1)
 	@scripts/deps.sh build test
 	cargo bench --locked --bench instructions
 
 man: ## make the manual page: target/nbdkit-nbd-plugin.1
 	@scripts/deps.sh lint
-	scripts/man.sh nbd $(PAGE)
+	@mkdir -p "$(TARGET_DIR)"
+	scripts/man.sh nbd "$(PAGE)"
 
-install: ## install what `make build` built (DESTDIR=, PLUGINDIR=, MANDIR=, NAME=nbd)
+install: ## install what `make build` built (NAME=nbd, DESTDIR=, PREFIX=, PLUGINDIR=, MANDIR=)
 	@scripts/install.sh install
 
 uninstall: ## remove it again, with the same variables

@@ -70,6 +70,9 @@ each_need() {
     "$1" test  "have valgrind"            "valgrind"          "valgrind"
     "$1" test  "have nm && have readelf"  "binutils"          "binutils"
     "$1" test  "have certtool && have psktool" "gnutls-bin"   "gnutls-utils"
+    "$1" test  "have pod2man"             "perl"              "perl-podlators"
+    # Elsewhere too: how scripts/install.sh treats Debian's packages is tested.
+    "$1" test  "have dpkg-divert"         "dpkg"              "dpkg"
     "$1" nbdkit "have certtool && have psktool" "gnutls-bin"  "gnutls-utils"
     "$1" nbdkit "have jq"                 "jq"                "jq"
     "$1" bench "have nbdkit"              "nbdkit"            "nbdkit"

@@ -4,64 +4,221 @@
 #     scripts/install.sh install|uninstall
 #
 #     NAME=nbd        nbdkit finds the plugin as `nbdkit NAME`
+#     PREFIX=DIR      default: that of nbdkit for the plugin, /usr/local for the page
 #     PLUGINDIR=DIR   default: what `pkg-config --variable=plugindir nbdkit` says
-#     MANDIR=DIR      default: /usr/local/share/man
+#     MANDIR=DIR      default: PREFIX/share/man
 #     DESTDIR=DIR     put before both, for packaging
 #
-# The distribution has an nbd plugin of the same name. Its file is moved aside,
-# never overwritten, and comes back with uninstall.
+# prefix, plugindir and mandir are other spellings.
+#
+# The distribution has an nbd plugin of the same name. Whatever is not ours is
+# set aside as FILE.distrib, and comes back with uninstall. What belongs to dpkg
+# is diverted, so that an upgrade of nbdkit does not replace ours.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+export LC_ALL=C
+# Others than root shall be able to read what root installs.
+umask 022
 
 die() { echo "install: $*" >&2; exit 1; }
 
+# The plugin and its page have these characters, and nobody else's have.
+mark=nbd_client=rust/
+
+# --- where: everything below works on canonical names ----------------------------
+
+started_in=$PWD
+cd "$(dirname "$0")/.."
+absolute() { (cd "$started_in" && realpath -m -- "$1"); }
+
+either() { # VARIABLE variable
+    local upper=${!1:-} lower=${!2:-}
+    [ -z "$upper" ] || [ -z "$lower" ] || [ "$upper" = "$lower" ] ||
+        die "$1=$upper and $2=$lower contradict each other"
+    echo "${upper:-$lower}"
+}
+
+# nbdkit's directory of plugins below another prefix; it may have spaces.
+plugin_dir_below() { # PREFIX
+    local dir
+    dir=$(pkg-config --define-variable=prefix=/PREFIX --variable=plugindir nbdkit 2>/dev/null) || dir=
+    [[ $dir == /PREFIX/* ]] || dir=/PREFIX/lib/nbdkit/plugins
+    echo "$1${dir#/PREFIX}"
+}
+
+own_plugin_dir() { pkg-config --variable=plugindir nbdkit 2>/dev/null; }
+
+inside_destdir() { # DIRECTORY
+    [[ $1 == /* ]] || die "$1 must be an absolute path (a relative DESTDIR is fine)"
+    local dir
+    dir=$(realpath -m -- "$destdir$1")
+    [[ -z $destdir || $dir/ == "${destdir%/}"/* ]] || die "$1 leads out of DESTDIR=$destdir, to $dir"
+    echo "$dir"
+}
+
 name=${NAME:-nbd}
 [[ $name =~ ^[A-Za-z0-9-]+$ ]] || die "NAME=$name is no plugin name"
-plugin_dir=${PLUGINDIR:-$(pkg-config --variable=plugindir nbdkit)} ||
-    die "cannot ask pkg-config for nbdkit's plugin directory: set PLUGINDIR"
-plugin=${DESTDIR:-}$plugin_dir/nbdkit-$name-plugin.so
-page=${DESTDIR:-}${MANDIR:-/usr/local/share/man}/man1/nbdkit-$name-plugin.1
-built=${CARGO_TARGET_DIR:-target}/release/libnbdkit_nbd_plugin.so
+prefix_given=$(either PREFIX prefix)
+plugin_dir=$(either PLUGINDIR plugindir)
+man_dir=$(either MANDIR mandir)
+destdir=${DESTDIR:+$(absolute "$DESTDIR")}
+if [ -z "$plugin_dir" ] && [ -n "$prefix_given" ]; then
+    plugin_dir=$(plugin_dir_below "$prefix_given")
+elif [ -z "$plugin_dir" ]; then
+    plugin_dir=$(own_plugin_dir) && [ -n "$plugin_dir" ] ||
+        die "cannot ask pkg-config for nbdkit's directory of plugins: set PLUGINDIR"
+fi
+plugin_dir=$(inside_destdir "$plugin_dir")
+man_dir=$(inside_destdir "${man_dir:-${prefix_given:-/usr/local}/share/man}")
+plugin=$plugin_dir/nbdkit-$name-plugin.so
+page=$man_dir/man1/nbdkit-$name-plugin.1
+built=$(absolute "${CARGO_TARGET_DIR:-$PWD/target}")/release/libnbdkit_nbd_plugin.so
 
-of_dpkg() { command -v dpkg-query >/dev/null && dpkg-query -S "$1" >/dev/null 2>&1; }
-of_rpm() { command -v rpm >/dev/null && rpm -qf "$1" >/dev/null 2>&1; }
+# --- whose a file is -----------------------------------------------------------------
 
-# Debian diverts, so that an upgrade of nbdkit does not replace ours.
-move_aside() {
-    if [ -e "$plugin.distrib" ] || [ ! -e "$plugin" ]; then
-        return
-    elif of_dpkg "$plugin"; then
-        dpkg-divert --local --rename --divert "$plugin.distrib" --add "$plugin"
-    elif of_rpm "$plugin"; then
-        mv -v "$plugin" "$plugin.distrib"
+there() { [ -e "$1" ] || [ -L "$1" ]; }
+marked() { [ -f "$1" ] && [ ! -L "$1" ] && grep -aqF "$mark" -- "$1"; }
+
+# dpkg may know the file by another name: /lib/FILE for what is in /usr/lib.
+spelling_of() { # FILE, names on stdin
+    local name found=
+    while IFS= read -r name; do
+        [ "$(realpath -m -- "$(dirname -- "$name")")/$(basename -- "$name")" != "$1" ] || found=$name
+    done
+    [ -n "$found" ] && echo "$found"
+}
+
+packaged_by_dpkg() { # FILE: prints dpkg's name of it
+    command -v dpkg-divert >/dev/null || return 1
+    { dpkg-query -S "*/$(basename -- "$1")" 2>/dev/null || true; } |
+        sed -E '/^(local )?diversion /d; s|^[^/]*: /|/|' | spelling_of "$1"
+}
+
+# Only a diversion such as set_aside makes is ours to take away.
+diverted() { # FILE: prints dpkg's name of it
+    command -v dpkg-divert >/dev/null || return 1
+    local name
+    name=$(dpkg-divert --list "*/$(basename -- "$1")" |
+        sed -n 's/^local diversion of \(.*\) to .*$/\1/p' | spelling_of "$1") || return 1
+    [[ $(dpkg-divert --truename "$name") == "$name".distrib* ]] && echo "$name"
+}
+
+packaged_by_rpm() { command -v rpm >/dev/null && rpm -qf -- "$1" >/dev/null 2>&1; }
+
+# A package may have this very plugin. Then it is the package's, unless what the
+# package had there was set aside for ours.
+is_ours() { # FILE
+    marked "$1" || return 1
+    if packaged_by_dpkg "$1" >/dev/null; then
+        diverted "$1" >/dev/null
+    elif packaged_by_rpm "$1"; then
+        there "$1.distrib"
     fi
 }
 
-bring_back() {
-    [ -e "$plugin.distrib" ] || return 0
-    if of_dpkg "$plugin"; then
-        dpkg-divert --local --rename --remove "$plugin"
-    else
-        mv -v "$plugin.distrib" "$plugin"
+# --- setting aside and bringing back -----------------------------------------------
+
+# FILE.distrib, then FILE.distrib.1 and so on: what was set aside stays.
+aside() { # first-free|last FILE
+    local number=0 last='' next=$2.distrib
+    while there "$next"; do
+        last=$next number=$((number + 1))
+        next=$2.distrib.$number
+    done
+    if [ "$1" = last ]; then echo "$last"; else echo "$next"; fi
+}
+
+set_aside() { # FILE
+    local to known_as
+    if is_ours "$1"; then return; fi
+    to=$(aside first-free "$1")
+    if ! diverted "$1" >/dev/null && known_as=$(packaged_by_dpkg "$1"); then
+        dpkg-divert --local --rename --divert "$(dirname -- "$known_as")/$(basename -- "$to")" \
+            --add "$known_as"
+    elif there "$1"; then
+        # With a second name for it, there is no moment without a plugin.
+        ln -P -- "$1" "$to" 2>/dev/null || mv -T -- "$1" "$to"
+        echo "set aside $1 as $(basename -- "$to")"
     fi
+}
+
+put_in_place() { # NEW FILE: nbdkit may be running with the old one
+    set_aside "$2"
+    mv -fT -- "$1" "$2"
+    echo "installed $2"
+}
+
+remove() { # FILE
+    local back known_as
+    if there "$1" && ! is_ours "$1"; then
+        echo "left alone, as it is not ours: $1"
+        return
+    fi
+    back=$(aside last "$1")
+    if known_as=$(diverted "$1") && [[ -z $back ||
+        $(basename -- "$(dpkg-divert --truename "$known_as")") == "$(basename -- "$back")" ]]; then
+        rm -fv -- "$1"
+        dpkg-divert --local --rename --remove "$known_as"
+    elif [ -n "$back" ]; then
+        mv -fT -- "$back" "$1"
+        echo "brought back $1"
+    else
+        rm -fv -- "$1"
+    fi
+}
+
+# --- all that can be refused is refused before anything is changed ------------------
+
+check_place() { # FILE
+    local dir
+    dir=$(dirname -- "$1")
+    [ -L "$1" ] || [ ! -d "$1" ] || die "$1 is a directory"
+    until there "$dir"; do dir=$(dirname -- "$dir"); done
+    [ -d "$dir" ] || die "$dir is not a directory"
+    [ -w "$dir" ] ||
+        die "may not write to $dir: be root, or say where with PREFIX=, PLUGINDIR=, MANDIR= or DESTDIR="
+}
+
+new=()
+make_new() { # FILE: sets $made, a name beside FILE
+    mkdir -p -- "$(dirname -- "$1")"
+    made=$(mktemp -- "$(dirname -- "$1")/.$(basename -- "$1").XXXXXX")
+    new+=("$made")
 }
 
 case ${1:-} in
 install)
     [ -f "$built" ] || die "there is no $built: run 'make build' first"
-    move_aside
-    install -D -m 755 "$built" "$plugin"
-    echo "installed $plugin"
-    if command -v pod2man >/dev/null; then
-        scripts/man.sh "$name" "$page"
-        echo "installed $page"
-    else
+    grep -aqF "$mark" -- "$built" || die "$built is not this plugin: run 'make build' again"
+    files=("$plugin")
+    if command -v pod2man >/dev/null; then files+=("$page"); fi
+    for file in "${files[@]}"; do check_place "$file"; done
+
+    trap 'rm -f -- "${new[@]}"' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    make_new "$plugin"
+    install -m 644 -- "$built" "$made"
+    if [ ${#files[@]} = 2 ]; then
+        make_new "$page"
+        scripts/man.sh "$name" "$made"
+        chmod 644 -- "$made"
+    fi
+    # From here on it goes through to its end.
+    trap '' INT TERM HUP
+    for i in "${!files[@]}"; do put_in_place "${new[i]}" "${files[i]}"; done
+
+    [ ${#files[@]} = 2 ] ||
         echo "no manual page: pod2man is missing (Debian: perl, Fedora: perl-podlators)"
+    if [ -z "$destdir" ] && [ "$(realpath -m -- "$(own_plugin_dir || echo /)")" != "$plugin_dir" ]; then
+        echo "nbdkit does not look for plugins there; it takes the path: nbdkit $plugin"
     fi
     ;;
 uninstall)
-    rm -fv "$plugin" "$page"
-    bring_back
+    for file in "$plugin" "$page"; do
+        [ ! -d "$(dirname -- "$file")" ] || check_place "$file"
+    done
+    trap '' INT TERM HUP
+    for file in "$plugin" "$page"; do remove "$file"; done
     ;;
 *)
     die "usage: $0 install|uninstall"

@@ -3,9 +3,14 @@
 mod common;
 
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
 
 use common::clients::{LIMIT, attempt, nbdsh, nbdsh_unconnected, program};
 use common::nbdkit::{Nbdkit, forward};
+use common::scripted::bench::Bench;
+use common::scripted::disk::{Disk, pattern};
+use common::scripted::peer::Offer;
+use common::scripted::wire::errno;
 use common::upstream::{memory, noise_file, qemu_nbd};
 use common::{need, need_all};
 
@@ -122,6 +127,30 @@ except nbd.Error as error:
         "{errno}"
     );
     assert!(front.alive());
+}
+
+#[test]
+fn all_pieces_of_a_request_have_one_deadline() {
+    if !need("nbdkit") {
+        return;
+    }
+    // The server takes 4 KiB at once, and its time for each of the pieces is less than the request's.
+    let bench = Bench::new(&["request-timeout=1"]);
+    bench.play(|peer| {
+        let mut disk = Disk::new(1 << 20);
+        peer.negotiate(&Offer {
+            block_sizes: Some((1, 4096, 4096)),
+            ..Offer::default()
+        })?;
+        loop {
+            let request = peer.request()?;
+            peer.silence(Duration::from_millis(600))?;
+            peer.answer(&request, &mut disk)?;
+        }
+    });
+    let mut client = bench.open();
+    assert_eq!(client.read(0, 4096), Ok(pattern(0, 4096)));
+    assert_eq!(client.read(0, 8192), Err(errno::EIO));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use serde_json::Value;
 use common::clients::{nbdsh, nbdsh_unconnected, program};
 use common::front::Front;
 use common::nbdkit::{Nbdkit, forward};
+use common::pair::Pair;
 use common::refusal::refusal;
 use common::{need, need_all};
 
@@ -82,11 +83,9 @@ fn server_s_list_is_passed_on_with_descriptions() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = two_exports(directory.path());
-    let front = forward(directory.path(), server.socket(), DYNAMIC);
+    let pair = Pair::with(two_exports, DYNAMIC);
     assert_eq!(
-        list(&front),
+        list(&pair.front),
         pairs(&[("alpha", "the first"), ("beta", "the second")])
     );
 }
@@ -96,11 +95,9 @@ fn each_client_gets_the_export_that_it_asks_for() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = two_exports(directory.path());
-    let front = forward(directory.path(), server.socket(), DYNAMIC);
+    let pair = Pair::with(two_exports, DYNAMIC);
     let size = |name: &str| {
-        Front::open_as(front.socket(), name, false)
+        Front::open_as(pair.front.socket(), name, false)
             .expect("opens")
             .export()
             .size
@@ -114,11 +111,9 @@ fn two_exports_at_the_same_time() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = two_exports(directory.path());
-    let front = forward(directory.path(), server.socket(), DYNAMIC);
-    let mut alpha = Front::open_as(front.socket(), "alpha", false).expect("opens");
-    let mut beta = Front::open_as(front.socket(), "beta", false).expect("opens");
+    let pair = Pair::with(two_exports, DYNAMIC);
+    let mut alpha = Front::open_as(pair.front.socket(), "alpha", false).expect("opens");
+    let mut beta = Front::open_as(pair.front.socket(), "beta", false).expect("opens");
     assert_eq!(alpha.read((1 << 20) - 512, 512), Ok(vec![0; 512]));
     assert_eq!(beta.read((2 << 20) - 512, 512), Ok(vec![0; 512]));
 }
@@ -128,10 +123,8 @@ fn description_is_that_of_the_export() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = two_exports(directory.path());
-    let front = forward(directory.path(), server.socket(), DYNAMIC);
-    let beta = Front::open_as(front.socket(), "beta", false).expect("opens");
+    let pair = Pair::with(two_exports, DYNAMIC);
+    let beta = Front::open_as(pair.front.socket(), "beta", false).expect("opens");
     assert_eq!(beta.export().description.as_deref(), Some("this is beta"));
 }
 
@@ -140,18 +133,16 @@ fn unknown_name_is_refused_and_the_reason_told() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = two_exports(directory.path());
-    let mut front = forward(directory.path(), server.socket(), DYNAMIC);
-    assert!(Front::open_as(front.socket(), "gamma", false).is_err());
-    let stderr = front.stderr();
+    let mut pair = Pair::with(two_exports, DYNAMIC);
+    assert!(Front::open_as(pair.front.socket(), "gamma", false).is_err());
+    let stderr = pair.front.stderr();
     let errors: Vec<_> = stderr
         .lines()
         .filter(|line| line.contains("error: "))
         .collect();
     assert_eq!(errors.len(), 1, "{stderr}");
     assert!(errors[0].contains("gamma"), "{stderr}");
-    assert!(front.alive());
+    assert!(pair.front.alive());
 }
 
 #[test]
@@ -159,11 +150,12 @@ fn empty_name_is_the_servers_default() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = two_exports(directory.path());
-    let front = forward(directory.path(), server.socket(), DYNAMIC);
+    let pair = Pair::with(two_exports, DYNAMIC);
     assert_eq!(
-        Front::open(front.socket()).expect("opens").export().size,
+        Front::open(pair.front.socket())
+            .expect("opens")
+            .export()
+            .size,
         1 << 20
     );
 }
@@ -173,10 +165,8 @@ fn default_export_has_the_servers_name_for_it() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = two_exports(directory.path());
-    let front = forward(directory.path(), server.socket(), DYNAMIC);
-    assert_eq!(canonical_name(&front), "alpha");
+    let pair = Pair::with(two_exports, DYNAMIC);
+    assert_eq!(canonical_name(&pair.front), "alpha");
 }
 
 #[test]
@@ -184,12 +174,10 @@ fn names_with_spaces_slashes_and_letters_of_all_scripts() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
     // This server's disk holds the name that it was asked for.
-    let server = Nbdkit::start(directory.path(), &["info"]);
-    let front = forward(directory.path(), server.socket(), DYNAMIC);
+    let pair = Pair::new(&["info"], DYNAMIC);
     for name in ["a b", "/dev/disk/", "ünïcode", "%41", "x?y=z"] {
-        let mut client = Front::open_as(front.socket(), name, false).expect("opens");
+        let mut client = Front::open_as(pair.front.socket(), name, false).expect("opens");
         let length = u32::try_from(name.len()).expect("short");
         assert_eq!(
             client.read(0, length),
@@ -204,11 +192,9 @@ fn name_of_the_longest_kind_is_passed_on() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = Nbdkit::start(directory.path(), &["info"]);
-    let front = forward(directory.path(), server.socket(), DYNAMIC);
+    let pair = Pair::new(&["info"], DYNAMIC);
     let name = "x".repeat(4096);
-    let mut client = Front::open_as(front.socket(), &name, false).expect("opens");
+    let mut client = Front::open_as(pair.front.socket(), &name, false).expect("opens");
     assert_eq!(client.read(0, 4096), Ok(name.into_bytes()));
 }
 
@@ -217,10 +203,8 @@ fn nbdinfo_lists_and_opens_all() {
     if !need_all(&["nbdkit", "nbdinfo"]) {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = two_exports(directory.path());
-    let front = forward(directory.path(), server.socket(), DYNAMIC);
-    let text = program("nbdinfo", &["--list", "--json", &front.uri()]);
+    let pair = Pair::with(two_exports, DYNAMIC);
+    let text = program("nbdinfo", &["--list", "--json", &pair.front.uri()]);
     let all: Value = serde_json::from_str(&text).expect("JSON");
     let sizes: Vec<_> = all["exports"]
         .as_array()
@@ -247,13 +231,14 @@ fn oldstyle_server_has_one_export_without_a_name() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = Nbdkit::start(directory.path(), &["-o", "memory", "1M"]);
-    let front = forward(directory.path(), server.socket(), DYNAMIC);
-    assert_eq!(list(&front), pairs(&[("", "")]));
-    assert_eq!(canonical_name(&front), "");
+    let pair = Pair::new(&["-o", "memory", "1M"], DYNAMIC);
+    assert_eq!(list(&pair.front), pairs(&[("", "")]));
+    assert_eq!(canonical_name(&pair.front), "");
     assert_eq!(
-        Front::open(front.socket()).expect("opens").export().size,
+        Front::open(pair.front.socket())
+            .expect("opens")
+            .export()
+            .size,
         1 << 20
     );
 }
@@ -263,12 +248,13 @@ fn server_that_is_not_fixed_newstyle_has_a_default_export() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = Nbdkit::start(directory.path(), &["--mask-handshake=0", "memory", "1M"]);
-    let front = forward(directory.path(), server.socket(), DYNAMIC);
-    assert_eq!(list(&front), pairs(&[("", "")]));
+    let pair = Pair::new(&["--mask-handshake=0", "memory", "1M"], DYNAMIC);
+    assert_eq!(list(&pair.front), pairs(&[("", "")]));
     assert_eq!(
-        Front::open(front.socket()).expect("opens").export().size,
+        Front::open(pair.front.socket())
+            .expect("opens")
+            .export()
+            .size,
         1 << 20
     );
 }
@@ -296,10 +282,11 @@ fn configured_name_is_the_only_one_listed() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = two_exports(directory.path());
-    let front = forward(directory.path(), server.socket(), &["export=beta"]);
-    let names: Vec<_> = list(&front).into_iter().map(|(name, _)| name).collect();
+    let pair = Pair::with(two_exports, &["export=beta"]);
+    let names: Vec<_> = list(&pair.front)
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
     assert_eq!(names, ["beta"]);
 }
 
@@ -308,10 +295,8 @@ fn configured_name_is_the_canonical_one() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = two_exports(directory.path());
-    let front = forward(directory.path(), server.socket(), &["export=beta"]);
-    assert_eq!(canonical_name(&front), "beta");
+    let pair = Pair::with(two_exports, &["export=beta"]);
+    assert_eq!(canonical_name(&pair.front), "beta");
 }
 
 #[test]
@@ -348,11 +333,9 @@ fn any_name_leads_to_the_configured_export() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = two_exports(directory.path());
-    let front = forward(directory.path(), server.socket(), &["export=beta"]);
+    let pair = Pair::with(two_exports, &["export=beta"]);
     for name in ["", "beta", "alpha", "gamma"] {
-        let client = Front::open_as(front.socket(), name, false).expect("opens");
+        let client = Front::open_as(pair.front.socket(), name, false).expect("opens");
         assert_eq!(client.export().size, 2 << 20, "{name:?}");
     }
 }
@@ -362,14 +345,12 @@ fn lists_are_asked_for_at_the_same_time() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = two_exports(directory.path());
-    let front = forward(directory.path(), server.socket(), DYNAMIC);
+    let pair = Pair::with(two_exports, DYNAMIC);
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 assert_eq!(
-                    list(&front),
+                    list(&pair.front),
                     pairs(&[("alpha", "the first"), ("beta", "the second")])
                 );
             });

@@ -1,252 +1,599 @@
-//! Errors of the other server reach the client as what they were, and harm no other request.
+//! The messages under ERRORS in the manual are those that come, and those that come are there.
+//!
+//! Each case makes one message happen and pins its text. Whoever changes a text changes it here too, and then
+//! looks whether the item of the manual still fits.
 
 mod common;
+// Beside this file it would be a test of its own.
+#[path = "errors/reach.rs"]
+mod reach;
 
-use common::clients::{attempt, nbdsh, nbdsh_unconnected, text};
-use common::nbdkit::{Nbdkit, forward};
-use common::upstream::{noise_file, qemu_nbd};
-use common::{need, need_all};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
 
-/// Tries every command once and prints how each ended.
-const TRY_EVERYTHING: &str = "
-def attempt(name, call):
-    try:
-        call()
-        print(name, 'fine')
-    except nbd.Error as error:
-        print(name, error.errno)
-attempt('pread', lambda: h.pread(4096, 0))
-attempt('pwrite', lambda: h.pwrite(bytes(4096), 0))
-attempt('zero', lambda: h.zero(4096, 0))
-attempt('trim', lambda: h.trim(4096, 0))
-attempt('cache', lambda: h.cache(4096, 0))
-";
+use common::clients::{LIMIT, text};
+use common::front::Front;
+use common::manual::{self, Pattern};
+use common::nbdkit::{Nbdkit, forward, plugin_args};
+use common::pki::{self, Authority, LOCALHOST, TOOLS};
+use common::process::{hand_over, run};
+use common::refusal::{Mode, refusal_with};
+use common::scripted::Scripted;
+use common::scripted::disk::Disk;
+use common::scripted::peer::{Offer, Peer};
+use common::scripted::wire::{self, DONE, errno, opt, rep};
+use common::tls;
+use common::upstream::{memory, noise_file, qemu_nbd};
+use common::{need_all, plugin};
 
-/// What a client of a server that always fails with `error` sees: directly, and through us.
-fn every_command_fails_alike(error: &str) {
-    if !need("nbdkit") {
-        return;
+/// One message.
+struct Case {
+    /// The item of the manual, without its POD codes. In it `...` and these words stand for anything:
+    /// X, N, M, FILE, KEY, VALUE.
+    item: &'static str,
+    /// What comes, with DIR for the directory of the case and `...` for what is not ours, such as OpenSSL's
+    /// reasons.
+    text: &'static str,
+    /// Makes it happen, with an empty directory to use, and returns it.
+    happen: fn(&Path) -> String,
+}
+
+const BLANKS: [&str; 6] = ["X", "N", "M", "FILE", "KEY", "VALUE"];
+
+/// The mistakes in parameters, by which nbdkit does not start.
+const AT_START: &[Case] = &[
+    Case {
+        item: "unknown parameter 'X'",
+        text: "unknown parameter 'sokcet'",
+        happen: |dir| starting(dir, &["sokcet=DIR/s"]),
+    },
+    Case {
+        item: "exactly one of ‘socket’, ‘hostname’, ... must be specified",
+        text: "exactly one of ‘socket’, ‘hostname’, ‘vsock’, ‘command’, ‘socket-fd’ and ‘uri’ parameters \
+               must be specified",
+        happen: |dir| starting(dir, &["export=x"]),
+    },
+    Case {
+        item: "cannot mix Unix ‘socket’, TCP ‘hostname’/‘port’, ...",
+        text: "cannot mix Unix ‘socket’, TCP ‘hostname’/‘port’, ‘vsock’, ‘command’, ‘socket-fd’ and \
+               ‘uri’ parameters",
+        happen: |dir| starting(dir, &["socket=s", "hostname=localhost"]),
+    },
+    Case {
+        item: "‘port’ parameter should only be used with ‘hostname’ or ‘vsock’",
+        text: "‘port’ parameter should only be used with ‘hostname’ or ‘vsock’",
+        happen: |dir| starting(dir, &["socket=s", "port=10809"]),
+    },
+    Case {
+        item: "socket file name too large",
+        text: "socket file name too large",
+        happen: |dir| starting(dir, &[&format!("socket=/{}", "s".repeat(108))]),
+    },
+    Case {
+        item: "cannot mix 'dynamic-export' with explicit export name",
+        text: "cannot mix 'dynamic-export' with explicit export name",
+        happen: |dir| starting(dir, &["socket=s", "dynamic-export=1", "export=x"]),
+    },
+    Case {
+        item: "cannot use 'dynamic-export' with shared connection",
+        text: "cannot use 'dynamic-export' with shared connection",
+        happen: |dir| starting(dir, &["socket=s", "dynamic-export=1", "shared=1"]),
+    },
+    Case {
+        item: "uri: ...",
+        text: "uri: unknown query key 'socke'",
+        happen: |dir| starting(dir, &["nbd://localhost?socke=s"]),
+    },
+    Case {
+        item: "cannot mix 'tls=off' with a URI that demands TLS",
+        text: "cannot mix 'tls=off' with a URI that demands TLS",
+        happen: |dir| starting(dir, &["nbds://localhost", "tls=off"]),
+    },
+    Case {
+        item: "cannot mix ‘tls-pin’ with a pre-shared key",
+        text: "cannot mix ‘tls-pin’ with a pre-shared key",
+        happen: |dir| {
+            let pin = format!("tls-pin=sha256:{}", "0".repeat(64));
+            starting(dir, &["socket=s", "tls-psk=keys", &pin])
+        },
+    },
+    Case {
+        item: "‘tls-psk’ needs ‘tls-username’",
+        text: "‘tls-psk’ needs ‘tls-username’",
+        happen: |dir| starting_as_nobody(dir, &["socket=s", "tls-psk=/dev/null"]),
+    },
+    Case {
+        item: "tls-verify=true needs a name to verify: ...",
+        text: "tls-verify=true needs a name to verify: add ‘tls-hostname’, or ‘tls-pin’ to recognise the \
+               server by its key",
+        happen: |dir| starting(dir, &["socket=s", "tls-verify=true"]),
+    },
+    Case {
+        item: "tls-pin: must be sha256: and 64 hexadecimal digits",
+        text: "tls-pin: must be sha256: and 64 hexadecimal digits",
+        happen: |dir| starting(dir, &["socket=s", "tls-pin=sha256:0"]),
+    },
+    Case {
+        item: "TLS: FILE: ...",
+        text: "TLS: DIR/keys: No such file or directory",
+        happen: |dir| starting(dir, &["socket=s", "tls-psk=DIR/keys", "tls-username=me"]),
+    },
+    Case {
+        item: "socket-fd=N: ...",
+        text: "socket-fd=99: Bad file descriptor",
+        happen: |dir| starting(dir, &["socket-fd=99"]),
+    },
+    Case {
+        item: "KEY: could not parse number: \"X\": ...",
+        text: "retry: could not parse number: \"often\": trailing garbage",
+        happen: |dir| starting(dir, &["socket=s", "retry=often"]),
+    },
+    Case {
+        item: "KEY=VALUE: must ...",
+        text: "connect-timeout=soon: must be a time such as 30, 1.5s or 200ms, or 0 for none",
+        happen: |dir| starting(dir, &["socket=s", "connect-timeout=soon"]),
+    },
+    Case {
+        item: "command: cannot start X: ...",
+        text: "command: cannot start /no/such/program: No such file or directory",
+        happen: |dir| starting(dir, &["command=/no/such/program"]),
+    },
+    Case {
+        item: "command=X: connect: the server exited with status N: ...",
+        text: "command=sh: connect: the server exited with status 3: no disk",
+        happen: |dir| {
+            starting(
+                dir,
+                &["command=sh", "arg=-c", "arg=echo no disk >&2; exit 3"],
+            )
+        },
+    },
+    Case {
+        item: "command=X: connect: the server was killed by signal N: ...",
+        text: "command=sh: connect: the server was killed by signal 9: no memory",
+        happen: |dir| {
+            starting(
+                dir,
+                &["command=sh", "arg=-c", "arg=echo no memory >&2; kill -9 $$"],
+            )
+        },
+    },
+];
+
+/// What goes wrong between the connection and the first request.
+const OPENING: &[Case] = &[
+    Case {
+        item: "connect: ...",
+        text: "DIR/nobody: connect: No such file or directory",
+        happen: |dir| opening(&forward(dir, &dir.join("nobody"), &[])),
+    },
+    Case {
+        item: "connect: the socket was good for one connection, which has ended",
+        text: "socket-fd=100: connect: the socket was good for one connection, which has ended",
+        happen: used_up,
+    },
+    Case {
+        item: "handshake: not an NBD server ...",
+        text: "DIR/scripted.sock: handshake: not an NBD server (it sent 0x32323020736d7470 instead of NBDMAGIC)",
+        happen: |dir| scripted_opening(dir, &[], |peer| peer.send(b"220 smtp.example.com ESMTP")),
+    },
+    Case {
+        item: "handshake: server refused NBD_OPT_GO: no export named \"X\"",
+        text: "DIR/...: handshake: server refused NBD_OPT_GO: no export named \"wrong\" (export 'wrong' not \
+               present)",
+        happen: |dir| {
+            let image = noise_file(dir, "image", 1 << 20, 301);
+            let server = qemu_nbd(dir, &image, "raw", "right", &[]);
+            opening(&forward(dir, server.socket(), &["export=wrong"]))
+        },
+    },
+    Case {
+        item: "handshake: server refused NBD_OPT_GO: TLS is required, or no export ...",
+        text: "DIR/scripted.sock: handshake: server refused NBD_OPT_GO: TLS is required, or no export named \
+               \"\" (not in clear)",
+        happen: |dir| {
+            scripted_opening(dir, &[], |peer| {
+                let asked = peer.greet_until(opt::GO, &Offer::default())?;
+                peer.reply(asked.option, rep::ERR_TLS_REQD, b"not in clear")?;
+                peer.expect_closed()
+            })
+        },
+    },
+    Case {
+        item: "handshake: timed out after ...",
+        text: "DIR/scripted.sock: handshake: timed out after 0.1 seconds (waiting for its greeting)",
+        happen: |dir| scripted_opening(dir, &["handshake-timeout=100ms"], Peer::expect_closed),
+    },
+    Case {
+        item: "handshake: reply to ...",
+        text: "DIR/scripted.sock: handshake: reply to NBD_OPT_GO: the server answered NBD_OPT_LIST instead",
+        happen: |dir| {
+            scripted_opening(dir, &[], |peer| {
+                peer.greet_until(opt::GO, &Offer::default())?;
+                peer.reply(opt::LIST, rep::ACK, &[])?;
+                peer.expect_closed()
+            })
+        },
+    },
+];
+
+/// What TLS adds to that.
+const TLS: &[Case] = &[
+    Case {
+        item: "handshake: TLS is required, but ...",
+        text: "DIR/...: handshake: TLS is required, but the server refused NBD_OPT_STARTTLS: forbidden by the \
+               server's policy",
+        happen: |dir| {
+            let server = memory(dir, "1M");
+            opening(&forward(dir, server.socket(), &["tls=require"]))
+        },
+    },
+    Case {
+        item: "handshake: TLS: the server's certificate is not accepted: ...",
+        text: "DIR/...: handshake: TLS: the server's certificate is not accepted: ...",
+        happen: |dir| {
+            let parties = Authority::new(dir, "authority");
+            let server = tls::nbdkit(dir, &parties.server("server", LOCALHOST), &["memory", "1M"]);
+            let stranger = Authority::new(dir, "stranger").trusting("client");
+            with_certificates(dir, server.socket(), &stranger)
+        },
+    },
+    Case {
+        item: "handshake: TLS: the server's public key is not the pinned one",
+        text: "DIR/...: handshake: TLS: the server's public key is not the pinned one (waiting for its side of \
+               the TLS handshake)",
+        happen: |dir| {
+            let files = pki::self_signed(dir, "server", &[]);
+            let server = tls::nbdkit(dir, &files, &["memory", "1M"]);
+            let pin = format!("tls-pin=sha256:{}", "0".repeat(64));
+            opening(&forward(dir, server.socket(), &["tls=require", &pin]))
+        },
+    },
+    Case {
+        item: "handshake: TLS: the server refused our certificate: ...",
+        text: "DIR/scripted.sock: handshake: TLS: the server refused our certificate: ...",
+        happen: |dir| {
+            scripted_opening(dir, &["tls=require", "tls-verify=false"], |peer| {
+                peer.greet(Offer::default().handshake_flags)?;
+                let asked = peer.option()?;
+                peer.reply(asked.option, rep::ACK, &[])?;
+                peer.receive(1)?;
+                // A record with an alert: fatal, bad_certificate.
+                peer.send(&[21, 3, 3, 0, 2, 2, 42])?;
+                peer.expect_closed()
+            })
+        },
+    },
+    Case {
+        item: "handshake: ... (right after TLS was established: the server may have refused our certificate)",
+        text: "DIR/...: handshake: ... (right after TLS was established: the server may have refused our \
+               certificate)",
+        happen: |dir| {
+            let authority = Authority::new(dir, "authority");
+            let files = authority.server("server", LOCALHOST);
+            let image = noise_file(dir, "image", 1 << 20, 303);
+            let server = tls::qemu(dir, &files, "verify-peer=yes", &image, "raw");
+            with_certificates(dir, server.socket(), &authority.trusting("client"))
+        },
+    },
+    Case {
+        item: "handshake: TLS: the server closed the connection, as it may if it does not accept the key of \
+               \"X\" ...",
+        text: "DIR/...: handshake: TLS: the server closed the connection, as it may if it does not accept the \
+               key of \"bob\" (waiting for its side of the TLS handshake)",
+        happen: |dir| {
+            let keys = pki::keys(dir, "server.psk", &["alice"]);
+            let server = tls::nbdkit_psk(dir, &keys, &["memory", "1M"]);
+            let others = format!("tls-psk={}", text(&pki::keys(dir, "others.psk", &["bob"])));
+            let parameters = ["tls=require", "tls-username=bob", &others];
+            opening(&forward(dir, server.socket(), &parameters))
+        },
+    },
+    Case {
+        item: "handshake: TLS: bytes in clear followed the server's consent to TLS ...",
+        text: "DIR/scripted.sock: handshake: TLS: bytes in clear followed the server's consent to TLS, which may \
+               be an attack (waiting for its side of the TLS handshake)",
+        happen: |dir| {
+            scripted_opening(dir, &["tls=require"], |peer| {
+                peer.greet(Offer::default().handshake_flags)?;
+                let asked = peer.option()?;
+                let consent = wire::option_reply(asked.option, rep::ACK, &[]);
+                peer.send(&wire::join(&[&consent, b"something else"]))?;
+                peer.expect_closed()
+            })
+        },
+    },
+];
+
+/// What goes wrong with requests.
+const SERVING: &[Case] = &[
+    Case {
+        item: "server answered ...",
+        text: "DIR/scripted.sock: NBD_CMD_READ of 512 bytes at offset 0: server answered NBD_ENOSPC (full)",
+        happen: |dir| {
+            reading(dir, &Offer::default(), |peer, cookie| {
+                peer.send(&wire::error(DONE, cookie, errno::ENOSPC, b"full"))
+            })
+        },
+    },
+    Case {
+        item: "server answered only N of M bytes",
+        text: "DIR/scripted.sock: NBD_CMD_READ of 512 bytes at offset 0: server answered only 256 of 512 bytes",
+        happen: |dir| {
+            reading(dir, &Offer::default(), |peer, cookie| {
+                peer.send(&wire::data(DONE, cookie, 0, &[0; 256]))
+            })
+        },
+    },
+    Case {
+        item: "... is not aligned to the server's minimum block size N",
+        text: "DIR/scripted.sock: NBD_CMD_READ of 512 bytes at offset 0 is not aligned to the server's minimum \
+               block size 4096",
+        happen: |dir| {
+            let offer = Offer {
+                block_sizes: Some((4096, 4096, 1 << 20)),
+                ..Offer::default()
+            };
+            serving(dir, &offer, |peer| peer.expect_closed())
+        },
+    },
+    Case {
+        item: "connection lost: ...",
+        text: "DIR/scripted.sock: connection lost: the server closed the connection",
+        happen: |dir| reading(dir, &Offer::default(), |_, _| Ok(())),
+    },
+    Case {
+        item: "the server is shutting down",
+        text: "DIR/scripted.sock: the server is shutting down",
+        happen: |dir| {
+            // The first answer says so, and the second request is not sent.
+            let server = Scripted::start(dir);
+            server.play(|peer| {
+                peer.negotiate(&Offer::default())?;
+                let request = peer.request()?;
+                peer.send(&wire::error(DONE, request.cookie, errno::ESHUTDOWN, b""))?;
+                peer.expect_closed()
+            });
+            let nbdkit = forward(dir, server.socket(), &[]);
+            let mut front = Front::open(nbdkit.socket()).expect("opens");
+            assert_eq!(front.read(0, 512), Err(errno::ESHUTDOWN));
+            assert_eq!(front.read(0, 512), Err(errno::ESHUTDOWN));
+            last_error(&nbdkit.stderr())
+        },
+    },
+];
+
+// --- how they happen ------------------------------------------------------------------------------------
+
+/// Why nbdkit does not start with these parameters, in which DIR is the directory.
+fn starting(dir: &Path, parameters: &[&str]) -> String {
+    let parameters: Vec<_> = parameters
+        .iter()
+        .map(|parameter| parameter.replace("DIR", text(dir)))
+        .collect();
+    let parameters: Vec<_> = parameters.iter().map(String::as_str).collect();
+    refusal_with(dir, Mode::Foreground, &parameters, |_| ()).0
+}
+
+/// [`starting`] as somebody who is not root and has no name.
+fn starting_as_nobody(dir: &Path, parameters: &[&str]) -> String {
+    // Whoever it is must be able to read the plugin.
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("mode");
+    let copy = dir.join("plugin.so");
+    fs::copy(plugin(), &copy).expect("copy");
+    let mut command = Command::new("nbdkit");
+    command
+        .args(["-U", "-"])
+        .arg(copy)
+        .args(parameters)
+        .args(["--run", "true"])
+        .env_remove("LOGNAME")
+        .env_remove("USER");
+    // SAFETY: geteuid takes nothing and cannot fail.
+    if unsafe { libc::geteuid() } == 0 {
+        command.uid(65534).gid(65534);
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let failing = format!("error={error}");
-    let upstream = Nbdkit::start(
-        directory.path(),
-        &[
-            "--filter=error",
-            "memory",
-            "1M",
-            failing.as_str(),
-            "error-rate=1",
-        ],
-    );
-    let front = forward(directory.path(), upstream.socket(), &[]);
-    let direct = nbdsh(&upstream.uri(), TRY_EVERYTHING);
-    assert_eq!(
-        direct.matches(error).count(),
-        5,
-        "the upstream fails as told: {direct}"
-    );
-    assert_eq!(nbdsh(&front.uri(), TRY_EVERYTHING), direct);
+    last_error(&String::from_utf8_lossy(&run(&mut command, LIMIT).stderr))
 }
 
-#[test]
-fn eperm_stays_eperm() {
-    every_command_fails_alike("EPERM");
+/// The one error that nbdkit tells when a client cannot open the export.
+fn opening(nbdkit: &Nbdkit) -> String {
+    last_error(&tls::refused(nbdkit))
 }
 
-#[test]
-fn eio_stays_eio() {
-    every_command_fails_alike("EIO");
+fn scripted_opening(
+    dir: &Path,
+    parameters: &[&str],
+    script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static,
+) -> String {
+    let server = Scripted::start(dir);
+    server.play(script);
+    opening(&forward(dir, server.socket(), parameters))
 }
 
-#[test]
-fn enomem_stays_enomem() {
-    every_command_fails_alike("ENOMEM");
+/// What nbdkit tells when a read of the first 512 bytes fails; `script` plays what follows the handshake.
+fn serving(
+    dir: &Path,
+    offer: &Offer,
+    script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static,
+) -> String {
+    let server = Scripted::start(dir);
+    let offer = offer.clone();
+    server.play(move |peer| {
+        peer.negotiate(&offer)?;
+        script(peer)
+    });
+    let nbdkit = forward(dir, server.socket(), &[]);
+    let mut front = Front::open(nbdkit.socket()).expect("opens");
+    assert!(front.read(0, 512).is_err(), "the read fails");
+    last_error(&nbdkit.stderr())
 }
 
-#[test]
-fn einval_stays_einval() {
-    every_command_fails_alike("EINVAL");
+/// [`serving`] with `answer` for the read's cookie, and nothing after it.
+fn reading(
+    dir: &Path,
+    offer: &Offer,
+    answer: impl Fn(&mut Peer, u64) -> io::Result<()> + Send + Sync + 'static,
+) -> String {
+    serving(dir, offer, move |peer| {
+        let request = peer.request()?;
+        answer(peer, request.cookie)
+    })
 }
 
-#[test]
-fn enospc_stays_enospc() {
-    every_command_fails_alike("ENOSPC");
+/// [`opening`] of a server with a certificate for localhost, with these certificates of our own.
+fn with_certificates(dir: &Path, server: &Path, ours: &Path) -> String {
+    let ours = format!("tls-certificates={}", text(ours));
+    let parameters = ["tls=require", "tls-hostname=localhost", &ours];
+    opening(&forward(dir, server, &parameters))
 }
 
-#[test]
-fn failed_flush_is_not_success() {
-    if !need("nbdkit") {
-        return;
+/// The second client of a `socket-fd=` whose connection has ended.
+fn used_up(dir: &Path) -> String {
+    let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+    let server = std::thread::spawn(move || {
+        let mut peer = Peer::new(ours, false);
+        peer.negotiate(&Offer::default()).expect("handshake");
+        let request = peer.request().expect("a read");
+        peer.answer(&request, &mut Disk::new(Offer::default().size))
+    });
+    let nbdkit = Nbdkit::start_with(dir, &plugin_args(&["socket-fd=100"]), |command| {
+        hand_over(command, &theirs, 100);
+    });
+    drop(theirs);
+    let mut front = Front::open(nbdkit.socket()).expect("opens");
+    assert!(front.read(0, 512).is_ok(), "the read succeeds");
+    server.join().expect("the server").expect("answers");
+    assert!(front.read(0, 512).is_err(), "the connection has ended");
+    front.close();
+    opening(&nbdkit)
+}
+
+/// What stands behind `error: ` in the last line that has it.
+fn last_error(log: &str) -> String {
+    let line = log.lines().rev().find(|line| line.contains("error: "));
+    let line = line.unwrap_or_else(|| panic!("no error:\n{log}"));
+    let (_, message) = line.split_once("error: ").expect("found above");
+    message.to_owned()
+}
+
+fn cases() -> impl Iterator<Item = &'static Case> {
+    [AT_START, OPENING, TLS, SERVING, reach::CASES]
+        .into_iter()
+        .flatten()
+}
+
+/// Makes the cases happen, and tells of all those that have changed.
+fn check(cases: &[Case]) {
+    let mut wrong = Vec::new();
+    for case in cases {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let came = (case.happen)(directory.path()).replace(text(directory.path()), "DIR");
+        if !Pattern::new(case.item, &BLANKS).is_in(&came) {
+            wrong.push(format!(
+                "ERRORS in the manual has: {}\nbut what comes is:        {came}\n\
+                 -> change the manual, and the case in tests/errors.rs",
+                case.item
+            ));
+        } else if !Pattern::new(case.text, &[]).is_all_of(&came) {
+            wrong.push(format!(
+                "tests/errors.rs pins:     {}\nbut what comes is:        {came}\n\
+                 -> pin the new text if it is the better one; the item of the manual fits it",
+                case.text
+            ));
+        }
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(
-        directory.path(),
-        &[
-            "eval",
-            "get_size=echo 1M",
-            "pread=head -c $3 /dev/zero",
-            "pwrite=cat >/dev/null",
-            "can_flush=exit 0",
-            "flush=echo ENOSPC the disk behind is full >&2; exit 1",
-        ],
-    );
-    let front = forward(directory.path(), upstream.socket(), &[]);
-    let script = "
-h.pwrite(bytes(512), 0)
-try:
-    h.flush()
-    print('fine')
-except nbd.Error as error:
-    print(error.errno)
-";
-    assert_eq!(nbdsh(&front.uri(), script).trim_end(), "ENOSPC");
+    assert!(wrong.is_empty(), "\n\n{}\n", wrong.join("\n\n"));
 }
 
 #[test]
-fn failed_status_is_an_error_and_not_an_empty_map() {
-    if !need("nbdkit") {
-        return;
-    }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(
-        directory.path(),
-        &[
-            "eval",
-            "get_size=echo 1M",
-            "pread=head -c $3 /dev/zero",
-            "can_extents=exit 0",
-            "extents=echo EIO no map >&2; exit 1",
-        ],
-    );
-    let front = forward(directory.path(), upstream.socket(), &[]);
-    let script = format!(
-        "
-h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
-h.connect_uri('{}')
-try:
-    h.block_status(4096, 0, lambda *args: None)
-    print('fine')
-except nbd.Error as error:
-    print(error.errno)
-print(len(h.pread(4096, 0)))
-",
-        front.uri()
-    );
-    assert_eq!(nbdsh_unconnected(&script), "EIO\n4096\n");
-}
-
-#[test]
-fn reads_that_fail_leave_the_others_alone() {
-    if !need("nbdkit") {
-        return;
-    }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let image = noise_file(directory.path(), "image", 4 << 20, 21);
-    // Every second read fails, on average. All are in flight on one connection; whatever failed is asked again.
-    let upstream = Nbdkit::start(
-        directory.path(),
-        &[
-            "--filter=error",
-            "file",
-            text(&image),
-            "error=EIO",
-            "error-pread-rate=50%",
-        ],
-    );
-    let front = forward(directory.path(), upstream.socket(), &[]);
-    let script = format!(
-        "
-SIZE = 65536
-disk = open('{}', 'rb').read()
-left = list(range(0, len(disk), SIZE))
-failures = 0
-rounds = 0
-while left and rounds < 100:
-    rounds += 1
-    asked = []
-    for offset in left:
-        buffer = nbd.Buffer(SIZE)
-        asked.append((offset, buffer, h.aio_pread(buffer, offset)))
-    left = []
-    for offset, buffer, cookie in asked:
-        try:
-            while not h.aio_command_completed(cookie):
-                h.poll(-1)
-            assert buffer.to_bytearray() == disk[offset:offset + SIZE], offset
-        except nbd.Error as error:
-            assert error.errno == 'EIO', error
-            failures += 1
-            left.append(offset)
-assert not left and failures > 0, (left, failures)
-",
-        text(&image)
-    );
-    nbdsh(&front.uri(), &script);
-}
-
-#[test]
-fn export_that_does_not_exist_is_refused_by_name() {
-    if !need_all(&["nbdkit", "qemu-nbd", "nbdinfo"]) {
-        return;
-    }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let image = noise_file(directory.path(), "image", 1 << 20, 22);
-    let upstream = qemu_nbd(directory.path(), &image, "raw", "right", &[]);
-    let mut front = forward(directory.path(), upstream.socket(), &["export=wrong"]);
-    let output = attempt("nbdinfo", &["--size", &front.uri()]);
-    assert!(!output.status.success(), "the export does not exist");
-    assert!(front.alive());
-    let log = front.stderr();
-    let error = log
-        .lines()
-        .find(|line| line.contains("error:"))
-        .unwrap_or_else(|| panic!("no error in: {log}"));
-    assert!(error.contains("wrong"), "names the export: {error}");
+fn every_item_of_the_manual_has_a_case() {
+    let documented: BTreeSet<_> = manual::items(&manual::section(Some("ERRORS")))
+        .into_iter()
+        .collect();
+    let shown: BTreeSet<_> = cases().map(|case| case.item.to_owned()).collect();
+    let unproven: Vec<_> = documented.difference(&shown).collect();
+    let undocumented: Vec<_> = shown.difference(&documented).collect();
     assert!(
-        error.contains(text(upstream.socket())),
-        "names the server: {error}"
+        unproven.is_empty() && undocumented.is_empty(),
+        "\nin ERRORS, but no case of tests/errors.rs makes it happen: {unproven:#?}\n\
+         in tests/errors.rs, but not in ERRORS: {undocumented:#?}\n"
     );
 }
 
 #[test]
-fn server_that_is_not_there_fails_the_client_and_not_nbdkit() {
-    if !need_all(&["nbdkit", "nbdinfo"]) {
-        return;
-    }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let nowhere = directory.path().join("nobody-listens-here");
-    let mut front = forward(directory.path(), &nowhere, &[]);
-    let output = attempt("nbdinfo", &["--size", &front.uri()]);
-    assert!(!output.status.success(), "there is no server");
-    assert!(front.alive());
-    let log = front.stderr();
-    let error = log
-        .lines()
-        .find(|line| line.contains("error:"))
-        .unwrap_or_else(|| panic!("no error in: {log}"));
+fn readme_has_no_other_messages() {
+    // Of nbdkit and the system.
+    let foreign = [
+        "Connection refused",
+        "Cannot send after transport endpoint shutdown",
+        "bind: ...: Address already in use",
+    ];
+    let readme = manual::file("README.md");
+    let (_, table) = readme.split_once("\n| What you see |").expect("the table");
+    let rows = table.lines().skip(2).take_while(|row| row.starts_with('|'));
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    let quoted: Vec<_> = cells
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .filter(|text| !foreign.contains(text))
+        .collect();
+    let pinned = |text: &str| cases().any(|case| case.text.contains(text));
+    let gone: Vec<_> = quoted.iter().filter(|text| !pinned(text)).collect();
+    assert!(quoted.len() > 3, "{quoted:?}");
     assert!(
-        error.contains("nobody-listens-here"),
-        "names the socket: {error}"
+        gone.is_empty(),
+        "in the README, but no message has it: {gone:?}"
     );
 }
 
 #[test]
-fn last_bytes_of_the_largest_disk_can_be_used() {
-    // 2^63-1 is the largest size nbdkit knows; larger ones are refused, which tests/rows_values.rs shows.
-    if !need("nbdkit") {
-        return;
+fn mistakes_in_parameters_are_told_as_the_manual_says() {
+    if need_all(&["nbdkit", "sh"]) {
+        check(AT_START);
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(directory.path(), &["memory", "9223372036854775807"]);
-    let front = forward(directory.path(), upstream.socket(), &[]);
-    let script = "
-end = 2**63 - 1
-h.pwrite(b'the very last bytes', end - 19)
-print(h.pread(19, end - 19).decode())
-";
-    assert_eq!(
-        nbdsh(&front.uri(), script).trim_end(),
-        "the very last bytes"
-    );
+}
+
+#[test]
+fn failures_to_get_there_are_told_as_the_manual_says() {
+    if need_all(&["nbdkit", "sh"]) {
+        check(reach::CASES);
+    }
+}
+
+#[test]
+fn failures_to_open_are_told_as_the_manual_says() {
+    if need_all(&["nbdkit", "qemu-nbd"]) {
+        check(OPENING);
+    }
+}
+
+#[test]
+fn failures_of_tls_are_told_as_the_manual_says() {
+    if need_all(&["nbdkit", "qemu-nbd"]) && need_all(TOOLS) {
+        check(TLS);
+    }
+}
+
+#[test]
+fn failures_of_requests_are_told_as_the_manual_says() {
+    if need_all(&["nbdkit"]) {
+        check(SERVING);
+    }
+}
+
+#[test]
+fn comparison_sees_a_difference() {
+    let item = Pattern::new("KEY: could not parse number: \"X\": ...", &BLANKS);
+    assert!(item.is_in("retry: could not parse number: \"y\": bad"));
+    assert!(!item.is_in("retry: could not parse a number: \"y\": bad"));
+    let text = Pattern::new("DIR/...: no", &[]);
+    assert!(text.is_all_of("DIR/a.sock: no"));
+    assert!(!text.is_all_of("DIR/a.sock: no (really)"));
+    assert!(!text.is_all_of("nbd: DIR/a.sock: no"));
 }

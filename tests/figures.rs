@@ -3,7 +3,7 @@
 #[path = "../benches/instructions/figures.rs"]
 mod figures;
 
-use figures::{Figure, Stored};
+use figures::{Figure, STRICT, Stored, TOLERANCE};
 
 fn figures(list: &[(&str, u64)]) -> Vec<Figure> {
     let owned = |(name, value): &(&str, u64)| ((*name).to_owned(), *value);
@@ -45,14 +45,30 @@ fn lines_without_a_number_are_refused() {
 fn up_to_a_tenth_is_tolerated() {
     let stored = stored(&[("read", 1000), ("write", 1000)]);
     let close = figures(&[("read", 1100), ("write", 900)]);
-    assert_eq!(stored.complaints(&close), Vec::<String>::new());
+    assert_eq!(stored.complaints(&close, TOLERANCE), Vec::<String>::new());
+}
+
+#[test]
+fn who_is_strict_tolerates_three_per_cent() {
+    let stored = stored(&[("read", 1000), ("write", 1000)]);
+    let close = figures(&[("read", 1030), ("write", 970)]);
+    assert_eq!(stored.complaints(&close, STRICT), Vec::<String>::new());
+    let off = figures(&[("read", 1031), ("write", 969)]);
+    assert_eq!(
+        stored.complaints(&off, STRICT),
+        [
+            "read went from 1000 to 1031: +3.1 %",
+            "write went from 1000 to 969: -3.1 %",
+        ]
+    );
+    assert_eq!(stored.complaints(&off, TOLERANCE), Vec::<String>::new());
 }
 
 #[test]
 fn more_than_a_tenth_is_not_up_or_down() {
     let stored = stored(&[("read", 1000), ("write", 1000)]);
     assert_eq!(
-        stored.complaints(&figures(&[("read", 1101), ("write", 899)])),
+        stored.complaints(&figures(&[("read", 1101), ("write", 899)]), TOLERANCE),
         [
             "read went from 1000 to 1101: +10.1 %",
             "write went from 1000 to 899: -10.1 %",
@@ -63,7 +79,7 @@ fn more_than_a_tenth_is_not_up_or_down() {
 #[test]
 fn figures_come_and_go_only_with_the_file() {
     assert_eq!(
-        stored(&[("old", 1)]).complaints(&figures(&[("new", 2)])),
+        stored(&[("old", 1)]).complaints(&figures(&[("new", 2)]), TOLERANCE),
         [
             "old is stored and not counted any more",
             "new is 2 and not stored",

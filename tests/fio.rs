@@ -5,8 +5,9 @@ mod common;
 use std::path::Path;
 
 use common::clients::program;
-use common::nbdkit::{Nbdkit, forward};
+use common::nbdkit::Nbdkit;
 use common::need_all;
+use common::pair::Pair;
 use common::upstream::{memory, noise_file, qemu_nbd};
 
 /// Four jobs, each with its own connection and sixteen requests in flight on its own part of the disk.
@@ -61,10 +62,8 @@ fn mixed_blocks_on_nbdkit_with_debug_messages() {
     if !need_all(&["nbdkit", "fio"]) {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = memory(directory.path(), "16M");
-    let front = forward(directory.path(), upstream.socket(), &["-Dnbd.verbose=1"]);
-    verified_load(&front, "64k");
+    let pair = Pair::new(&["memory", "16M"], &["-Dnbd.verbose=1"]);
+    verified_load(&pair.front, "64k");
 }
 
 #[test]

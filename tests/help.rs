@@ -3,11 +3,10 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use common::clients::LIMIT;
+use common::manual;
 use common::process::run_ok;
 use common::{need, plugin};
 
@@ -22,13 +21,9 @@ fn keys_in_help() -> BTreeSet<String> {
 
 /// The keys that `=item` lines of the manual begin with.
 fn keys_in_manual() -> BTreeSet<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("nbdkit-nbd-plugin.pod");
-    let manual =
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    manual
-        .lines()
-        .filter_map(|line| line.strip_prefix("=item "))
-        .filter_map(|item| key(&plain(item)))
+    manual::items(&manual::section(None))
+        .iter()
+        .filter_map(|item| key(item))
         .collect()
 }
 
@@ -37,20 +32,6 @@ fn key(line: &str) -> Option<String> {
     let (key, _) = line.trim_start_matches('[').split_once('=')?;
     let lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     (!key.is_empty() && key.chars().all(lower)).then(|| key.to_owned())
-}
-
-/// POD text without its codes such as B<...>, which are single capital letters before an angle bracket.
-fn plain(pod: &str) -> String {
-    let mut text = String::new();
-    let mut rest = pod.chars().peekable();
-    while let Some(c) = rest.next() {
-        if c.is_ascii_uppercase() && rest.peek() == Some(&'<') {
-            rest.next();
-        } else if c != '>' {
-            text.push(c);
-        }
-    }
-    text
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use common::clients::{map, nbdinfo, nbdsh, nbdsh_unconnected, program, text};
 use common::nbdkit::{Nbdkit, forward};
+use common::pair::Pair;
 use common::upstream::{nbd_server, noise_file, qemu_nbd};
 use common::{need, need_all};
 use serde_json::Value;
@@ -35,11 +36,9 @@ fn assert_transparent(args: &[&str], exceptions: &[Exception]) {
     if !need_all(&["nbdkit", "nbdinfo"]) {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(directory.path(), args);
-    let front = forward(directory.path(), upstream.socket(), &[]);
-    assert_same_info(&upstream.uri(), &front.uri(), exceptions);
-    assert_eq!(map(&front.uri()), map(&upstream.uri()));
+    let pair = Pair::new(args, &[]);
+    assert_same_info(&pair.server.uri(), &pair.front.uri(), exceptions);
+    assert_eq!(map(&pair.front.uri()), map(&pair.server.uri()));
 }
 
 #[test]
@@ -57,10 +56,8 @@ fn empty_disk_looks_the_same() {
     if !need_all(&["nbdkit", "nbdinfo"]) {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(directory.path(), &["memory", "0"]);
-    let front = forward(directory.path(), upstream.socket(), &[]);
-    assert_same_info(&upstream.uri(), &front.uri(), &[]);
+    let pair = Pair::new(&["memory", "0"], &[]);
+    assert_same_info(&pair.server.uri(), &pair.front.uri(), &[]);
 }
 
 #[test]
@@ -74,10 +71,8 @@ fn disk_of_exabytes_looks_the_same() {
     if !need_all(&["nbdkit", "nbdinfo"]) {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(directory.path(), &["memory", "9223372036854775807"]);
-    let front = forward(directory.path(), upstream.socket(), &[]);
-    assert_same_info(&upstream.uri(), &front.uri(), &[]);
+    let pair = Pair::new(&["memory", "9223372036854775807"], &[]);
+    assert_same_info(&pair.server.uri(), &pair.front.uri(), &[]);
 }
 
 #[test]
@@ -198,13 +193,11 @@ fn oldstyle_server_looks_like_newstyle_with_the_same_abilities() {
     if !need_all(&["nbdkit", "nbdinfo"]) {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(directory.path(), &["-o", "memory", "10M"]);
-    let front = forward(directory.path(), upstream.socket(), &[]);
+    let pair = Pair::new(&["-o", "memory", "10M"], &[]);
     // Structured replies and their contexts are a matter between our own client and nbdkit.
     assert_same_info(
-        &upstream.uri(),
-        &front.uri(),
+        &pair.server.uri(),
+        &pair.front.uri(),
         &[
             ("can_df", true.into()),
             ("contexts", serde_json::json!(["base:allocation"])),
@@ -290,7 +283,6 @@ fn status_of_one_extent_is_one_extent() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
     let script = "
 h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
 h.connect_uri(uri)
@@ -299,16 +291,15 @@ def keep(context, offset, entries, error): found.extend(entries)
 h.block_status(32 << 20, 12345, keep, nbd.CMD_FLAG_REQ_ONE)
 print(found)
 ";
-    let upstream = Nbdkit::start(directory.path(), &["sparse-random", "64M", "percent=50"]);
-    let front = forward(directory.path(), upstream.socket(), &[]);
+    let pair = Pair::new(&["sparse-random", "64M", "percent=50"], &[]);
     let ask = |uri: String| nbdsh_unconnected(&format!("uri = '{uri}'\n{script}"));
-    let direct = ask(upstream.uri());
+    let direct = ask(pair.server.uri());
     assert_eq!(
         direct.matches(',').count(),
         1,
         "length and status of one extent: {direct}"
     );
-    assert_eq!(ask(front.uri()), direct);
+    assert_eq!(ask(pair.front.uri()), direct);
 }
 
 #[test]
@@ -338,21 +329,22 @@ fn block_sizes_reach_the_client() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(
-        directory.path(),
+    let pair = Pair::new(
         &[
             "eval",
             "get_size=echo 1M",
             "pread=head -c $3 /dev/zero",
             "block_size=echo 4096 65536 131072",
         ],
+        &[],
     );
-    let front = forward(directory.path(), upstream.socket(), &[]);
     let script = "
 print(*[h.get_block_size(kind) for kind in (nbd.SIZE_MINIMUM, nbd.SIZE_PREFERRED, nbd.SIZE_MAXIMUM)])
 ";
-    assert_eq!(nbdsh(&front.uri(), script).trim_end(), "4096 65536 131072");
+    assert_eq!(
+        nbdsh(&pair.front.uri(), script).trim_end(),
+        "4096 65536 131072"
+    );
 }
 
 /// The export's name as the front nbdkit tells it. A client of the front may ask for any name and is told

@@ -4,11 +4,13 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 
 use common::clients::{nbdsh, text};
 use common::nbdkit::{Nbdkit, forward};
 use common::need_all;
-use common::upstream::{file, noise, noise_file, qemu_nbd};
+use common::pair::Pair;
+use common::upstream::{noise, noise_file, qemu_nbd};
 
 const MIB: usize = 1 << 20;
 
@@ -96,22 +98,26 @@ assert h.pread(len(disk), 0) == disk
     nbdsh(&front.uri(), &script);
 }
 
-#[test]
-fn zero_of_200_mib_where_the_server_cannot_zero() {
+/// Zeroes 200 MiB in one request, before nbdkit with these arguments and a file of other bytes.
+fn zeroes_200_mib(args: &[&str]) {
     if !need_all(&["nbdkit"]) {
         return;
     }
     const LENGTH: usize = 200 * MIB;
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let image = directory.path().join("image");
-    fs::write(&image, vec![0xaa; LENGTH + 2]).expect("write image");
-    let upstream = Nbdkit::start(directory.path(), &["--filter=nozero", "file", text(&image)]);
-    let front = forward(directory.path(), upstream.socket(), &[]);
+    let image = |directory: &Path| directory.join("image");
+    let pair = Pair::with(
+        |directory| {
+            let image = image(directory);
+            fs::write(&image, vec![0xaa; LENGTH + 2]).expect("write image");
+            Nbdkit::start(directory, &[args, &["file", text(&image)]].concat())
+        },
+        &[],
+    );
     nbdsh(
-        &front.uri(),
+        &pair.front.uri(),
         &format!("h.set_strict_mode(0)\nh.zero({LENGTH}, 1)"),
     );
-    let stored = fs::read(&image).expect("read image");
+    let stored = fs::read(image(pair.path())).expect("read image");
     assert_eq!(
         stored[1..=LENGTH].iter().position(|byte| *byte != 0),
         None,
@@ -125,31 +131,13 @@ fn zero_of_200_mib_where_the_server_cannot_zero() {
 }
 
 #[test]
+fn zero_of_200_mib_where_the_server_cannot_zero() {
+    zeroes_200_mib(&["--filter=nozero"]);
+}
+
+#[test]
 fn zero_of_200_mib_where_the_server_can_zero() {
-    if !need_all(&["nbdkit"]) {
-        return;
-    }
-    const LENGTH: usize = 200 * MIB;
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let image = directory.path().join("image");
-    fs::write(&image, vec![0xaa; LENGTH + 2]).expect("write image");
-    let upstream = file(directory.path(), &image);
-    let front = forward(directory.path(), upstream.socket(), &[]);
-    nbdsh(
-        &front.uri(),
-        &format!("h.set_strict_mode(0)\nh.zero({LENGTH}, 1)"),
-    );
-    let stored = fs::read(&image).expect("read image");
-    assert_eq!(
-        stored[1..=LENGTH].iter().position(|byte| *byte != 0),
-        None,
-        "every byte asked for is zero"
-    );
-    assert_eq!(
-        (stored[0], stored[LENGTH + 1]),
-        (0xaa, 0xaa),
-        "and none beside them"
-    );
+    zeroes_200_mib(&[]);
 }
 
 #[test]
@@ -157,9 +145,7 @@ fn commands_without_data_may_span_gigabytes() {
     if !need_all(&["nbdkit"]) {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(directory.path(), &["memory", "1T"]);
-    let front = forward(directory.path(), upstream.socket(), &[]);
+    let pair = Pair::new(&["memory", "1T"], &[]);
     let script = "
 h.set_strict_mode(0)
 almost_4_gib = 2**32 - 4096
@@ -168,5 +154,5 @@ h.zero(almost_4_gib, 0)
 assert h.pread(4096, 2**32 - 8192) == bytes(4096)
 h.trim(almost_4_gib, 2**32)
 ";
-    nbdsh(&front.uri(), script);
+    nbdsh(&pair.front.uri(), script);
 }

@@ -13,9 +13,9 @@ use std::time::Duration;
 use common::clients::{LIMIT, nbdsh_unconnected};
 use common::nbdkit::{Nbdkit, forward, forward_args};
 use common::need;
+use common::pair::Pair;
 use common::process::eventually;
 use common::scripted::wire::{self, cmd, opt};
-use common::upstream::memory;
 
 /// How much more memory nbdkit may have at the end, in KiB. What clients in the warm-up happened not to
 /// need at the same time, a few buffers of 1 MiB each, stays with the allocator; of 1775 clients each may
@@ -42,7 +42,7 @@ for n in range({count}):
 
 /// Descriptors and threads before the first client are those after the last.
 fn stays_flat(front: &Nbdkit, action: &str) {
-    let idle = front.threads();
+    let idle = front.idle_threads();
     let baseline = front.descriptors();
     clients(front, 200, action);
     eventually("threads are back to the start", LIMIT, || {
@@ -58,10 +58,8 @@ fn two_hundred_clients_that_read() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = memory(directory.path(), "1M");
-    let front = forward(directory.path(), upstream.socket(), &[]);
-    stays_flat(&front, "each.pread(512, 0)");
+    let pair = Pair::new(&["memory", "1M"], &[]);
+    stays_flat(&pair.front, "each.pread(512, 0)");
 }
 
 #[test]
@@ -69,10 +67,8 @@ fn two_hundred_clients_that_leave_at_once() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = memory(directory.path(), "1M");
-    let front = forward(directory.path(), upstream.socket(), &[]);
-    stays_flat(&front, "pass");
+    let pair = Pair::new(&["memory", "1M"], &[]);
+    stays_flat(&pair.front, "pass");
 }
 
 #[test]
@@ -90,9 +86,7 @@ fn two_hundred_clients_whose_export_is_refused() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(
-        directory.path(),
+    let pair = Pair::new(
         &[
             "--filter=exportname",
             "memory",
@@ -100,9 +94,9 @@ fn two_hundred_clients_whose_export_is_refused() {
             "exportname-strict=true",
             "exportname=right",
         ],
+        &["export=wrong"],
     );
-    let front = forward(directory.path(), upstream.socket(), &["export=wrong"]);
-    stays_flat(&front, "pass");
+    stays_flat(&pair.front, "pass");
 }
 
 /// The first part of what a client sends: flags, and GO for the default export.
@@ -193,7 +187,7 @@ fn stays_flat_and_small(front: &Nbdkit, count: usize, client: impl Fn(usize) + S
             }
         });
     };
-    let (threads, descriptors) = (front.threads(), front.descriptors());
+    let (threads, descriptors) = (front.idle_threads(), front.descriptors());
     let settled = || {
         eventually("threads are back to the start", LIMIT, || {
             (front.threads() <= threads).then_some(())

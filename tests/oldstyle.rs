@@ -5,6 +5,7 @@ mod common;
 use common::clients::{assert_same_bytes, nbdcopy, nbdsh, text};
 use common::nbdkit::{Nbdkit, forward};
 use common::need_all;
+use common::pair::Pair;
 use common::upstream::{file, noise_file};
 
 const SIZE: usize = (4 << 20) + 513;
@@ -103,11 +104,9 @@ fn oldstyle_server_has_no_export_names_to_choose_from() {
     if !need_all(&["nbdkit"]) {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(directory.path(), &["-o", "memory", "1M"]);
-    let front = forward(directory.path(), upstream.socket(), &["export=whatever"]);
+    let pair = Pair::new(&["-o", "memory", "1M"], &["export=whatever"]);
     assert_eq!(
-        nbdsh(&front.uri(), "print(h.get_size())").trim_end(),
+        nbdsh(&pair.front.uri(), "print(h.get_size())").trim_end(),
         "1048576"
     );
 }
@@ -117,27 +116,25 @@ fn export_name_of_the_longest_kind_is_passed_on() {
     if !need_all(&["nbdkit"]) {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
     // The upstream's size is the length of the name that it was asked for.
-    let upstream = Nbdkit::start(
-        directory.path(),
+    let name = "name with spaces/and ünïcode ".repeat(130);
+    let export = format!("export={name}");
+    let pair = Pair::new(
         &[
             "eval",
             "open=printf %s \"$3\"",
             "get_size=printf %s \"$2\" | wc -c",
             "pread=head -c $3 /dev/zero",
         ],
+        &[&export],
     );
-    let name = "name with spaces/and ünïcode ".repeat(130);
-    let export = format!("export={name}");
-    let front = forward(directory.path(), upstream.socket(), &[&export]);
     assert!(
         (3900..=4096).contains(&name.len()),
         "the protocol allows 4096 bytes, this has {}",
         name.len()
     );
     assert_eq!(
-        nbdsh(&front.uri(), "print(h.get_size())").trim_end(),
+        nbdsh(&pair.front.uri(), "print(h.get_size())").trim_end(),
         name.len().to_string()
     );
 }

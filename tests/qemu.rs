@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use common::clients::{assert_same_bytes, nbdcopy, program, text};
 use common::nbdkit::{Nbdkit, forward};
 use common::need_all;
-use common::upstream::{memory, noise_file, qemu_nbd};
+use common::pair::Pair;
+use common::upstream::{Server, memory, noise_file, qemu_nbd};
 
 const MIB: usize = 1 << 20;
 
@@ -49,6 +50,26 @@ fn realistic_qcow2(directory: &Path) -> PathBuf {
     image
 }
 
+/// Copies a disk image into another format.
+fn convert(from_format: &str, from: &Path, to_format: &str, to: &Path) {
+    let formats = ["convert", "-f", from_format, "-O", to_format];
+    program(
+        "qemu-img",
+        &[&formats[..], &[text(from), text(to)]].concat(),
+    );
+}
+
+/// qemu-nbd with a [`realistic_qcow2`], and the plugin before it.
+fn realistic_pair() -> Pair<Server> {
+    Pair::with(
+        |directory| {
+            let image = realistic_qcow2(directory);
+            qemu_nbd(directory, &image, "qcow2", "disk", &[])
+        },
+        &["export=disk"],
+    )
+}
+
 /// Runs `commands` of qemu-io on `target`, all of which must succeed. qemu-io reports a wrong pattern only in
 /// its text.
 fn qemu_io(format: &str, target: &str, commands: &[&str]) -> String {
@@ -74,18 +95,7 @@ fn qcow2_disk_is_copied_out_byte_for_byte() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let image = realistic_qcow2(directory.path());
     let expected = directory.path().join("expected.raw");
-    program(
-        "qemu-img",
-        &[
-            "convert",
-            "-f",
-            "qcow2",
-            "-O",
-            "raw",
-            text(&image),
-            text(&expected),
-        ],
-    );
+    convert("qcow2", &image, "raw", &expected);
 
     let upstream = qemu_nbd(directory.path(), &image, "qcow2", "disk", &["--read-only"]);
     let front = forward(directory.path(), upstream.socket(), &["export=disk"]);
@@ -104,18 +114,7 @@ fn disk_is_copied_into_a_qcow2_byte_for_byte() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let source = directory.path().join("source.raw");
     let template = realistic_qcow2(directory.path());
-    program(
-        "qemu-img",
-        &[
-            "convert",
-            "-f",
-            "qcow2",
-            "-O",
-            "raw",
-            text(&template),
-            text(&source),
-        ],
-    );
+    convert("qcow2", &template, "raw", &source);
 
     let image = directory.path().join("target.qcow2");
     program(
@@ -134,18 +133,7 @@ fn disk_is_copied_into_a_qcow2_byte_for_byte() {
         nbdcopy(&["--flush", text(&source), &front.uri()]);
     }
     let stored = directory.path().join("stored.raw");
-    program(
-        "qemu-img",
-        &[
-            "convert",
-            "-f",
-            "qcow2",
-            "-O",
-            "raw",
-            text(&image),
-            text(&stored),
-        ],
-    );
+    convert("qcow2", &image, "raw", &stored);
     assert_same_bytes(&stored, &source);
 }
 
@@ -209,14 +197,19 @@ fn qemu_img_finds_the_disks_identical() {
     if !ready() {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let image = realistic_qcow2(directory.path());
-    let upstream = qemu_nbd(directory.path(), &image, "qcow2", "disk", &[]);
-    let front = forward(directory.path(), upstream.socket(), &["export=disk"]);
-    let direct = upstream.uri_export("disk");
+    let pair = realistic_pair();
+    let direct = pair.server.uri_export("disk");
     let verdict = program(
         "qemu-img",
-        &["compare", "-f", "raw", "-F", "raw", &direct, &front.uri()],
+        &[
+            "compare",
+            "-f",
+            "raw",
+            "-F",
+            "raw",
+            &direct,
+            &pair.front.uri(),
+        ],
     );
     assert!(verdict.contains("identical"), "{verdict}");
 }
@@ -226,17 +219,14 @@ fn qemu_img_sees_the_same_map() {
     if !ready() {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let image = realistic_qcow2(directory.path());
-    let upstream = qemu_nbd(directory.path(), &image, "qcow2", "disk", &[]);
-    let front = forward(directory.path(), upstream.socket(), &["export=disk"]);
+    let pair = realistic_pair();
     let map = |uri: &str| program("qemu-img", &["map", "--output=json", "-f", "raw", uri]);
-    let direct = map(&upstream.uri_export("disk"));
+    let direct = map(&pair.server.uri_export("disk"));
     assert!(
         direct.contains("\"zero\": true"),
         "the disk has holes: {direct}"
     );
-    assert_eq!(map(&front.uri()), direct);
+    assert_eq!(map(&pair.front.uri()), direct);
 }
 
 #[test]
@@ -244,12 +234,10 @@ fn qemu_img_info_knows_the_size() {
     if !ready() {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = memory(directory.path(), "16M");
-    let front = forward(directory.path(), upstream.socket(), &[]);
+    let pair = Pair::new(&["memory", "16M"], &[]);
     let info = program(
         "qemu-img",
-        &["info", "--output=json", "-f", "raw", &front.uri()],
+        &["info", "--output=json", "-f", "raw", &pair.front.uri()],
     );
     let info: serde_json::Value = serde_json::from_str(&info).expect("qemu-img writes JSON");
     assert_eq!(info["virtual-size"], 16 * MIB);
@@ -285,12 +273,10 @@ fn patterns_are_read_back() {
     if !ready() {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = memory(directory.path(), "16M");
-    let front = forward(directory.path(), upstream.socket(), &[]);
+    let pair = Pair::new(&["memory", "16M"], &[]);
     qemu_io(
         "raw",
-        &front.uri(),
+        &pair.front.uri(),
         &[
             "write -P 0x11 0 1M",
             "write -P 0x22 512K 1M",
@@ -355,9 +341,7 @@ fn many_writes_in_flight_end_where_they_belong() {
     if !ready() {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = memory(directory.path(), "16M");
-    let front = forward(directory.path(), upstream.socket(), &[]);
+    let pair = Pair::new(&["memory", "16M"], &[]);
     let writes: Vec<String> = (0..64)
         .map(|n| format!("aio_write -P {} {}K 64K", n + 1, n * 64))
         .collect();
@@ -367,5 +351,5 @@ fn many_writes_in_flight_end_where_they_belong() {
         .map(|n| format!("read -P {} {}K 64K", n + 1, n * 64))
         .collect();
     commands.extend(reads.iter().map(String::as_str));
-    qemu_io("raw", &front.uri(), &commands);
+    qemu_io("raw", &pair.front.uri(), &commands);
 }

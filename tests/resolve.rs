@@ -162,6 +162,22 @@ fn answer(hosts: &Path, done: &AtomicBool) {
 }
 
 #[test]
+fn look_up_for_a_client_does_not_keep_an_nbdkit_that_is_told_to_end() {
+    let Some(hung) = Hung::new() else { return };
+    let nbdkit = hung.serving(&["hostname=disks", "connect-timeout=0"]);
+    let socket = hung.path("sock");
+    let client = thread::spawn(move || Front::open(&socket).is_err());
+    eventually("nbdkit opens for a client", LIMIT, || {
+        nbdkit.stderr().contains("open readonly").then_some(())
+    });
+    ends_well(nbdkit);
+    assert!(
+        client.join().expect("the client ends"),
+        "nobody knows the name"
+    );
+}
+
+#[test]
 fn resolver_that_answers_again_is_asked_again() {
     let Some(hung) = Hung::new() else { return };
     let nbdkit = hung.serving(&["hostname=disks", "connect-timeout=200ms"]);

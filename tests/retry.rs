@@ -205,7 +205,7 @@ fn client_that_leaves_ends_the_tries() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let nobody = directory.path().join("nobody.sock");
     let mut front = forward(directory.path(), &nobody, &["retry=1000"]);
-    let idle = front.threads();
+    let idle = front.idle_threads();
     let client = Guarded::spawn(nbdsh_command().args(["-u", &front.uri(), "-c", "pass"]));
     was_tried(|| front.stderr());
     drop(client);

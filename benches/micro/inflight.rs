@@ -16,7 +16,12 @@ type Table = Inflight<u64, ()>;
 pub fn bench(criterion: &mut Criterion) {
     let table = table();
     criterion.bench_function("inflight/claim, finish", |bencher| {
-        bencher.iter(|| table.claim(|cookie| cookie.0).finish());
+        bencher.iter(|| {
+            table
+                .claim(&Deadline::NEVER, |cookie| cookie.0)
+                .expect("a slot")
+                .finish()
+        });
     });
     criterion.bench_function("inflight/whole request", |bencher| {
         bencher.iter(|| whole_request(&table));
@@ -33,14 +38,17 @@ fn table() -> Table {
 /// What one thread alone does for a request.
 fn whole_request(table: &Table) -> u64 {
     let mut cookie = None;
-    let ticket = table.claim(|c| {
-        cookie = Some(c);
-        c.0
-    });
+    let ticket = table
+        .claim(&Deadline::NEVER, |c| {
+            cookie = Some(c);
+            c.0
+        })
+        .expect("a slot");
     assert_eq!(table.sent(ticket.index()), 0, "its owner is awake");
     ticket.wait(
-        Deadline::NEVER,
+        &Deadline::NEVER,
         || unreachable!("there is no deadline"),
+        || (),
         || unreachable!("there is nothing more to send"),
         |_role| answer(table, cookie.expect("set by the claim")),
     );
@@ -92,15 +100,19 @@ impl HandOver {
             thread::yield_now();
         }
         let mut asked = None;
-        let ticket = self.table.claim(|cookie| {
-            asked = Some((who, cookie));
-            cookie.0
-        });
+        let ticket = self
+            .table
+            .claim(&Deadline::NEVER, |cookie| {
+                asked = Some((who, cookie));
+                cookie.0
+            })
+            .expect("a slot");
         assert_eq!(self.table.sent(ticket.index()), 0, "its owner is awake");
         self.asked().extend(asked);
         ticket.wait(
-            Deadline::NEVER,
+            &Deadline::NEVER,
             || unreachable!("there is no deadline"),
+            || (),
             || unreachable!("there is nothing more to send"),
             |_role| self.read(who),
         );

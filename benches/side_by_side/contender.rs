@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::common::nbdkit::{Nbdkit, uri};
+use crate::common::nbdkit::Nbdkit;
 use crate::common::process::{Guarded, eventually};
+use crate::door::Door;
 use crate::server::{Reach, USER};
-use crate::workload::Group;
+use crate::workload::{Group, Workload};
 
 const START: Duration = Duration::from_secs(20);
 
@@ -24,6 +25,8 @@ pub enum Contender {
     Qemu,
     /// nbdkit with its own plugin.
     C,
+    /// The same once more. How far it lies from the first is what this machine cannot tell apart.
+    Again,
     /// nbdkit with our plugin: a name and the file.
     Ours(String, PathBuf),
 }
@@ -38,24 +41,6 @@ pub struct Running {
 enum Process {
     Nbdkit(Nbdkit),
     Other(Guarded),
-}
-
-/// Where clients connect.
-pub enum Door {
-    /// A Unix socket.
-    Unix(PathBuf),
-    /// A port on 127.0.0.1.
-    Tcp(String),
-}
-
-impl Door {
-    /// As clients are told it.
-    pub fn uri(&self) -> String {
-        match self {
-            Self::Unix(socket) => uri(socket, ""),
-            Self::Tcp(port) => format!("nbd://127.0.0.1:{port}"),
-        }
-    }
 }
 
 impl Running {
@@ -76,21 +61,40 @@ impl Contender {
             Self::Relay => "relay",
             Self::Qemu => "qemu-nbd",
             Self::C => "C plugin",
+            Self::Again => "C again",
             Self::Ours(name, _) => name,
         }
     }
 
-    /// Whether it can reach servers of that kind, for our clients: fio's engine has no way to say which
+    /// Whether a bar is about it, or it shows whether a round is worth anything. The others are there for
+    /// comparison.
+    pub fn is_judged(&self) -> bool {
+        !matches!(self, Self::Relay | Self::Qemu)
+    }
+
+    /// Whether its costs are in the report beside ours.
+    pub fn is_compared(&self) -> bool {
+        matches!(self, Self::C | Self::Ours(..))
+    }
+
+    /// Whether it is measured at that. It must be able to reach such a server for our clients: fio's engine has no way to say which
     /// certificates or keys it has, and the relay knows no TLS.
-    pub fn reaches(&self, group: Group) -> bool {
+    ///
+    /// Nor do others than the plugins take part where nbdkit's threads are what matters, but for the direct
+    /// run, by which rounds are judged. qemu-nbd has no export that it has not opened.
+    pub fn takes_part(&self, workload: &Workload) -> bool {
+        let has_tls = matches!(workload.group, Group::X509 | Group::Psk);
         match self {
-            Self::Direct | Self::Relay => !matches!(group, Group::X509 | Group::Psk),
-            _ => true,
+            Self::Direct => !has_tls,
+            Self::Relay => !has_tls && workload.threads.is_none(),
+            Self::Qemu => workload.group != Group::Dynamic && workload.threads.is_none(),
+            Self::C | Self::Again | Self::Ours(..) => true,
         }
     }
 
-    /// Starts it before a server that it can reach.
-    pub fn start(&self, place: &Path, reach: &Reach) -> Running {
+    /// Starts it before a server that it can reach; with so many threads for each connection, if it is an
+    /// nbdkit and they are given.
+    pub fn start(&self, place: &Path, reach: &Reach, threads: Option<u32>) -> Running {
         match self {
             Self::Direct => Running {
                 process: None,
@@ -98,7 +102,7 @@ impl Contender {
             },
             Self::Relay => relay(place, reach),
             Self::Qemu => qemu(place, reach),
-            Self::C => nbdkit(place, "nbd", &parameters(reach)),
+            Self::C | Self::Again => nbdkit(place, threads, "nbd", &parameters(reach)),
             Self::Ours(_, plugin) => {
                 let mut parameters = parameters(reach);
                 if matches!(reach, Reach::X509(..)) {
@@ -106,7 +110,7 @@ impl Contender {
                     // not checking is not how it is used.
                     parameters.push("tls-hostname=localhost".to_owned());
                 }
-                nbdkit(place, &plugin.to_string_lossy(), &parameters)
+                nbdkit(place, threads, &plugin.to_string_lossy(), &parameters)
             }
         }
     }
@@ -129,7 +133,7 @@ fn relay(place: &Path, reach: &Reach) -> Running {
 
 fn qemu(place: &Path, reach: &Reach) -> Running {
     let (object, tls) = match reach {
-        Reach::Unix(_) | Reach::Tcp(_) => (None, ""),
+        Reach::Unix(_) | Reach::Dynamic(_) | Reach::Tcp(_) => (None, ""),
         Reach::X509(_, trust) => (
             Some(format!("tls-creds-x509,dir={}", trust.display())),
             ",tls-creds=tls,tls-hostname=localhost",
@@ -161,6 +165,7 @@ fn parameters(reach: &Reach) -> Vec<String> {
     let socket = |path: &Path| format!("socket={}", path.display());
     match reach {
         Reach::Unix(path) => vec![socket(path)],
+        Reach::Dynamic(path) => vec![socket(path), "dynamic-export=true".to_owned()],
         Reach::Tcp(port) => vec!["hostname=127.0.0.1".to_owned(), format!("port={port}")],
         Reach::X509(path, trust) => vec![
             socket(path),
@@ -176,8 +181,12 @@ fn parameters(reach: &Reach) -> Vec<String> {
     }
 }
 
-fn nbdkit(place: &Path, plugin: &str, parameters: &[String]) -> Running {
-    let mut args = vec![plugin.to_owned()];
+fn nbdkit(place: &Path, threads: Option<u32>, plugin: &str, parameters: &[String]) -> Running {
+    let mut args: Vec<String> = threads
+        .map(|threads| format!("--threads={threads}"))
+        .into_iter()
+        .collect();
+    args.push(plugin.to_owned());
     args.extend_from_slice(parameters);
     let nbdkit = Nbdkit::start(place, &args);
     Running {

@@ -15,20 +15,21 @@ use crate::workload::Requests;
 /// may have stopped everything here; a turn in which that happened is repeated.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// The disk, for every server. Larger than any cache that matters, small enough for any machine.
-pub const DISK: u64 = 1 << 30;
+/// A part of the disk: where it begins, and its size.
+pub type Part = (u64, u64);
 
-/// Sends `requests` to the server at `uri` for so long.
+/// Sends `requests` to the server at `uri` for so long, all of them to one part of its disk.
 pub fn load(
     place: &Path,
     uri: &str,
     requests: &Requests,
+    part: Part,
     time: Duration,
 ) -> Result<Sample, String> {
     let output = place.join("fio.json");
     let mut command = Command::new("fio");
     command
-        .args(options(uri, requests))
+        .args(options(uri, requests, part))
         .arg("--time_based")
         .arg(format!("--runtime={}ms", time.as_millis()))
         .arg("--output-format=json")
@@ -38,15 +39,18 @@ pub fn load(
     parse(&text)
 }
 
-/// Writes the whole disk once.
-pub fn fill(uri: &str) -> Result<(), String> {
+/// Writes a disk of this size once.
+pub fn fill(uri: &str, size: u64) -> Result<(), String> {
     let once = Requests {
         pattern: "write",
         kib: 1024,
         depth: 8,
         clients: 1,
     };
-    finish(Command::new("fio").args(options(uri, &once)), PATIENCE)
+    finish(
+        Command::new("fio").args(options(uri, &once, (0, size))),
+        PATIENCE,
+    )
 }
 
 fn finish(command: &mut Command, limit: Duration) -> Result<(), String> {
@@ -58,7 +62,7 @@ fn finish(command: &mut Command, limit: Duration) -> Result<(), String> {
     }
 }
 
-fn options(uri: &str, requests: &Requests) -> Vec<String> {
+fn options(uri: &str, requests: &Requests, (offset, size): Part) -> Vec<String> {
     let Requests {
         pattern,
         depth,
@@ -73,7 +77,8 @@ fn options(uri: &str, requests: &Requests) -> Vec<String> {
         format!("--bs={}", requests.size()),
         format!("--iodepth={depth}"),
         format!("--numjobs={clients}"),
-        format!("--size={DISK}"),
+        format!("--offset={offset}"),
+        format!("--size={size}"),
         // Reads and writes as one, and all clients as one.
         "--unified_rw_reporting=1".to_owned(),
         "--group_reporting".to_owned(),
@@ -105,8 +110,8 @@ pub fn parse(text: &str) -> Result<Sample, String> {
         rate: float(&all["iops"], "iops")?,
         requests: float(&all["total_ios"], "total_ios")? as u64,
         seconds: float(&all["runtime"], "runtime")? / 1000.0,
-        p50: float(&percentile["50.000000"], "median latency")? / 1000.0,
-        p99: float(&percentile["99.000000"], "latency percentile")? / 1000.0,
+        p50: Some(float(&percentile["50.000000"], "median latency")? / 1000.0),
+        p99: Some(float(&percentile["99.000000"], "latency percentile")? / 1000.0),
         cpu: None,
     })
 }

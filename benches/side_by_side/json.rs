@@ -3,6 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::results::{Cell, Results, Row};
+use crate::targets::{faults, judge};
+use crate::verdict::Found;
 
 /// The whole of it.
 pub fn json(results: &Results) -> Value {
@@ -13,16 +15,19 @@ pub fn json(results: &Results) -> Value {
         .collect();
     let names: Vec<&str> = results.contenders.iter().map(|c| c.name()).collect();
     let rows: Vec<Value> = results.rows.iter().map(|each| row(&names, each)).collect();
-    let targets = results.targets.iter().map(|target| {
-        let found = target.found.iter();
-        let found = found.map(|(value, enough)| json!({ "value": value, "enough": enough }));
+    let judgements = judge(&results.contenders, &results.rows);
+    let targets = judgements.iter().map(|target| {
         json!({
             "what": target.what,
             "bound": target.bound,
             "aim": target.aim,
-            "found": found.collect::<Vec<_>>(),
+            "found": target.found.iter().map(found).collect::<Vec<_>>(),
         })
     });
+    let faults = faults(&results.contenders, &results.rows);
+    let faults = faults.iter().map(
+        |fault| json!({ "what": fault.what, "ours": fault.ours, "found": found(&fault.found) }),
+    );
     json!({
         "quick": results.quick,
         "rounds": results.rounds,
@@ -31,6 +36,16 @@ pub fn json(results: &Results) -> Value {
         "contenders": names,
         "rows": rows,
         "targets": targets.collect::<Vec<_>>(),
+        "c_plugin_ahead": faults.collect::<Vec<_>>(),
+    })
+}
+
+fn found(found: &Found) -> Value {
+    json!({
+        "value": found.compared.value,
+        "spread": found.compared.spread,
+        "decided_by_cpu": found.cpu.map(|cpu| json!({ "value": cpu.value, "spread": cpu.spread })),
+        "verdict": found.verdict.text(),
     })
 }
 

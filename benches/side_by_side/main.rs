@@ -1,17 +1,21 @@
 //! `make bench`: our plugin, nbdkit's own plugin in C and other ways to forward, side by side in one run.
 //!
-//! `workload` says what is measured, `contender` who is, `server` what stands behind them, `run` how they
-//! take turns, `targets` what is expected. `settings` has the variables that choose among all that.
+//! `workload` says what is measured, `contender` who is, `server` what stands behind them (`pieces` is one of
+//! our own), `fio`, `copy` and `own` are the clients, `run` is how they take turns, `targets` what is expected
+//! and `verdict` whether it was reached. `settings` has the variables that choose among all that.
 
 mod calls;
 mod chart;
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod contender;
+mod copy;
+mod door;
 mod fio;
 mod json;
 mod machine;
 mod own;
+mod pieces;
 mod progress;
 mod report;
 mod results;
@@ -23,6 +27,7 @@ mod stats;
 mod table;
 mod targets;
 mod usage;
+mod verdict;
 mod workload;
 
 use std::fs;
@@ -32,7 +37,8 @@ use std::process::ExitCode;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use calls::Counter;
-use contender::{Contender, Door};
+use contender::Contender;
+use door::Door;
 use progress::Progress;
 use results::{Results, Row};
 use run::Track;
@@ -87,7 +93,6 @@ fn bench() -> Result<(), String> {
         seconds: settings.turn.as_secs_f64(),
         counter: counter.map(Counter::name),
         machine,
-        targets: targets::judge(&contenders, &rows),
         contenders,
         rows,
     };
@@ -120,17 +125,22 @@ fn contenders(settings: &Settings) -> Vec<Contender> {
         };
         list.push(Contender::Ours(name, path.clone()));
     }
+    // Ours is between the two, so that what drifts within a round does not favour it.
+    list.push(Contender::Again);
     list
 }
 
 /// How many turns there will be, if none is thrown away.
 fn turns(workloads: &[Workload], contenders: &[Contender], settings: &Settings) -> usize {
-    let each = settings.rounds + usize::from(!settings.quick);
-    let lanes = workloads.iter().map(|workload| {
-        let reach = |contender: &&Contender| contender.reaches(workload.group);
-        contenders.iter().filter(reach).count()
+    let lanes = workloads.iter().flat_map(|workload| {
+        let reach = |contender: &&Contender| contender.takes_part(workload);
+        contenders.iter().filter(reach)
     });
-    lanes.sum::<usize>() * each
+    let turns = lanes.map(|contender| {
+        let counted = contender.is_compared() && !settings.quick;
+        run::turns(contender, settings.rounds) + usize::from(counted)
+    });
+    turns.sum()
 }
 
 /// All workloads of one server.
@@ -163,13 +173,20 @@ fn prepare(
     server: &Server,
     contenders: &[Contender],
 ) -> Result<(), String> {
-    if let (Group::Holes, Door::Unix(socket)) = (group, server.reach.door()) {
-        return own::fragment(&socket);
+    match (group, server.reach.door()) {
+        (Group::Holes, Door::Unix(socket)) => return own::fragment(&socket),
+        (Group::Copy, _) => copy::prepare(place)?,
+        // There is no disk, and nobody reads it.
+        (Group::Pieces | Group::Dynamic, _) => return Ok(()),
+        _ => {}
     }
-    // The last one is ours. It reaches every server, and is the quickest by TLS.
-    let last = contenders.last().ok_or("no contenders")?;
-    let running = last.start(place, &server.reach);
-    fio::fill(&running.door.uri())
+    // Ours reaches every server, and is the quickest by TLS.
+    let mut contenders = contenders.iter();
+    let ours = contenders.find(|contender| matches!(contender, Contender::Ours(..)));
+    let running = ours
+        .ok_or("nobody to fill the disk")?
+        .start(place, &server.reach, None);
+    fio::fill(&running.door.uri(), group.disk())
 }
 
 /// The report goes to standard output too.

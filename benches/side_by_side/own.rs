@@ -1,5 +1,5 @@
-//! Load that fio has no engine for, by a loop around our own client. It is the same for every contender,
-//! and costs less than the servers that it measures.
+//! Load that fio has no engine for, by a loop around our own client or the one of the tests. It is the same
+//! for every contender, and costs less than the servers that it measures.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,6 +10,8 @@ use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
 use nbdkit_nbd_plugin::transport::Target;
 use nbdkit_nbd_plugin::transport::tls::{Credentials, Settings};
 
+use crate::common::front::Front;
+use crate::pieces;
 use crate::sample::Sample;
 
 /// Size of each extent of a fragmented disk, bytes.
@@ -22,22 +24,42 @@ const PATIENCE: Option<Duration> = Some(Duration::from_secs(30));
 
 /// Asks for a map of the disk's beginning, over and over for so long.
 pub fn map(socket: &Path, time: Duration) -> Result<Sample, String> {
-    let client = open(socket).map_err(|error| error.to_string())?;
+    let client = open(socket, "").map_err(|error| error.to_string())?;
     let sample = repeat(time, || extents(&client, MAPPED).map(drop));
     client.close();
     sample.map_err(|error| error.to_string())
 }
 
 /// Connects and disconnects, over and over for so long.
-pub fn connect(socket: &Path, time: Duration) -> Result<Sample, String> {
-    let once = || open(socket).map(|client| client.close());
+pub fn connect(socket: &Path, export: &str, time: Duration) -> Result<Sample, String> {
+    let once = || open(socket, export).map(|client| client.close());
     repeat(time, once).map_err(|error| error.to_string())
+}
+
+/// Reads a little, over and over for so long, while a large read waits for its answer. The server behind
+/// must be the one that knows which reads have to wait.
+pub fn beside(socket: &Path, time: Duration) -> Result<Sample, String> {
+    let mut front = Front::open(socket).map_err(|refused| format!("{refused:?}"))?;
+    let (waiting, length) = pieces::WAITING;
+    let large = front.submit_read(waiting, length);
+    let (offset, length) = pieces::BESIDE;
+    let number = |number: u32| format!("a small read: error {number}");
+    let sample = repeat(time, || {
+        front.read(offset, length).map(drop).map_err(number)
+    })?;
+    let (offset, length) = pieces::RELEASE;
+    front.read(offset, length).map_err(number)?;
+    front
+        .wait_read(large)
+        .map_err(|number| format!("the large read: error {number}"))?;
+    front.close();
+    Ok(sample)
 }
 
 /// Makes every other extent of the empty disk a hole, by writing to the others.
 pub fn fragment(socket: &Path) -> Result<(), String> {
     let message = |error: Error| error.to_string();
-    let client = open(socket).map_err(message)?;
+    let client = open(socket, "").map_err(message)?;
     let data = [1; EXTENT as usize];
     let size = client.export().size;
     for at in (0..size).step_by(2 * EXTENT as usize) {
@@ -51,7 +73,7 @@ pub fn fragment(socket: &Path) -> Result<(), String> {
     }
 }
 
-fn open(socket: &Path) -> Result<Client, Error> {
+fn open(socket: &Path, export: &str) -> Result<Client, Error> {
     let options = Options {
         target: Target::Unix(socket.to_owned()),
         tls_policy: TlsPolicy::Off,
@@ -65,8 +87,10 @@ fn open(socket: &Path) -> Result<Client, Error> {
         connect_timeout: PATIENCE,
         handshake_timeout: PATIENCE,
         request_timeout: PATIENCE,
+        close_timeout: PATIENCE,
+        wanted: None,
     };
-    Client::open(&options, "")
+    Client::open(&options, export)
 }
 
 /// How many extents there are before `end`.
@@ -86,7 +110,7 @@ fn extents(client: &Client, end: u64) -> Result<usize, Error> {
 }
 
 /// One call after the other for so long.
-fn repeat(time: Duration, mut once: impl FnMut() -> Result<(), Error>) -> Result<Sample, Error> {
+fn repeat<E>(time: Duration, mut once: impl FnMut() -> Result<(), E>) -> Result<Sample, E> {
     let begun = Instant::now();
     let mut latencies = Vec::new();
     while begun.elapsed() < time {
@@ -104,8 +128,8 @@ fn repeat(time: Duration, mut once: impl FnMut() -> Result<(), Error>) -> Result
         rate: latencies.len() as f64 / elapsed,
         requests: latencies.len() as u64,
         seconds: elapsed,
-        p50: percentile(50),
-        p99: percentile(99),
+        p50: Some(percentile(50)),
+        p99: Some(percentile(99)),
         cpu: None,
     })
 }

@@ -5,7 +5,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::calls::Counter;
-use crate::contender::{Contender, Door, Running};
+use crate::contender::{Contender, Running};
+use crate::door::Door;
 use crate::progress::Progress;
 use crate::results::{Cell, Row};
 use crate::sample::Sample;
@@ -13,10 +14,21 @@ use crate::server::Reach;
 use crate::settings::Settings;
 use crate::stats::strays;
 use crate::workload::{Load, Workload};
-use crate::{fio, own, usage};
+use crate::{copy, fio, own, pieces, usage};
 
 /// How long a forwarder may take to clear up after its client, so that it counts.
 const SETTLE: Duration = Duration::from_millis(20);
+
+/// Contenders that no bar is about have a turn in one round of so many, so that there can be more rounds.
+const SELDOM: usize = 3;
+
+/// How many turns a contender has in so many rounds.
+pub fn turns(contender: &Contender, rounds: usize) -> usize {
+    match contender.is_judged() {
+        true => rounds,
+        false => rounds.div_ceil(SELDOM),
+    }
+}
 
 /// How long system calls are counted.
 const COUNTED: Duration = Duration::from_millis(500);
@@ -43,17 +55,18 @@ impl Track<'_> {
     ) -> Result<Row, String> {
         let mut lanes: Vec<Lane> = contenders
             .iter()
-            .filter(|contender| contender.reaches(workload.group))
-            .map(|contender| Lane::start(contender, self))
+            .filter(|contender| contender.takes_part(workload))
+            .map(|contender| Lane::start(contender, workload, self))
             .collect();
         // Not for ever: a machine that is never quiet gets its figures too, with their spread.
         let mut repeats = self.settings.rounds;
         loop {
-            while lanes
-                .iter()
-                .any(|lane| lane.cell.samples.len() < self.settings.rounds)
-            {
-                for lane in &mut lanes {
+            for round in 0.. {
+                if lanes.iter().all(|lane| lane.turns_left(self) == 0) {
+                    break;
+                }
+                let due = |lane: &&mut Lane| lane.is_due(round, self);
+                for lane in lanes.iter_mut().filter(due) {
                     progress.step(workload, lane.contender.name());
                     lane.turn(workload, self).map_err(|error| {
                         let (workload, contender) = (workload.name(), lane.contender.name());
@@ -66,15 +79,16 @@ impl Track<'_> {
                 break;
             }
             repeats -= bad.len();
-            progress.more(bad.len() * lanes.len());
-            for lane in &mut lanes {
+            let judged = |lane: &&mut Lane| lane.contender.is_judged();
+            for lane in lanes.iter_mut().filter(judged) {
+                progress.more(bad.len());
                 lane.forget(&bad);
             }
         }
         let repeated = lanes.iter().map(|lane| lane.repeated).sum();
         let mut lanes = lanes.into_iter();
         let cells = contenders.iter().map(|contender| {
-            match contender.reaches(workload.group) {
+            match contender.takes_part(workload) {
                 true => lanes
                     .next()
                     .map(|lane| self.close(lane, workload, progress)),
@@ -99,7 +113,7 @@ impl Track<'_> {
     ) -> Result<Cell, String> {
         let contender = lane.contender;
         let mut cell = lane.end()?;
-        if let Some(counter) = self.counter {
+        if let Some(counter) = self.counter.filter(|_| contender.is_compared()) {
             progress.step(workload, contender.name());
             cell.calls = self.calls(counter, workload, contender)?;
         }
@@ -113,7 +127,7 @@ impl Track<'_> {
         workload: &Workload,
         contender: &Contender,
     ) -> Result<Option<f64>, String> {
-        let running = contender.start(self.place, self.reach);
+        let running = contender.start(self.place, self.reach, workload.threads);
         let Some(pid) = running.pid() else {
             return Ok(None);
         };
@@ -124,11 +138,19 @@ impl Track<'_> {
     }
 
     fn load(&self, workload: &Workload, door: &Door, time: Duration) -> Result<Sample, String> {
+        if let Some(requests) = workload.requests() {
+            let part = match workload.load {
+                Load::Chunks(size) => pieces::part(size),
+                _ => (0, workload.group.disk()),
+            };
+            return fio::load(self.place, &door.uri(), &requests, part, time);
+        }
         match (workload.load, door) {
-            (Load::Fio(requests), _) => fio::load(self.place, &door.uri(), &requests, time),
+            (Load::Copy(copying), _) => copy::load(self.place, &door.uri(), copying, time),
             (Load::Map, Door::Unix(socket)) => own::map(socket, time),
-            (Load::Open, Door::Unix(socket)) => own::connect(socket, time),
-            (_, Door::Tcp(_)) => Err(format!("{}: not by TCP", workload.name())),
+            (Load::Open, Door::Unix(socket)) => own::connect(socket, workload.group.export(), time),
+            (Load::Beside, Door::Unix(socket)) => own::beside(socket, time),
+            _ => Err(format!("{}: nobody does that", workload.name())),
         }
     }
 }
@@ -145,14 +167,24 @@ struct Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
-    fn start(contender: &'a Contender, track: &Track) -> Self {
+    fn start(contender: &'a Contender, workload: &Workload, track: &Track) -> Self {
         Self {
             contender,
-            running: contender.start(track.place, track.reach),
+            running: contender.start(track.place, track.reach, workload.threads),
             cell: Cell::default(),
             requests: 0,
             repeated: 0,
         }
+    }
+
+    fn turns_left(&self, track: &Track) -> usize {
+        let wanted = turns(self.contender, track.settings.rounds);
+        wanted.saturating_sub(self.cell.samples.len())
+    }
+
+    fn is_due(&self, round: usize, track: &Track) -> bool {
+        let seldom = !self.contender.is_judged();
+        self.turns_left(track) > 0 && !(seldom && round % SELDOM != 0)
     }
 
     /// A turn, and once more if it took far longer than it should: then all stood still for a while.

@@ -9,10 +9,10 @@ pub struct Sample {
     pub requests: u64,
     /// How long that took, seconds.
     pub seconds: f64,
-    /// Median latency, microseconds.
-    pub p50: f64,
+    /// Median latency, microseconds; nothing where nobody times each request.
+    pub p50: Option<f64>,
     /// The latency that one request in a hundred exceeds, microseconds.
-    pub p99: f64,
+    pub p99: Option<f64>,
     /// CPU time of the forwarding process per request, microseconds.
     pub cpu: Option<f64>,
 }

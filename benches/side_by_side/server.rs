@@ -8,8 +8,8 @@ use crate::common::pki::{Authority, LOCALHOST, keys};
 use crate::common::tcp::{TcpServer, V4};
 use crate::common::tls;
 use crate::common::upstream::{self, qemu_nbd};
-use crate::contender::Door;
-use crate::fio::DISK;
+use crate::door::Door;
+use crate::pieces::Pieces;
 use crate::workload::Group;
 
 /// Who has the pre-shared key.
@@ -26,12 +26,15 @@ enum Process {
     Nbdkit(#[expect(dead_code, reason = "kept running")] Nbdkit),
     Tcp(#[expect(dead_code, reason = "kept running")] TcpServer),
     Qemu(#[expect(dead_code, reason = "kept running")] upstream::Server),
+    Pieces(#[expect(dead_code, reason = "kept running")] Pieces),
 }
 
 /// How to reach a server.
 pub enum Reach {
     /// A Unix socket.
     Unix(PathBuf),
+    /// A Unix socket; the export is the one that each client asks for.
+    Dynamic(PathBuf),
     /// A port on 127.0.0.1.
     Tcp(String),
     /// A Unix socket and the directory of the authority's certificate.
@@ -44,9 +47,10 @@ impl Reach {
     /// Where one would connect without a forwarder.
     pub fn door(&self) -> Door {
         match self {
-            Self::Unix(socket) | Self::X509(socket, _) | Self::Psk(socket, _) => {
-                Door::Unix(socket.clone())
-            }
+            Self::Unix(socket)
+            | Self::Dynamic(socket)
+            | Self::X509(socket, _)
+            | Self::Psk(socket, _) => Door::Unix(socket.clone()),
             Self::Tcp(port) => Door::Tcp(port.clone()),
         }
     }
@@ -55,10 +59,20 @@ impl Reach {
 impl Server {
     /// Starts a server of this kind, with its files in `place`.
     pub fn start(group: Group, place: &Path) -> Result<Self, String> {
-        let size = DISK.to_string();
+        let size = group.disk().to_string();
         let memory = ["memory", size.as_str()];
         Ok(match group {
-            Group::Unix | Group::Holes => Self::nbdkit(Nbdkit::start(place, &memory), Reach::Unix),
+            Group::Unix | Group::Holes | Group::Copy => {
+                Self::nbdkit(Nbdkit::start(place, &memory), Reach::Unix)
+            }
+            Group::Dynamic => Self::nbdkit(Nbdkit::start(place, &memory), Reach::Dynamic),
+            Group::Pieces => {
+                let server = Pieces::start(place).map_err(|error| format!("pieces: {error}"))?;
+                Self {
+                    reach: Reach::Unix(server.socket().to_owned()),
+                    _process: Process::Pieces(server),
+                }
+            }
             Group::X509 => {
                 let authority = Authority::new(place, "authority");
                 let certificates = authority.server("server", LOCALHOST);
@@ -82,7 +96,7 @@ impl Server {
             Group::Qemu => {
                 let image = place.join("disk.raw");
                 File::create(&image)
-                    .and_then(|file| file.set_len(DISK))
+                    .and_then(|file| file.set_len(group.disk()))
                     .map_err(|error| format!("{}: {error}", image.display()))?;
                 let server = qemu_nbd(place, &image, "raw", "", &[]);
                 Self {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// How to measure.
 pub struct Settings {
-    /// Only what the targets need, in two minutes.
+    /// Only a part of what the targets need, in two minutes.
     pub quick: bool,
     /// Parts of names; a workload is run if one of them is in its name, or if there are none.
     pub only: Vec<String>,
@@ -25,8 +25,8 @@ impl Settings {
     /// Reads the environment; `built` is the plugin that was built with this program.
     pub fn from_environment(built: impl FnOnce() -> PathBuf) -> Result<Self, String> {
         let quick = !matches!(text("QUICK").as_str(), "" | "0");
-        let rounds = number("ROUNDS", 1.0, if quick { 3.0 } else { 5.0 })?;
-        let seconds = number("SECS", 0.1, if quick { 0.5 } else { 2.0 })?;
+        let rounds = number("ROUNDS", 1.0, if quick { 3.0 } else { 9.0 })?;
+        let seconds = number("SECS", 0.1, if quick { 0.4 } else { 0.8 })?;
         let ours = match list("OURS") {
             none if none.is_empty() => vec![built()],
             files => files

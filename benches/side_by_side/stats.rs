@@ -22,6 +22,21 @@ pub fn spread(values: &[f64]) -> f64 {
     }
 }
 
+/// How far two runs of one thing lie apart, as a share: their medians, or their values in the typical round,
+/// whichever is more. Two runs whose medians meet by chance are not close for that.
+pub fn apart(values: &[f64], others: &[f64]) -> f64 {
+    let gap = |a: f64, b: f64| match a.min(b) {
+        0.0 => 0.0,
+        smaller => a.max(b) / smaller - 1.0,
+    };
+    let rounds: Vec<f64> = values
+        .iter()
+        .zip(others)
+        .map(|(&a, &b)| gap(a, b))
+        .collect();
+    gap(median(values), median(others)).max(median(&rounds))
+}
+
 /// The median of the ratios round by round, which a slow drift of the machine does not touch.
 pub fn paired(values: &[f64], others: &[f64]) -> f64 {
     let ratios: Vec<f64> = values.iter().zip(others).map(|(a, b)| a / b).collect();

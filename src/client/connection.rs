@@ -5,29 +5,36 @@
 //! it, because the server may be waiting for its replies to be drained.
 
 use std::io::IoSlice;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use once_cell::sync::OnceCell;
 
 use super::error::{Cause, Error, Lost, Server};
-use super::inflight::{Inflight, LoadGuard, ReadingRole, SlotSet};
-use super::loan::{Buffer, Loan};
+use super::flight::Flight;
+use super::inflight::{Inflight, LoadGuard, ReadingRole, Seen, SlotSet};
+use super::loan::Buffer;
 use super::outbox::{BATCH, Batch, Next, Outbox};
 use super::receiver::{LARGE, Receiver, Wire};
 use crate::proto::WireError;
-use crate::proto::chunks::{Descriptor, Reply};
+use crate::proto::chunks::Descriptor;
 use crate::proto::consts::Command;
 use crate::proto::errno::NbdErrno;
 use crate::proto::export::Export;
-use crate::proto::request::{Cookie, REQUEST_LENGTH, Request};
-use crate::transport::{self, Blocking, Deadline, Doorbell, Stream};
-
-/// How long [`Connection::close`] waits for the server at most.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::proto::request::{Cookie, Request};
+use crate::transport::{self, Blocking, Deadline, Doorbell, PAUSE, Stream, Wanted};
 
 type Role<'a> = ReadingRole<'a, Flight, Receiver>;
+
+/// How long a connection goes on without answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Whether the client that a request is for is still there, asked on the thread that makes the
+    /// request. `None` where others use the connection too: it does not end with one of them.
+    pub wanted: Option<Wanted>,
+    /// How long answers may take after that; `None` for ever.
+    pub close: Option<std::time::Duration>,
+}
 
 /// A connection in transmission.
 #[derive(Debug)]
@@ -37,25 +44,19 @@ pub struct Connection {
     inflight: Inflight<Flight, Receiver>,
     outbox: Outbox,
     context: Option<u32>,
-    request_timeout: Option<Duration>,
+    patience: Patience,
     /// Reads in flight that are too large for the receive buffer to be of use.
     large_reads: AtomicU32,
     lost: OnceCell<Arc<Lost>>,
     /// The server said that it is going away: nothing new is sent.
-    closing: AtomicBool,
+    closing: OnceCell<Arc<Lost>>,
+    /// Until when what is in flight may still be answered, once nobody wants more of this
+    /// connection.
+    grace: OnceCell<Deadline>,
+    /// What was in flight at the last inspection.
+    seen: Mutex<Seen>,
     /// `NBD_CMD_DISC` was sent: nothing at all is sent.
     disconnected: AtomicBool,
-}
-
-/// A request in flight.
-#[derive(Debug)]
-pub struct Flight {
-    header: [u8; REQUEST_LENGTH],
-    /// What the server has answered so far.
-    pub reply: Reply,
-    /// The caller's buffer.
-    pub loan: Loan,
-    lost: bool,
 }
 
 impl Connection {
@@ -64,34 +65,44 @@ impl Connection {
         server: Server,
         stream: Stream,
         export: &Export,
-        request_timeout: Option<Duration>,
+        patience: Patience,
     ) -> Result<Self, transport::Error> {
+        stream.limit_receiving()?;
         Ok(Self {
             server,
             stream,
             inflight: Inflight::new(Receiver::new(export.structured), Doorbell::new()?),
             outbox: Outbox::new(),
             context: export.base_allocation,
-            request_timeout,
+            patience,
             large_reads: AtomicU32::new(0),
             lost: OnceCell::new(),
-            closing: AtomicBool::new(false),
+            closing: OnceCell::new(),
+            grace: OnceCell::new(),
+            seen: Mutex::default(),
             disconnected: AtomicBool::new(false),
         })
     }
 
-    /// Sends a request and waits for its answer. `buffer` is the payload of a write or the room
-    /// for a read, exactly as long as the request; it is not touched any more once this returns.
-    /// For a status query the result is its descriptors.
-    pub fn submit(&self, request: Request, buffer: Buffer<'_>) -> Result<Vec<Descriptor>, Error> {
-        let deadline = Deadline::after_maybe(self.request_timeout);
-        let loan = Loan::new(buffer);
-        let ticket = self.inflight.claim(|cookie| Flight {
-            header: request.encode(cookie),
-            reply: Reply::new(request, self.context),
-            loan,
-            lost: false,
+    /// Sends a request and waits for its answer, until the deadline. `buffer` is the payload of a
+    /// write or the room for a read, exactly as long as the request; it is not touched any more once
+    /// this returns. For a status query the result is its descriptors.
+    pub fn submit(
+        &self,
+        request: Request,
+        buffer: Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<Vec<Descriptor>, Error> {
+        let ticket = self.inflight.claim(deadline, |cookie| {
+            Flight::new(request, cookie, self.context, buffer)
         });
+        let Some(ticket) = ticket else {
+            return Err(Error::Crowded {
+                server: self.server.clone(),
+                request,
+                timeout: deadline.passed(),
+            });
+        };
         // Only now: whoever ends the connection after this check finds the claimed slot.
         if let Err(error) = self.check_usable() {
             drop(ticket);
@@ -117,6 +128,7 @@ impl Connection {
         ticket.wait(
             deadline,
             || self.fail(Cause::Deadline(request, deadline.passed())),
+            || self.look(),
             || self.send(None, own),
             |role| self.receive(role, own),
         );
@@ -127,13 +139,12 @@ impl Connection {
         self.conclude(request, flight)
     }
 
-    /// Says goodbye and waits, for a bounded time, until the server has closed its side. No
+    /// Says goodbye and waits until the server has closed its side, or until the deadline. No
     /// request may be in flight.
-    pub fn close(&self) {
+    pub fn close(&self, deadline: Deadline) {
         if self.lost.get().is_some() {
             return;
         }
-        let deadline = Deadline::after(CLOSE_TIMEOUT);
         self.disconnect(deadline);
         let mut scrap = [0; 4096];
         let ended = loop {
@@ -156,6 +167,11 @@ impl Connection {
         self.stream.hang_up();
     }
 
+    /// Whether it is known to be gone.
+    pub fn is_lost(&self) -> bool {
+        self.lost.get().is_some()
+    }
+
     /// Whether no new request will succeed. Looks for the end of the stream if nobody else does.
     pub fn is_over(&self) -> bool {
         if let Some(mut role) = self.inflight.try_read() {
@@ -168,17 +184,49 @@ impl Connection {
         if let Some(lost) = self.lost.get() {
             return Err(Error::Lost(lost.clone()));
         }
-        if self.closing.load(Ordering::Acquire) {
-            return Err(Error::ShuttingDown(self.server.clone()));
+        if let Some(announced) = self.closing.get() {
+            return Err(Error::Lost(announced.clone()));
         }
         Ok(())
     }
 
+    /// Looks after requests that wait for long. Returns whether there are any: their owners find out
+    /// whether anybody still wants the answer, and if not, or once `grace` was given, the connection
+    /// ends when the time for that is over.
+    pub fn inspect(&self) -> bool {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = self.inflight.inspect(&mut seen);
+        if let Some(grace) = self.grace.get() {
+            if grace.has_passed() && self.lost.get().is_none() && !self.inflight.is_idle() {
+                self.fail(Cause::GivenUp(grace.passed()));
+            }
+        }
+        waits
+    }
+
+    /// What is in flight may be answered until then, and no longer. The first one counts.
+    pub fn give_grace(&self, until: Deadline) {
+        let _ = self.grace.set(until);
+    }
+
+    /// Until when what is in flight may be answered, if nobody wants more of the connection.
+    pub fn grace(&self) -> Option<Deadline> {
+        self.grace.get().copied()
+    }
+
+    /// Finds out whether the client that this thread's request is for is still there.
+    fn look(&self) {
+        if self.grace.get().is_none() && self.patience.wanted.is_some_and(|wanted| !wanted()) {
+            self.give_grace(Deadline::after_maybe(self.patience.close));
+        }
+    }
+
     /// The duty of sending: this batch, and whatever gathers meanwhile.
-    fn send(&self, batch: Option<Batch>, own: Own) {
+    fn send(&self, batch: Option<Batch>, own: Own<'_>) {
         let mut duty = Duty {
             connection: self,
             batch,
+            held: true,
         };
         if duty.batch.is_none() {
             duty.next(own);
@@ -194,7 +242,7 @@ impl Connection {
         }
     }
 
-    fn send_batch(&self, batch: &Batch, own: Own) -> Result<(), transport::Error> {
+    fn send_batch(&self, batch: &Batch, own: Own<'_>) -> Result<(), transport::Error> {
         let mut sent = 0;
         // Where each request ends, counted from the first byte of the batch.
         let mut ends = [0; BATCH];
@@ -244,35 +292,38 @@ impl Connection {
     }
 
     /// Waits until there is room to send, and sees to it that somebody receives meanwhile.
-    fn wait_to_send(&self, own: Own) -> Result<(), transport::Error> {
+    fn wait_to_send(&self, own: Own<'_>) -> Result<(), transport::Error> {
         // Whose request is answered already has no deadline any more. Those whose requests are
         // sent here mind theirs themselves, and end the connection if need be.
         let deadline = match self.inflight.is_replied(own.index) {
-            true => Deadline::NEVER,
+            true => &Deadline::NEVER,
             false => own.deadline,
         };
-        let ready = if let Some(mut role) = self.inflight.try_read_as_sender() {
-            let ready = self.stream.wait(true, true, None, deadline)?;
+        let pause = deadline.within(PAUSE);
+        if let Some(mut role) = self.inflight.try_read_as_sender() {
+            let ready = self.stream.wait(true, true, None, pause)?;
             if ready.readable {
                 self.receive_once(&mut role, Blocking::No);
             }
-            ready
         } else {
             let doorbell = self.inflight.doorbell();
-            self.stream.wait(false, true, Some(doorbell), deadline)?
-        };
-        if ready.expired && !self.inflight.is_replied(own.index) {
+            self.stream.wait(false, true, Some(doorbell), pause)?;
+        }
+        if self.inflight.is_to_look(own.index) {
+            self.look();
+        }
+        if deadline.has_passed() && !self.inflight.is_replied(own.index) {
             return Err(deadline.passed());
         }
         Ok(())
     }
 
     /// Receives as a waiting owner of a request, no longer than until its deadline.
-    fn receive(&self, role: &mut Role<'_>, own: Own) {
+    fn receive(&self, role: &mut Role<'_>, own: Own<'_>) {
         let deadline = own.deadline;
         if !deadline.is_never() && self.lost.get().is_none() {
-            match self.stream.wait(true, false, None, deadline) {
-                Ok(ready) if ready.expired => {
+            match self.stream.wait(true, false, None, deadline.within(PAUSE)) {
+                Ok(_) if deadline.has_passed() => {
                     self.fail(Cause::Deadline(own.request, deadline.passed()));
                 }
                 Ok(ready) if !ready.readable => return,
@@ -330,8 +381,12 @@ impl Connection {
         }
         let result = flight.reply.finish();
         if let Err(WireError::Server { errno, .. }) = &result {
-            if *errno == NbdErrno::ESHUTDOWN && !self.closing.swap(true, Ordering::AcqRel) {
-                log::info!("{}: the server is shutting down", self.server);
+            if *errno == NbdErrno::ESHUTDOWN {
+                let announced = self
+                    .closing
+                    .get_or_init(|| Arc::new(Lost::new(self.server.clone(), Cause::Announced)));
+                self.leave();
+                return Err(Error::Lost(announced.clone()));
             }
         }
         self.leave();
@@ -344,8 +399,8 @@ impl Connection {
 
     /// The last request out of a connection that is closing closes the door.
     fn leave(&self) {
-        if self.closing.load(Ordering::Acquire) && self.inflight.is_idle() {
-            self.disconnect(Deadline::after(CLOSE_TIMEOUT));
+        if self.closing.get().is_some() && self.inflight.is_idle() {
+            self.disconnect(Deadline::after_maybe(self.patience.close));
         }
     }
 
@@ -378,10 +433,12 @@ impl Drop for Fuse<'_> {
 struct Duty<'a> {
     connection: &'a Connection,
     batch: Option<Batch>,
+    /// Neither passed on nor at its end.
+    held: bool,
 }
 
 impl Duty<'_> {
-    fn next(&mut self, own: Own) {
+    fn next(&mut self, own: Own<'_>) {
         let inflight = &self.connection.inflight;
         let mut wake = self.give_up_batch();
         let answered = inflight.is_replied(own.index);
@@ -389,14 +446,14 @@ impl Duty<'_> {
             true => inflight.pass_duty(waiting),
             false => None,
         };
-        self.batch = match self.connection.outbox.next(pass) {
-            Next::Send(batch) => Some(batch),
+        match self.connection.outbox.next(pass) {
+            Next::Send(batch) => self.batch = Some(batch),
             Next::Passed(heir) => {
+                self.held = false;
                 wake |= heir;
-                None
             }
-            Next::Leave => None,
-        };
+            Next::Leave => self.held = false,
+        }
         inflight.wake(wake);
     }
 
@@ -412,9 +469,10 @@ impl Duty<'_> {
 
 impl Drop for Duty<'_> {
     fn drop(&mut self) {
-        if self.batch.is_none() {
+        if !self.held {
             return;
         }
+        // A panic. Nobody else will send what has gathered, and its owners must not wait for it.
         self.connection.fail(Cause::Panic);
         let mut wake = self.give_up_batch();
         while let Next::Send(batch) = self.connection.outbox.next(|_| None) {
@@ -427,8 +485,42 @@ impl Drop for Duty<'_> {
 
 /// The request that a thread waits for while it works for others too.
 #[derive(Clone, Copy)]
-struct Own {
+struct Own<'a> {
     request: Request,
     index: usize,
-    deadline: Deadline,
+    deadline: &'a Deadline,
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::proto::consts::TransmissionFlags;
+    use crate::transport::unix;
+
+    /// A connection, and its server's end.
+    fn connection() -> (Connection, Stream) {
+        let (ours, theirs) = unix::pair();
+        let export = Export::new(1 << 20, TransmissionFlags::HAS_FLAGS, false);
+        let patience = Patience {
+            wanted: None,
+            close: None,
+        };
+        let connection = Connection::new("server".into(), ours, &export, patience);
+        (connection.expect("a connection"), theirs)
+    }
+
+    #[test]
+    fn a_panic_between_two_batches_does_not_lose_the_duty_of_sending() {
+        let (connection, _server) = connection();
+        assert!(connection.outbox.post(0, false).is_some());
+        assert!(connection.outbox.post(1, false).is_none(), "0 is on duty");
+        drop(Duty {
+            connection: &connection,
+            batch: None,
+            held: true,
+        });
+        assert!(connection.is_lost(), "nobody sent the request of 1");
+        assert!(connection.inflight.load(1).get().is_none());
+        assert!(connection.outbox.post(2, false).is_some(), "free again");
+    }
 }

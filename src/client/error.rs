@@ -40,9 +40,16 @@ pub enum Error {
         /// How.
         error: WireError,
     },
-    /// The server announced that it is going away, so nothing more is asked of it.
-    #[error("{0}: the server is shutting down")]
-    ShuttingDown(Server),
+    /// All places for requests in flight were taken until the request's time was over.
+    #[error("{server}: {request}: not sent, as no earlier request was answered: {timeout}")]
+    Crowded {
+        /// Which server.
+        server: Server,
+        /// Which request.
+        request: Request,
+        /// The time.
+        timeout: transport::Error,
+    },
     /// The request must not be sent to this server.
     #[error("{server}: {what}")]
     Unsupported {
@@ -56,9 +63,33 @@ pub enum Error {
 }
 
 impl Error {
+    /// Opening came to nothing because nobody waits for it any more.
+    pub fn unwanted(server: Server) -> Self {
+        Self::Open {
+            server,
+            cause: Arc::new(OpenError::Connect(transport::Error::Unwanted)),
+        }
+    }
+
     /// Whether opening again later may help.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Open { cause, .. } if cause.is_transient())
+    }
+
+    /// Whether it came to nothing only because nobody waited any more. nbdkit has said so then.
+    pub fn is_unwanted(&self) -> bool {
+        match self {
+            Self::Open { cause, .. } => matches!(
+                &**cause,
+                OpenError::Connect(transport::Error::Unwanted)
+                    | OpenError::Unwelcome(transport::Error::Unwanted)
+                    | OpenError::Broken {
+                        error: transport::Error::Unwanted,
+                        ..
+                    }
+            ),
+            _ => false,
+        }
     }
 
     /// This machine's error number, for nbdkit.
@@ -72,7 +103,7 @@ impl Error {
                 libc::ENOTSUP if !request.flags.contains(CommandFlags::FAST_ZERO) => libc::EINVAL,
                 errno => errno,
             },
-            Self::ShuttingDown(_) => libc::ESHUTDOWN,
+            Self::Crowded { .. } => libc::EIO,
             Self::Unsupported { errno, .. } => *errno,
         }
     }
@@ -106,6 +137,9 @@ pub enum OpenError {
     /// The handshake came to another end than was asked for: a mistake of ours.
     #[error("handshake: unexpected end")]
     Goal,
+    /// A thread of ours panicked on the way.
+    #[error("internal error while opening it")]
+    Panic,
     /// Something else stood in the way.
     #[error("{0}")]
     System(transport::Error),
@@ -122,7 +156,9 @@ impl OpenError {
             Self::Handshake(handshake::Error::Refused(refusal)) => {
                 refusal.reply == OptionReply::ERR_SHUTDOWN
             }
-            Self::Unwelcome(_) | Self::Handshake(_) | Self::LongName | Self::Goal => false,
+            Self::Unwelcome(_) | Self::Handshake(_) | Self::LongName | Self::Goal | Self::Panic => {
+                false
+            }
         }
     }
 }
@@ -152,7 +188,10 @@ impl Lost {
 
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: connection lost: {}", self.server, self.cause)
+        match self.cause {
+            Cause::Announced => write!(f, "{}: {}", self.server, self.cause),
+            _ => write!(f, "{}: connection lost: {}", self.server, self.cause),
+        }
     }
 }
 
@@ -171,6 +210,13 @@ pub enum Cause {
     /// else's by then, so the connection cannot be kept.
     #[error("{0}: no complete answer: {1}")]
     Deadline(Request, transport::Error),
+    /// The server answered that it is going away, so nothing more is asked of it.
+    #[error("the server is shutting down")]
+    Announced,
+    /// Nobody wants anything more of the connection, and what was in flight was not answered in the
+    /// time that is left then.
+    #[error("no answer after the client has left, or nbdkit was told to end: {0}")]
+    GivenUp(transport::Error),
     /// One of our threads panicked while it served the connection.
     #[error("internal error while serving it")]
     Panic,
@@ -180,6 +226,7 @@ impl Cause {
     fn errno(&self) -> i32 {
         match self {
             Self::Transport(error) | Self::Deadline(_, error) => error.errno(),
+            Self::Announced | Self::GivenUp(_) => libc::ESHUTDOWN,
             Self::Violation(_) | Self::Panic => libc::EIO,
         }
     }

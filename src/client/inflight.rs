@@ -19,7 +19,7 @@
 //! The table knows when a slot's load may be touched, not what it is: the load `P` is reached only
 //! through the slot's lock, and leaves it with the ticket. See `loan.rs` for what rests on that.
 
-use super::sync::{AtomicU32, Berths, Condvar, Mutex, MutexGuard, Ordering, lock};
+use super::sync::{AtomicU32, Berths, Condvar, Mutex, MutexGuard, Ordering, lock, wait};
 use crate::proto::request::Cookie;
 use crate::transport::{Deadline, Doorbell};
 
@@ -39,9 +39,21 @@ const DUTY: u32 = 4;
 const ROLE: u32 = 8;
 /// The owner sleeps or is about to: whoever completes its request or calls it must wake it.
 const ASLEEP: u32 = 16;
+/// A call: the request has waited for long, and the owner should find out whether anybody still
+/// wants the answer.
+const LOOK: u32 = 32;
 
 /// A set of slots, one bit each.
 pub type SlotSet = u64;
+
+/// The requests that an [`Inflight::inspect`] found, by their slots' generations. None at first.
+#[derive(Debug, Default)]
+pub struct Seen {
+    generations: Vec<u64>,
+}
+
+/// Stands for the generation of a request whose slot is being worked on.
+const BUSY: u64 = u64::MAX;
 
 /// The table of requests in flight.
 #[derive(Debug)]
@@ -111,19 +123,24 @@ impl<P, R> Inflight<P, R> {
         }
     }
 
-    /// Takes a slot for the load that `load` makes of its cookie; waits while all are taken.
-    pub fn claim(&self, load: impl FnOnce(Cookie) -> P) -> Ticket<'_, P, R> {
-        let index = self.take_slot();
+    /// Takes a slot for the load that `load` makes of its cookie; waits while all are taken, but not
+    /// beyond the deadline: then there is none.
+    pub fn claim(
+        &self,
+        deadline: &Deadline,
+        load: impl FnOnce(Cookie) -> P,
+    ) -> Option<Ticket<'_, P, R>> {
+        let index = self.take_slot(deadline)?;
         let slot = &self.slots[index];
         let mut cell = lock(&slot.cell);
         cell.generation += 1;
         cell.load = Some(load(cookie(index, cell.generation)));
         slot.progress.store(0, Ordering::Release);
-        Ticket {
+        Some(Ticket {
             table: self,
             index,
             registered: std::cell::Cell::new(false),
-        }
+        })
     }
 
     /// Whether no request is in flight.
@@ -192,6 +209,31 @@ impl<P, R> Inflight<P, R> {
         }
     }
 
+    /// Looks for a request that was in flight when `seen` was last brought up to date, and still is.
+    /// Calls its owner, which then finds out whether it should wait on. Returns whether there is one.
+    pub fn inspect(&self, seen: &mut Seen) -> bool {
+        seen.generations.resize(SLOTS, 0);
+        let mut stale = None;
+        for (index, (slot, seen)) in self.slots.iter().zip(&mut seen.generations).enumerate() {
+            // A receive into a caller's buffer holds the slot's lock, and may take its time.
+            let now = match slot.cell.try_lock() {
+                _ if self.progress(index) & OVER == OVER => 0,
+                Ok(cell) => cell.generation,
+                Err(_) => BUSY,
+            };
+            if now != 0 && (now == *seen || (now == BUSY && *seen != 0)) {
+                stale.get_or_insert(index);
+            }
+            if now != BUSY || *seen == 0 {
+                *seen = now;
+            }
+        }
+        if let Some(index) = stale {
+            self.wake(self.call(index, LOOK));
+        }
+        stale.is_some()
+    }
+
     /// The reading role, if nobody has it.
     pub fn try_read(&self) -> Option<ReadingRole<'_, P, R>> {
         let reader = lock(&self.reading).reader.take()?;
@@ -220,19 +262,20 @@ impl<P, R> Inflight<P, R> {
         }
     }
 
-    fn take_slot(&self) -> usize {
+    fn take_slot(&self, deadline: &Deadline) -> Option<usize> {
         let mut free = lock(&self.free);
         while free.slots == 0 {
+            let left = deadline.remaining();
+            if left.is_some_and(|left| left.is_zero()) {
+                return None;
+            }
             free.waiting += 1;
-            free = self
-                .room
-                .wait(free)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            free = wait(&self.room, free, left);
             free.waiting -= 1;
         }
         let index = free.slots.trailing_zeros() as usize;
         free.slots &= free.slots - 1;
-        index
+        Some(index)
     }
 
     fn give_slot_back(&self, index: usize) {
@@ -254,6 +297,16 @@ impl<P, R> Inflight<P, R> {
         // Under the lock: who registers as an heir looks for the duty first.
         reading.heirs &= !(1 << index);
         Some(self.call(index, DUTY))
+    }
+
+    /// Answers a call to look, for an owner that does not wait but sends.
+    pub fn is_to_look(&self, index: usize) -> bool {
+        self.progress(index) & LOOK != 0
+            && self.slots[index]
+                .progress
+                .fetch_and(!LOOK, Ordering::AcqRel)
+                & LOOK
+                != 0
     }
 
     /// Whether all of the reply was received.
@@ -352,17 +405,19 @@ impl<P, R> Ticket<'_, P, R> {
     }
 
     /// Waits until the request is over. `read` is called, again and again, while this thread holds
-    /// the reading role: it receives something and deals with it, or abandons all requests. `send`
-    /// is called when this thread was given the duty of sending. At the deadline `expire` is called
-    /// once, which must make the request end soon.
+    /// the reading role: it receives something and deals with it, or abandons all requests; it must
+    /// come back once in a while also if nothing arrives. `send` is called when this thread was given
+    /// the duty of sending, `look` when the request has waited for long (see
+    /// [`Inflight::inspect`]). At the deadline `expire` is called once, which must make the request
+    /// end soon.
     pub fn wait(
         &self,
-        deadline: Deadline,
+        deadline: &Deadline,
         expire: impl FnOnce(),
+        mut look: impl FnMut(),
         mut send: impl FnMut(),
         mut read: impl FnMut(&mut ReadingRole<'_, P, R>),
     ) {
-        let mut deadline = deadline;
         let mut expire = Some(expire);
         loop {
             let progress = self.answer_calls();
@@ -373,12 +428,15 @@ impl<P, R> Ticket<'_, P, R> {
             if progress & OVER == OVER {
                 return;
             }
+            if progress & LOOK != 0 {
+                look();
+            }
             if progress & REPLIED == 0 {
                 match self.table.read_or_register(self.index) {
                     Some(mut role) => {
                         loop {
                             read(&mut role);
-                            if self.table.is_replied(self.index) {
+                            if self.table.progress(self.index) & (REPLIED | LOOK) != 0 {
                                 break;
                             }
                             role.wake();
@@ -388,17 +446,15 @@ impl<P, R> Ticket<'_, P, R> {
                     None => self.registered.set(true),
                 }
             }
-            let left = deadline.remaining();
+            // Once it has expired there is nothing but the end to wait for.
+            let left = expire.as_ref().and_then(|_| deadline.remaining());
             if left.is_none_or(|left| !left.is_zero()) {
                 let epoch = self.table.berths.epoch(self.index);
                 if self.lie_down(progress) {
                     self.table.berths.sleep(self.index, epoch, left);
                 }
-            } else {
-                deadline = Deadline::NEVER;
-                if let Some(expire) = expire.take() {
-                    expire();
-                }
+            } else if let Some(expire) = expire.take() {
+                expire();
             }
         }
     }

@@ -4,11 +4,17 @@
 //! threads at once; each returns when its answer is complete. What the server cannot take is not
 //! sent: requests above its limits are cut, flags it did not offer are refused, zeroes it cannot
 //! write are written as data.
+//!
+//! A [`Client`] belongs to one client of nbdkit's and is one operation after the other: its
+//! deadline, its pieces. [`Links`] is its way to the server, alone or with others; it leads to a
+//! [`volume::Volume`], the export as nbdkit was told of it. [`Upkeep`] is time.
 
 mod connection;
 pub mod error;
+mod flight;
 // Public for benches/micro alone.
 pub mod inflight;
+pub mod links;
 #[allow(unsafe_code)]
 mod loan;
 mod open;
@@ -16,12 +22,17 @@ mod outbox;
 mod receiver;
 mod split;
 mod sync;
+pub mod upkeep;
+pub mod volume;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use self::connection::Connection;
+use self::connection::{Connection, Patience};
 use self::error::{Error, Server};
+use self::links::Links;
 use self::loan::Buffer;
+use self::volume::Volumes;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
@@ -29,8 +40,8 @@ use crate::proto::errno::NbdErrno;
 use crate::proto::export::Export;
 use crate::proto::handshake::{Listed, TlsPolicy};
 use crate::proto::request::Request;
-use crate::transport::Target;
 use crate::transport::tls::Settings;
+use crate::transport::{Deadline, Target, Wanted};
 
 /// How to open a connection.
 #[derive(Debug)]
@@ -47,6 +58,12 @@ pub struct Options {
     pub handshake_timeout: Option<Duration>,
     /// Longest time from a request to its complete answer; `None` for ever.
     pub request_timeout: Option<Duration>,
+    /// Longest time for answers in flight and for closing, once a client has left or nbdkit ends;
+    /// `None` for ever.
+    pub close_timeout: Option<Duration>,
+    /// Whether the client that a thread serves is still there, and nbdkit goes on. Asked on that
+    /// thread, and only where it has waited for a second. `None` where nobody can be asked.
+    pub wanted: Option<Wanted>,
 }
 
 /// Asks a server which exports it has.
@@ -60,16 +77,39 @@ pub fn default_export(options: &Options) -> Result<Option<String>, Error> {
 }
 
 /// The server's name for messages.
-fn server(options: &Options) -> Server {
+pub fn server(options: &Options) -> Server {
     options.target.to_string().into()
 }
 
-/// An open export.
+/// Connects and enters transmission with an export. The connection belongs to all clients if it is
+/// `shared`: then it does not end with one that leaves.
+pub fn connect(
+    options: &Options,
+    volumes: &Volumes,
+    export: &str,
+    shared: bool,
+) -> Result<Arc<Links>, Error> {
+    let server = server(options);
+    let (stream, offer) = open::enter(&server, options, export)?;
+    let patience = Patience {
+        wanted: options.wanted.filter(|_| !shared),
+        close: options.close_timeout,
+    };
+    let connection =
+        Connection::new(server.clone(), stream, &offer, patience).map_err(|error| Error::Open {
+            server: server.clone(),
+            cause: error::OpenError::System(error).into(),
+        })?;
+    let volume = volumes.admit(export.as_bytes(), &offer);
+    Ok(Arc::new(Links::new(server, volume, connection)))
+}
+
+/// An open export, for one client.
 #[derive(Debug)]
 pub struct Client {
-    server: Server,
-    connection: Connection,
-    export: Export,
+    links: Arc<Links>,
+    request_timeout: Option<Duration>,
+    close_timeout: Option<Duration>,
 }
 
 /// How [`Client::zero`] may zero.
@@ -88,58 +128,71 @@ pub struct Zeroing {
 const MAX_STATUS: u32 = 1 << 31;
 
 impl Client {
-    /// Connects and enters transmission with an export.
+    /// A client that goes by these links.
+    pub fn new(links: Arc<Links>, options: &Options) -> Self {
+        Self {
+            links,
+            request_timeout: options.request_timeout,
+            close_timeout: options.close_timeout,
+        }
+    }
+
+    /// Opens an export for one client alone, which nobody else looks after.
     pub fn open(options: &Options, export: &str) -> Result<Self, Error> {
-        let server = server(options);
-        let (stream, export) = open::enter(&server, options, export)?;
-        let connection = Connection::new(server.clone(), stream, &export, options.request_timeout)
-            .map_err(|error| Error::Open {
-                server: server.clone(),
-                cause: error::OpenError::System(error).into(),
-            })?;
-        Ok(Self {
-            server,
-            connection,
-            export,
-        })
+        let links = connect(options, &Volumes::default(), export, false)?;
+        Ok(Self::new(links, options))
     }
 
-    /// Disconnects; waits for the server, but not long. No request may be in flight.
+    /// Disconnects, when the links are nobody else's. No request may be in flight. Takes no longer
+    /// than closing may take.
     pub fn close(&self) {
-        self.connection.close();
+        self.links.close(Deadline::after_maybe(self.close_timeout));
     }
 
-    /// Whether the connection is gone, or about to go: no new request will succeed on it.
-    pub fn is_over(&self) -> bool {
-        self.connection.is_over()
+    /// Its way to the server.
+    pub fn links(&self) -> &Arc<Links> {
+        &self.links
     }
 
     /// What the server offers.
     pub fn export(&self) -> &Export {
-        &self.export
+        self.links.volume().export()
     }
 
     /// Fills `buffer` with the bytes at `offset`. On failure its contents mean nothing.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         self.check_range(Command::READ, offset, buffer.len())?;
+        let deadline = self.deadline();
         let mut at = offset;
         for piece in buffer.chunks_mut(self.piece()) {
             let request = Request::new(Command::READ, at, piece.len() as u32);
             at += piece.len() as u64;
-            self.connection.submit(request, Buffer::Target(piece))?;
+            self.links
+                .submit(request, Buffer::Target(piece), &deadline)?;
         }
         Ok(())
     }
 
     /// Writes `payload` at `offset`; with `fua` it is permanent when this returns.
     pub fn write(&self, payload: &[u8], offset: u64, fua: bool) -> Result<(), Error> {
+        self.write_until(payload, offset, fua, &self.deadline())
+    }
+
+    fn write_until(
+        &self,
+        payload: &[u8],
+        offset: u64,
+        fua: bool,
+        deadline: &Deadline,
+    ) -> Result<(), Error> {
         self.check_range(Command::WRITE, offset, payload.len())?;
         let flags = self.fua(fua)?;
         let mut at = offset;
         for piece in payload.chunks(self.piece()) {
             let request = Request::new(Command::WRITE, at, piece.len() as u32).with(flags);
             at += piece.len() as u64;
-            self.connection.submit(request, Buffer::Source(piece))?;
+            self.links
+                .change(request, Buffer::Source(piece), deadline)?;
         }
         Ok(())
     }
@@ -147,22 +200,23 @@ impl Client {
     /// Makes every answered write permanent.
     pub fn flush(&self) -> Result<(), Error> {
         self.require(TransmissionFlags::SEND_FLUSH, "NBD_CMD_FLUSH")?;
-        self.plain(Request::new(Command::FLUSH, 0, 0))
+        self.links.flush(&self.deadline())
     }
 
     /// Tells the server that a range is not needed any more.
     pub fn trim(&self, length: u32, offset: u64, fua: bool) -> Result<(), Error> {
         self.require(TransmissionFlags::SEND_TRIM, "NBD_CMD_TRIM")?;
         self.check_range(Command::TRIM, offset, length as usize)?;
-        let flags = self.fua(fua)?;
-        self.plain(Request::new(Command::TRIM, offset, length).with(flags))
+        let request = Request::new(Command::TRIM, offset, length).with(self.fua(fua)?);
+        self.in_pieces(request, &self.deadline())
     }
 
     /// Tells the server that a range will be needed soon.
     pub fn cache(&self, length: u32, offset: u64) -> Result<(), Error> {
         self.require(TransmissionFlags::SEND_CACHE, "NBD_CMD_CACHE")?;
         self.check_range(Command::CACHE, offset, length as usize)?;
-        self.plain(Request::new(Command::CACHE, offset, length))
+        let request = Request::new(Command::CACHE, offset, length);
+        self.in_pieces(request, &self.deadline())
     }
 
     /// Makes a range zero. Where the server cannot, zeroes are written as data, unless `fast`
@@ -172,19 +226,20 @@ impl Client {
         let mut flags = self.fua(how.fua)?;
         flags.set(CommandFlags::NO_HOLE, !how.may_trim);
         if how.fast {
-            if !self.export.can(TransmissionFlags::SEND_FAST_ZERO) {
+            if !self.export().can(TransmissionFlags::SEND_FAST_ZERO) {
                 return Err(self.unsupported("the server has no fast zeroes", libc::ENOTSUP));
             }
             flags |= CommandFlags::FAST_ZERO;
         }
-        if !self.export.can(TransmissionFlags::SEND_WRITE_ZEROES) {
-            return self.write_zeroes_as_data(length, offset, how.fua);
+        let deadline = self.deadline();
+        if !self.export().can(TransmissionFlags::SEND_WRITE_ZEROES) {
+            return self.write_zeroes_as_data(length, offset, how.fua, &deadline);
         }
         let request = Request::new(Command::WRITE_ZEROES, offset, length).with(flags);
-        match self.plain(request) {
-            Err(error) if !how.fast && is_unsupported(&error) => {
+        match self.in_pieces(request, &deadline) {
+            Err(error) if !how.fast && failed_with(&error, &[NbdErrno::ENOTSUP]) => {
                 log::debug!("{error}; writing zeroes as data");
-                self.write_zeroes_as_data(length, offset, how.fua)
+                self.write_zeroes_as_data(length, offset, how.fua, &deadline)
             }
             other => other,
         }
@@ -198,7 +253,7 @@ impl Client {
         offset: u64,
         one: bool,
     ) -> Result<Vec<Descriptor>, Error> {
-        if self.export.base_allocation.is_none() {
+        if self.export().base_allocation.is_none() {
             return Err(self.unsupported("no base:allocation context was agreed", libc::EINVAL));
         }
         self.check_range(Command::BLOCK_STATUS, offset, length as usize)?;
@@ -209,7 +264,7 @@ impl Client {
         if length == 0 {
             return Ok(Vec::new());
         }
-        let mut extents = self.connection.submit(request, Buffer::None)?;
+        let mut extents = self.links.submit(request, Buffer::None, &self.deadline())?;
         split::cut(&mut extents, length);
         if one {
             extents.truncate(1);
@@ -217,33 +272,78 @@ impl Client {
         Ok(extents)
     }
 
-    /// Sends a request without payload, unless there is nothing to do.
-    fn plain(&self, request: Request) -> Result<(), Error> {
-        if request.length == 0 && request.command != Command::FLUSH {
-            return Ok(());
-        }
-        self.connection.submit(request, Buffer::None).map(drop)
-    }
-
-    fn write_zeroes_as_data(&self, length: u32, offset: u64, fua: bool) -> Result<(), Error> {
-        static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
-        for (at, n) in split::pieces(offset, length, ZEROES.len().min(self.piece())) {
-            self.write(&ZEROES[..n], at, fua)?;
+    /// Sends a request without payload, in pieces if it is longer than what the server takes at once.
+    /// That cannot be known in advance: what is declined for its length is repeated in shorter
+    /// pieces, a few times at most, and what was taken then is remembered.
+    fn in_pieces(&self, request: Request, deadline: &Deadline) -> Result<(), Error> {
+        let volume = self.links.volume();
+        let (mut at, mut left) = (request.offset, request.length);
+        let mut most = volume.longest(request.command);
+        let mut declined: Option<Error> = None;
+        while left > 0 {
+            let length = left.min(most);
+            let piece = Request {
+                offset: at,
+                length,
+                ..request
+            };
+            let done = match request.command {
+                Command::CACHE => self.links.submit(piece, Buffer::None, deadline).map(drop),
+                _ => self.links.change(piece, Buffer::None, deadline),
+            };
+            match done {
+                Ok(()) => {
+                    if let Some(error) = declined.take() {
+                        log::debug!("{error}; at most {length} bytes at once from now on");
+                        volume.found_longest(request.command, length);
+                    }
+                    at += u64::from(length);
+                    left -= length;
+                }
+                Err(error) if failed_with(&error, &[NbdErrno::EINVAL, NbdErrno::EOVERFLOW]) => {
+                    let Some(shorter) = volume.shorter(length) else {
+                        // Not the length, then: the first answer is the one to the question asked.
+                        return Err(declined.unwrap_or(error));
+                    };
+                    most = shorter;
+                    declined.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
+    }
+
+    fn write_zeroes_as_data(
+        &self,
+        length: u32,
+        offset: u64,
+        fua: bool,
+        deadline: &Deadline,
+    ) -> Result<(), Error> {
+        static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+        for (at, n) in split::pieces(offset, length, ZEROES.len().min(self.piece())) {
+            self.write_until(&ZEROES[..n], at, fua, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Until when an operation that begins now must have ended, all its requests together.
+    fn deadline(&self) -> Deadline {
+        Deadline::after_maybe(self.request_timeout)
     }
 
     /// Longest payload of one request, bytes.
     fn piece(&self) -> usize {
         // At least one minimum block by the rules for block sizes.
-        self.export.maximum_payload() as usize
+        self.export().maximum_payload() as usize
     }
 
     /// Refuses what no server could do: a range past the end, or between blocks. A zero length is
     /// fine anywhere, as nothing is sent for it.
     fn check_range(&self, command: Command, offset: u64, length: usize) -> Result<(), Error> {
         let end = offset.checked_add(length as u64);
-        if end.is_none_or(|end| end > self.export.size) {
+        if end.is_none_or(|end| end > self.export().size) {
             let errno = match command {
                 Command::WRITE | Command::WRITE_ZEROES => libc::ENOSPC,
                 _ => libc::EINVAL,
@@ -251,12 +351,12 @@ impl Client {
             return Err(self.unsupported(
                 &format!(
                     "{command} of {length} bytes at offset {offset} is past the end ({})",
-                    self.export.size
+                    self.export().size
                 ),
                 errno,
             ));
         }
-        let block = u64::from(self.export.minimum_block());
+        let block = u64::from(self.export().minimum_block());
         if offset % block != 0 || length as u64 % block != 0 {
             return Err(self.unsupported(
                 &format!(
@@ -278,7 +378,7 @@ impl Client {
     }
 
     fn require(&self, flag: TransmissionFlags, name: &str) -> Result<(), Error> {
-        if self.export.can(flag) {
+        if self.export().can(flag) {
             return Ok(());
         }
         Err(self.unsupported(&format!("the server has no {name}"), libc::EINVAL))
@@ -286,22 +386,20 @@ impl Client {
 
     fn unsupported(&self, what: &str, errno: i32) -> Error {
         Error::Unsupported {
-            server: self.server.clone(),
+            server: self.links.server().clone(),
             what: what.to_owned(),
             errno,
         }
     }
 }
 
-fn is_unsupported(error: &Error) -> bool {
+/// Whether the server failed the request with one of these.
+fn failed_with(error: &Error, numbers: &[NbdErrno]) -> bool {
     matches!(
         error,
         Error::Failed {
-            error: WireError::Server {
-                errno: NbdErrno::ENOTSUP,
-                ..
-            },
+            error: WireError::Server { errno, .. },
             ..
-        }
+        } if numbers.contains(errno)
     )
 }

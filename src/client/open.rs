@@ -10,10 +10,13 @@ use crate::proto::export::Export;
 use crate::proto::handshake::{self, Described, Goal, Handshake, Listed, Outcome, Step};
 use crate::proto::request::encode_option;
 use crate::transport::tls::Settings;
-use crate::transport::{Blocking, Deadline, Stream};
+use crate::transport::{self, Blocking, Deadline, Stream};
 
 /// How long a server may take to close a connection that we left.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A time for which nobody needs to be told what is waited for.
+const LEAST_REMINDER: Duration = Duration::from_millis(900);
 
 /// Connects, and enters transmission with `export`.
 pub fn enter(server: &Server, options: &Options, export: &str) -> Result<(Stream, Export), Error> {
@@ -76,14 +79,14 @@ fn failed(server: &Server, cause: OpenError) -> Error {
 
 /// Connects and shakes hands. Whatever the goal, the same TLS policy and deadlines apply.
 fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outcome), Error> {
-    let connecting = Deadline::after_maybe(options.connect_timeout);
+    let connecting = Deadline::after_maybe(options.connect_timeout).while_wanted(options.wanted);
     let mut stream = options
         .target
         .connect(connecting)
         .map_err(|error| failed(server, OpenError::Connect(error)))?;
-    let deadline = Deadline::after_maybe(options.handshake_timeout);
+    let deadline = Deadline::after_maybe(options.handshake_timeout).while_wanted(options.wanted);
     let goal = goal.with_tls(options.tls_policy);
-    let outcome = shake_hands(&mut stream, goal, &options.tls, deadline)
+    let outcome = shake_hands(server, &mut stream, goal, &options.tls, deadline)
         .map_err(|cause| failed(server, cause))?;
     Ok((stream, outcome))
 }
@@ -91,12 +94,19 @@ fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outc
 /// Runs the handshake machine over a stream. One deadline covers all of it, so a server cannot
 /// stretch it by saying little, but often.
 fn shake_hands(
+    server: &Server,
     stream: &mut Stream,
     goal: Goal,
     tls: &Settings,
     deadline: Deadline,
 ) -> Result<Outcome, OpenError> {
     let mut machine = Handshake::new(goal);
+    // Where the time is over soon there is no need for it.
+    let third = deadline.third();
+    let mut reminder = third
+        .remaining()
+        .filter(|left| *left >= LEAST_REMINDER)
+        .map(|_| third);
     let mut bytes = Vec::new();
     loop {
         let broken = |machine: &Handshake, error| match machine.may_be_refused() {
@@ -115,6 +125,8 @@ fn shake_hands(
             Step::Receive(n) => {
                 // The machine bounds n.
                 bytes.resize(n, 0);
+                remind(server, stream, &machine, &mut reminder)
+                    .map_err(|error| broken(&machine, error))?;
                 stream
                     .receive_exact(&mut bytes, deadline)
                     .map_err(|error| broken(&machine, error))?;
@@ -138,6 +150,28 @@ fn shake_hands(
             Step::Done => return machine.finish().ok_or(OpenError::Goal),
         }
     }
+}
+
+/// Waits for the server to say something until a third of the time is over, and then says, once,
+/// what is waited for: somebody may be looking at a program that does nothing.
+fn remind(
+    server: &Server,
+    stream: &Stream,
+    machine: &Handshake,
+    reminder: &mut Option<Deadline>,
+) -> Result<(), transport::Error> {
+    let Some(third) = reminder else {
+        return Ok(());
+    };
+    if stream.wait(true, false, None, *third)?.expired {
+        log::warn!(
+            target: "slow-handshake",
+            "{server}: handshake: still waiting for {}",
+            machine.awaited()
+        );
+        *reminder = None;
+    }
+    Ok(())
 }
 
 fn describe(server: &Server, export: &Export) {

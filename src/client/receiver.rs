@@ -7,8 +7,8 @@
 
 use std::io::IoSliceMut;
 
-use super::connection::Flight;
 use super::error::Cause;
+use super::flight::Flight;
 use super::inflight::{Inflight, SlotSet};
 use crate::proto::Violation;
 use crate::proto::chunks::{MAX_TAKE, Step};

@@ -22,6 +22,27 @@ pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// Waits until notified, or for as long as `limit` says. May end for no reason.
+pub fn wait<'a, T>(
+    condvar: &Condvar,
+    guard: MutexGuard<'a, T>,
+    limit: Option<std::time::Duration>,
+) -> MutexGuard<'a, T> {
+    match limit {
+        // loom knows no time.
+        #[cfg(not(loom))]
+        Some(limit) => {
+            condvar
+                .wait_timeout(guard, limit)
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .0
+        }
+        _ => condvar
+            .wait(guard)
+            .unwrap_or_else(std::sync::PoisonError::into_inner),
+    }
+}
+
 /// Where threads sleep, each in a numbered berth, and are woken, many at once.
 ///
 /// Whoever wants to sleep takes the epoch, then announces that it is about to sleep, and looks a

@@ -21,6 +21,16 @@ pub fn absolute_path(path: &CStr) -> Option<PathBuf> {
     Some(PathBuf::from(OsString::from_vec(bytes)))
 }
 
+/// Whether the client that this thread serves is still there, and nbdkit goes on; on a thread that
+/// serves no client, whether nbdkit goes on. nbdkit has no question for that, but its sleep ends
+/// early, with an error of nbdkit's own that everybody sees. So it is asked only where somebody has
+/// waited for long. Not to be called before `after_fork`.
+#[must_use]
+pub fn is_wanted() -> bool {
+    // SAFETY: takes two numbers.
+    unsafe { sys::nbdkit_nanosleep(0, 1) == 0 }
+}
+
 /// Sleeps for a second. False if nbdkit, or the client that waits, ends before that; nbdkit has
 /// said so then. Not to be called before `after_fork`: nbdkit's pipe that ends the sleep is made
 /// after `get_ready`.

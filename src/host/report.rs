@@ -1,10 +1,12 @@
 //! Messages and error numbers for nbdkit.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
+use std::sync::{Mutex, PoisonError};
 
 use super::sys;
 
-/// Shows the user an error. Must run on the thread of the callback that fails.
+/// Shows the user an error. A callback's failure must be shown on its own thread.
 pub fn error(message: &str) {
     let message = c_string(message);
     // SAFETY: a terminated string that outlives the call.
@@ -37,8 +39,17 @@ fn c_string(text: &str) -> CString {
     CString::new(text).unwrap_or_default()
 }
 
-/// Forwards the `log` facade, which the rooms below the plugin use, to nbdkit's debug output.
+/// Forwards the `log` facade, which the rooms below the plugin use, to nbdkit: warnings so that the
+/// user sees them, once for each kind, which is the record's target; everything else, and a warning
+/// that is repeated, to the debug output.
 struct Logger;
+
+/// True the first time for each kind of warning.
+fn is_first(kind: &str) -> bool {
+    static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
+    warned.insert(kind.to_owned())
+}
 
 impl log::Log for Logger {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
@@ -46,7 +57,12 @@ impl log::Log for Logger {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        debug(&record.args().to_string());
+        let text = record.args().to_string();
+        if record.level() == log::Level::Warn && is_first(record.target()) {
+            error(&format!("warning: {text}"));
+        } else {
+            debug(&text);
+        }
     }
 
     fn flush(&self) {}

@@ -68,6 +68,13 @@ pub extern "C" fn load() {
     });
 }
 
+pub extern "C" fn cleanup() {
+    guard("cleanup", || {
+        state::disconnect();
+        Ok(())
+    });
+}
+
 pub extern "C" fn unload() {
     guard("unload", || {
         state::clear();

@@ -40,7 +40,7 @@ impl Handle {
 
     /// Disconnects.
     pub fn close(self) {
-        self.client.close();
+        self.upstream.close(self.client);
     }
 
     /// Size in bytes.

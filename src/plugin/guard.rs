@@ -88,6 +88,8 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let message = match &error {
             Error::Lost(lost) if !lost.tell_once() => Message::Told(error.to_string()),
+            // nbdkit said it in its own words.
+            error if error.is_unwanted() => Message::Told(error.to_string()),
             _ => Message::Tell(error.to_string()),
         };
         Self {

@@ -13,6 +13,8 @@
 //!    and nobody else touches them meanwhile. The buffer of a read is initialised memory.
 //! 4. A handle is what `open` returned. `close` gets it last, once, when every other callback with
 //!    it has returned. `open` failing is a null handle, which is passed to nobody.
+//!    Nor is it called once nbdkit was told to end: then `cleanup` comes instead, when the threads of
+//!    all clients have ended, and `unload` after it.
 //! 5. With the thread model "parallel" callbacks run at the same time, also with one handle.
 //! 6. `nbdkit_set_error` belongs to the thread that calls it; so only the callback's own thread
 //!    reports its failure.
@@ -100,7 +102,7 @@ static TABLE: Table = Table(sys::nbdkit_plugin {
     list_exports: Some(callbacks::list_exports),
     default_export: Some(callbacks::default_export),
     export_description: Some(callbacks::export_description),
-    cleanup: None,
+    cleanup: Some(callbacks::cleanup),
     block_size: Some(callbacks::block_size),
 });
 

@@ -64,6 +64,17 @@ pub fn upstream() -> Result<Arc<Upstream>, Failure> {
     }
 }
 
+/// Disconnects everything, while nbdkit still takes messages. Nothing to do is no failure.
+pub fn disconnect() {
+    let upstream = match &*state() {
+        State::Ready(upstream) => Some(upstream.clone()),
+        _ => None,
+    };
+    if let Some(upstream) = upstream {
+        upstream.end();
+    }
+}
+
 /// Disconnects and forgets everything.
 pub fn clear() {
     let last = std::mem::replace(&mut *state(), State::Collecting(None));

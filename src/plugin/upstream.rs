@@ -1,11 +1,14 @@
 //! The server behind this plugin: how its connections are made, retried and shared.
 
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::guard::Failure;
 use crate::client::error::Error;
+use crate::client::links::{Links, Shared};
+use crate::client::upkeep::Upkeep;
+use crate::client::volume::Volumes;
 use crate::client::{self, Client, Options};
 use crate::config::target::Place;
 use crate::config::{Config, ExportName};
@@ -20,17 +23,25 @@ use crate::transport::ssh::Ssh;
 /// A server that is ready to be connected to.
 #[derive(Debug)]
 pub struct Upstream {
+    server: Arc<Server>,
+    upkeep: Upkeep,
+    /// The one way of all clients, in shared mode.
+    shared: Option<Arc<Shared>>,
+}
+
+/// How to reach it.
+#[derive(Debug)]
+struct Server {
     options: Options,
     export: ExportName,
     retry: u32,
-    /// The one connection, in shared mode.
-    shared: Option<Mutex<Option<Arc<Client>>>>,
+    volumes: Volumes,
 }
 
-/// A client's hold on a connection.
+/// A client's hold on its way to the server.
 #[derive(Debug)]
 pub struct Session {
-    client: Arc<Client>,
+    client: Client,
     /// Others hold it too, and it is closed at the end.
     shared: bool,
 }
@@ -83,7 +94,7 @@ impl Upstream {
                 .check()
                 .map_err(|error| Failure::misuse(&error.to_string()))?;
         }
-        let upstream = Self {
+        let mut server = Server {
             options: Options {
                 target,
                 tls_policy: config.tls_policy,
@@ -91,25 +102,38 @@ impl Upstream {
                 connect_timeout: config.timeouts.connect,
                 handshake_timeout: config.timeouts.handshake,
                 request_timeout: config.timeouts.request,
+                close_timeout: config.timeouts.close,
+                wanted: None,
             },
             export: config.export.clone(),
             retry: config.retry,
-            shared: config.shared.then(Mutex::default),
+            volumes: Volumes::default(),
         };
-        if let Some(shared) = &upstream.shared {
+        let upkeep = Upkeep::new(params::is_wanted, config.timeouts.close);
+        let shared = config.shared.then(|| {
             // nbdkit's own sleep cannot be used yet, and signals still end the process.
             let pause = || {
                 std::thread::sleep(Duration::from_secs(1));
                 true
             };
-            *lock(shared) = Some(Arc::new(upstream.connect("", pause)?));
-        }
-        Ok(upstream)
+            let links = server.connect("", pause, true)?;
+            upkeep.register(links.clone());
+            Ok::<_, Error>(Arc::new(Shared::with(links)))
+        });
+        server.options.wanted = Some(params::is_wanted);
+        Ok(Self {
+            server: Arc::new(server),
+            upkeep,
+            shared: shared.transpose()?,
+        })
     }
 
     /// nbdkit has forked for the last time: threads may run.
     pub fn after_fork(&self) -> Result<(), Failure> {
-        let target = &self.options.target;
+        self.upkeep
+            .start()
+            .map_err(|error| Failure::misuse(&format!("cannot start a thread: {error}")))?;
+        let target = &self.server.options.target;
         target
             .after_fork()
             .map_err(|error| Failure::misuse(&format!("{target}: {error}")))
@@ -118,7 +142,9 @@ impl Upstream {
     /// What a failed request has to say, with the end of a server that we started, if that is why.
     pub fn explain(&self, error: Error) -> Failure {
         match &error {
-            Error::Lost(_) => Failure::with_postscript(error, || self.options.target.obituary()),
+            Error::Lost(_) => {
+                Failure::with_postscript(error, || self.server.options.target.obituary())
+            }
             _ => error.into(),
         }
     }
@@ -128,40 +154,55 @@ impl Upstream {
         &self,
         wanted: impl FnOnce() -> Result<String, Failure>,
     ) -> Result<Session, Failure> {
-        let pause = params::sleep_a_second;
-        let Some(shared) = &self.shared else {
-            let wanted = match self.export {
-                ExportName::Fixed(_) => String::new(),
-                ExportName::Dynamic => wanted()?,
-            };
-            return Ok(Session {
-                client: Arc::new(self.connect(&wanted, pause)?),
-                shared: false,
-            });
+        let server = &self.server;
+        let links = match &self.shared {
+            None => {
+                let wanted = match server.export {
+                    ExportName::Fixed(_) => String::new(),
+                    ExportName::Dynamic => wanted()?,
+                };
+                let links = server.connect(&wanted, params::sleep_a_second, false)?;
+                self.upkeep.register(links.clone());
+                links
+            }
+            Some(shared) => self.join(shared)?,
         };
-        let mut shared = lock(shared);
-        let client = match shared.take().filter(|client| !client.is_over()) {
-            Some(client) => client,
-            // The server went away. Those who use the old connection see their requests fail;
-            // whoever comes now gets a new one.
-            None => Arc::new(self.connect("", pause)?),
-        };
-        *shared = Some(client.clone());
         Ok(Session {
-            client,
-            shared: true,
+            client: Client::new(links, &server.options),
+            shared: self.shared.is_some(),
         })
+    }
+
+    /// The shared links. If they are over, whoever uses them sees requests fail; who comes now gets
+    /// new ones.
+    fn join(&self, shared: &Arc<Shared>) -> Result<Arc<Links>, Error> {
+        let name = client::server(&self.server.options);
+        let attempt = || -> client::links::Attempt {
+            let server = self.server.clone();
+            Box::new(move || server.connect("", params::sleep_a_second, true))
+        };
+        let links = shared.join(&self.upkeep, &name, params::is_wanted, attempt)?;
+        self.upkeep.register(links.clone());
+        Ok(links)
+    }
+
+    /// Disconnects a client, unless others use the connection too.
+    pub fn close(&self, session: Session) {
+        if !session.shared {
+            self.upkeep.forget(session.links());
+            session.client.close();
+        }
     }
 
     /// Fills the list of exports for a client.
     pub fn list(&self, exports: &mut Exports) -> Result<(), Failure> {
-        if matches!(self.export, ExportName::Fixed(_)) {
+        if matches!(self.server.export, ExportName::Fixed(_)) {
             return exports
                 .add_default()
                 .then_some(())
                 .ok_or_else(Failure::by_host);
         }
-        for export in client::list(&self.options)? {
+        for export in client::list(&self.server.options)? {
             if !exports.add(&export.name, &export.description) {
                 log::debug!(
                     "nbdkit does not list export \"{}\"",
@@ -174,9 +215,9 @@ impl Upstream {
 
     /// The name behind the empty name. Not knowing is no failure: the server may still open it.
     pub fn default_export(&self) -> String {
-        match &self.export {
+        match &self.server.export {
             ExportName::Fixed(name) => name.clone(),
-            ExportName::Dynamic => client::default_export(&self.options)
+            ExportName::Dynamic => client::default_export(&self.server.options)
                 .unwrap_or_else(|error| {
                     log::debug!("{error}; the default export keeps the empty name");
                     None
@@ -185,48 +226,35 @@ impl Upstream {
         }
     }
 
-    /// Disconnects what is shared.
+    /// Disconnects everybody, also clients that nbdkit did not close, and ends a server that we
+    /// started. Does nothing the second time.
     pub fn end(&self) {
-        let shared = self.shared.as_ref().and_then(|shared| lock(shared).take());
-        // nbdkit does not close the handles of clients that it leaves at its end, so that others may
-        // still seem to hold the connection.
-        if let Some(client) = shared {
-            client.close();
+        self.upkeep.end();
+        if let Target::Child(child) = &self.server.options.target {
+            child.end();
         }
     }
+}
 
+impl Server {
     /// Connects, and tries again as often as the user said, if time can help.
-    fn connect(&self, wanted: &str, pause: Pause) -> Result<Client, Failure> {
+    fn connect(&self, wanted: &str, pause: Pause, shared: bool) -> Result<Arc<Links>, Error> {
         let export = match &self.export {
             ExportName::Fixed(name) => name,
             ExportName::Dynamic => wanted,
         };
         let mut tries_left = self.retry;
         loop {
-            match Client::open(&self.options, export) {
-                Ok(client) => return Ok(client),
+            match client::connect(&self.options, &self.volumes, export, shared) {
                 Err(error) if tries_left > 0 && error.is_transient() => {
                     log::debug!("connect failed; will try again: {error}");
                     tries_left -= 1;
                     if !pause() {
-                        return Err(Failure::by_host());
+                        return Err(Error::unwanted(client::server(&self.options)));
                     }
                 }
-                Err(error) => return Err(error.into()),
+                result => return result,
             }
         }
     }
-}
-
-impl Session {
-    /// Disconnects, unless others use the connection too.
-    pub fn close(self) {
-        if !self.shared {
-            self.client.close();
-        }
-    }
-}
-
-fn lock(shared: &Mutex<Option<Arc<Client>>>) -> MutexGuard<'_, Option<Arc<Client>>> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -49,6 +49,22 @@ impl Export {
         self
     }
 
+    /// Whether whoever was told of one of the two could have been told of the other. How replies are
+    /// framed and what contexts are called is a connection's own affair.
+    pub fn offers_the_same(&self, other: &Self) -> bool {
+        let facts = |export: &Self| {
+            (
+                export.advertised_size,
+                export.flags,
+                export.block_sizes,
+                export.base_allocation.is_some(),
+            )
+        };
+        facts(self) == facts(other)
+            && self.canonical_name == other.canonical_name
+            && self.description == other.description
+    }
+
     /// Whether the server has all of `flags`.
     pub fn can(&self, flags: TransmissionFlags) -> bool {
         self.flags.contains(flags)

@@ -1,4 +1,4 @@
-//! A point in time by which something must have happened, or never.
+//! A point in time by which something must have happened, or never; and who wants it to happen.
 
 use std::time::{Duration, Instant};
 
@@ -6,19 +6,31 @@ use rustix::event::Timespec;
 
 use super::Error;
 
-/// Longest wait without looking up.
+/// Longest that a wait goes on before it is asked again whether anybody wants its end.
 const SLICE: Duration = Duration::from_millis(250);
 
-/// When to give up.
+/// How long nobody is asked. To ask may have side effects, messages among them, which must not be
+/// seen where nothing was slow.
+const UNASKED: Duration = Duration::from_secs(1);
+
+/// Answers whether whoever waits should go on.
+pub type Wanted = fn() -> bool;
+
+/// When to give up: when a point in time has passed, or when nobody wants the result any more.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline {
     /// The point in time and how long it was away at first; `None` for never.
     at: Option<(Instant, Duration)>,
+    /// Whom to ask, and from when on.
+    wanted: Option<(Instant, Wanted)>,
 }
 
 impl Deadline {
     /// There is all the time in the world. Reads no clock.
-    pub const NEVER: Self = Self { at: None };
+    pub const NEVER: Self = Self {
+        at: None,
+        wanted: None,
+    };
 
     /// So long from now.
     pub fn after(duration: Duration) -> Self {
@@ -26,7 +38,33 @@ impl Deadline {
             at: Instant::now()
                 .checked_add(duration)
                 .map(|at| (at, duration)),
+            wanted: None,
         }
+    }
+
+    /// The same, but also to give up when `wanted` says no. It is asked on the thread that waits,
+    /// now and then, once a second of waiting has passed.
+    pub fn while_wanted(self, wanted: Option<Wanted>) -> Self {
+        Self {
+            wanted: wanted.map(|wanted| (Instant::now() + UNASKED, wanted)),
+            ..self
+        }
+    }
+
+    /// This deadline, or `limit` from now if that is earlier.
+    pub fn within(self, limit: Duration) -> Self {
+        match self.remaining() {
+            Some(left) if left <= limit => self,
+            _ => Self {
+                wanted: self.wanted,
+                ..Self::after(limit)
+            },
+        }
+    }
+
+    /// A deadline after a third of the time that is left.
+    pub fn third(&self) -> Self {
+        self.share(3)
     }
 
     /// So long from now, or never where no time is given.
@@ -43,8 +81,11 @@ impl Deadline {
     /// A deadline for the first of `parts` equal parts of the time that is left.
     pub fn share(&self, parts: usize) -> Self {
         match self.remaining() {
-            None => Self::NEVER,
-            Some(left) => Self::after(left / u32::try_from(parts.max(1)).unwrap_or(u32::MAX)),
+            None => *self,
+            Some(left) => Self {
+                wanted: self.wanted,
+                ..Self::after(left / u32::try_from(parts.max(1)).unwrap_or(u32::MAX))
+            },
         }
     }
 
@@ -63,27 +104,38 @@ impl Deadline {
         Error::Timeout(self.at.map_or(Duration::ZERO, |(_, full)| full))
     }
 
-    /// [`Deadline::passed`], where it is known what was waited for.
-    pub(super) fn passed_during(&self, what: &'static str) -> Error {
-        match self.passed() {
+    /// How long to wait before [`Deadline::check`]: all the time left, or a slice of it. `None` for
+    /// ever.
+    pub(super) fn slice(&self) -> Option<Duration> {
+        let slice = self.wanted.map(|_| SLICE);
+        match (self.remaining(), slice) {
+            (Some(left), Some(slice)) => Some(left.min(slice)),
+            (left, slice) => left.or(slice),
+        }
+    }
+
+    /// Whether to go on waiting: an error if the deadline has passed, or if nobody wants the result.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.has_passed() {
+            return Err(self.passed());
+        }
+        match self.wanted {
+            Some((from, wanted)) if Instant::now() >= from && !wanted() => Err(Error::Unwanted),
+            _ => Ok(()),
+        }
+    }
+
+    /// [`Deadline::check`], where it is known what is waited for.
+    pub(super) fn check_during(&self, what: &'static str) -> Result<(), Error> {
+        self.check().map_err(|error| match error {
             Error::Timeout(after) => Error::TimeoutDuring { after, what },
             error => error,
-        }
+        })
     }
 
-    /// This deadline, or [`SLICE`] from now, whichever comes first: for waits that nothing can
-    /// wake, and that have to look up now and then.
-    pub(super) fn slice(&self) -> Self {
-        match self.remaining() {
-            Some(left) if left < SLICE => *self,
-            _ => Self::after(SLICE),
-        }
-    }
-
-    /// Time left, as poll(2) wants it.
+    /// [`Deadline::slice`], as poll(2) wants it.
     pub(super) fn timespec(&self) -> Option<Timespec> {
         // A remainder beyond the range of a time_t is as good as never.
-        self.remaining()
-            .and_then(|left| Timespec::try_from(left).ok())
+        self.slice().and_then(|left| Timespec::try_from(left).ok())
     }
 }

@@ -26,9 +26,9 @@ use rustix::io::Errno;
 
 use crate::proto::codec::printable;
 
-pub use self::deadline::Deadline;
+pub use self::deadline::{Deadline, Wanted};
 pub use self::doorbell::Doorbell;
-pub use self::stream::{Blocking, Ready, Stream};
+pub use self::stream::{Blocking, PAUSE, Ready, Stream};
 
 /// Why a server could not be reached, or no longer can.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +70,9 @@ pub enum Error {
         /// Its error number.
         errno: Errno,
     },
+    /// Nobody waits for it any more: the client has left, or nbdkit was told to end.
+    #[error("given up, as nobody waits for it any more")]
+    Unwanted,
     /// The deadline passed.
     #[error("timed out after {}", seconds(*.0))]
     Timeout(Duration),
@@ -93,7 +96,11 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         !matches!(
             self,
-            Self::UsedUp | Self::Tls(_) | Self::Spawn { .. } | Self::ServerEnded(_)
+            Self::UsedUp
+                | Self::Unwanted
+                | Self::Tls(_)
+                | Self::Spawn { .. }
+                | Self::ServerEnded(_)
         )
     }
 

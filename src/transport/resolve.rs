@@ -56,9 +56,9 @@ pub fn knows_service(name: &str, deadline: Deadline) -> Option<bool> {
     }
 }
 
-/// The error for a deadline that passed during a look-up.
-fn late(deadline: Deadline) -> Error {
-    deadline.passed_during("the name was still being looked up")
+/// Whether to go on waiting for an answer.
+fn check(deadline: Deadline) -> Result<(), Error> {
+    deadline.check_during("the name was still being looked up")
 }
 
 /// Whether this process can be forked without leaving behind a thread that may hold a lock.
@@ -248,9 +248,11 @@ fn receive_answer(pipe: &OwnedFd, deadline: Deadline) -> Result<Vec<u8>, Error> 
     let mut piece = [0; 512];
     while answer.len() <= MAX_ANSWER {
         let mut fds = [PollFd::new(pipe, PollFlags::IN)];
-        match poll(&mut fds, deadline.slice().timespec().as_ref()) {
-            Ok(0) if deadline.has_passed() => return Err(late(deadline)),
-            Ok(0) | Err(Errno::INTR) => continue,
+        match poll(&mut fds, deadline.timespec().as_ref()) {
+            Ok(0) | Err(Errno::INTR) => {
+                check(deadline)?;
+                continue;
+            }
             Ok(_) => (),
             Err(errno) => return Err(Error::io("poll")(errno)),
         }
@@ -362,17 +364,17 @@ mod library {
         }
         free_given_up();
         let mut pending = Pending::new(question)?;
-        let answered = pending.wait(deadline);
+        let waited = pending.wait(deadline);
         loop {
-            pending = match pending.settle() {
-                Ok(request) if answered => return request.answer(),
-                Ok(_) => return Err(late(deadline)),
-                Err(busy) if !answered => {
-                    given_up().push(busy);
-                    return Err(late(deadline));
-                }
+            pending = match (pending.settle(), &waited) {
+                (Ok(request), Ok(())) => return request.answer(),
+                (Ok(_), Err(error)) => return Err(error.clone()),
                 // Its thread is about to let go of it.
-                Err(busy) => busy,
+                (Err(busy), Ok(())) => busy,
+                (Err(busy), Err(error)) => {
+                    given_up().push(busy);
+                    return Err(error.clone());
+                }
             };
             std::thread::yield_now();
         }
@@ -420,25 +422,23 @@ mod library {
             unsafe { &raw mut (*self.0).gaicb }
         }
 
-        /// Whether there is an answer before the deadline.
-        fn wait(&self, deadline: Deadline) -> bool {
+        /// Waits for an answer.
+        fn wait(&self, deadline: Deadline) -> Result<(), Error> {
             let list = [self.gaicb().cast_const()];
             loop {
                 // SAFETY: the request is alive.
                 if unsafe { gai_error(self.gaicb()) } != EAI_INPROGRESS {
-                    return true;
+                    return Ok(());
                 }
-                if deadline.has_passed() {
-                    return false;
-                }
-                let slice = deadline.slice().timespec().unwrap_or_default();
-                let timeout = libc::timespec {
-                    tv_sec: slice.tv_sec as _,
-                    tv_nsec: slice.tv_nsec as _,
-                };
+                check(deadline)?;
+                let timeout = deadline.timespec().map(|time| libc::timespec {
+                    tv_sec: time.tv_sec as _,
+                    tv_nsec: time.tv_nsec as _,
+                });
+                let timeout = timeout.as_ref().map_or(null(), std::ptr::from_ref);
                 // Whatever it says, the state of the request decides.
-                // SAFETY: one request, which is alive, and a time.
-                unsafe { gai_suspend(list.as_ptr(), 1, &timeout) };
+                // SAFETY: one request, which is alive, and a time or none.
+                unsafe { gai_suspend(list.as_ptr(), 1, timeout) };
             }
         }
 
@@ -549,7 +549,10 @@ mod tests {
         let brief = Duration::from_millis(10);
         assert_eq!(
             receive_answer(&ours, Deadline::after(brief)),
-            Err(late(Deadline::after(brief)))
+            Err(Error::TimeoutDuring {
+                after: brief,
+                what: "the name was still being looked up"
+            })
         );
     }
 }

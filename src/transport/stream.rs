@@ -3,11 +3,12 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_error;
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_error};
 use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, recvmsg,
     sendmsg, shutdown,
@@ -17,6 +18,10 @@ use super::ssh::Tunnel;
 use super::tls::{Session, Settings};
 use super::{Deadline, Doorbell, Error};
 use crate::proto::handshake::TlsEstablished;
+
+/// Longest that a receive waits for the first byte before it comes back without: whoever waits for
+/// long has other duties besides.
+pub const PAUSE: Duration = Duration::from_secs(1);
 
 /// Whether a receive may wait for the first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +75,7 @@ impl Stream {
         settings: &Settings,
         deadline: Deadline,
     ) -> Result<TlsEstablished, Error> {
-        let now = Deadline::after(std::time::Duration::ZERO);
+        let now = Deadline::after(Duration::ZERO);
         if self.wait(true, false, None, now)?.readable {
             return Err(Error::Tls(
                 "bytes in clear followed the server's consent to TLS, which may be an attack"
@@ -136,7 +141,7 @@ impl Stream {
     }
 
     /// Receives into `buffer`, at least one byte. `None` if nothing is there and `blocking` forbids
-    /// to wait. The end of the stream is [`Error::Closed`].
+    /// to wait, or if nothing came for [`PAUSE`]. The end of the stream is [`Error::Closed`].
     pub fn receive(&self, buffer: &mut [u8], blocking: Blocking) -> Result<Option<usize>, Error> {
         self.receive_some(buffer, blocking)
             .map_err(|error| self.explain(error))
@@ -159,13 +164,21 @@ impl Stream {
         loop {
             if blocking == Blocking::Yes {
                 // Returns at once while TLS may hold something that the socket does not show.
-                self.wait(true, false, None, Deadline::NEVER)?;
+                let pause = Deadline::after(PAUSE);
+                if self.wait(true, false, None, pause)?.expired {
+                    return Ok(None);
+                }
             }
             let received = tls.receive(buffer)?;
             if received.is_some() || blocking == Blocking::No {
                 return Ok(received);
             }
         }
+    }
+
+    /// From now on a receive that waits comes back after [`PAUSE`] if nothing arrives.
+    pub fn limit_receiving(&self) -> Result<(), Error> {
+        set_socket_timeout(&self.fd, Timeout::Recv, Some(PAUSE)).map_err(Error::io("setsockopt"))
     }
 
     /// Like [`Stream::receive`], into several buffers in turn; under TLS into the first only.
@@ -204,7 +217,7 @@ impl Stream {
     }
 
     /// Waits until the stream can be received from (`readable`) or sent to (`writable`), or the
-    /// doorbell rings, or the deadline passes.
+    /// doorbell rings, or the deadline passes. [`Error::Unwanted`] if nobody wants that any more.
     pub fn wait(
         &self,
         readable: bool,
@@ -229,20 +242,25 @@ impl Stream {
             PollFd::new(doorbell.map_or(&*self.fd, |bell| &bell.fd), PollFlags::IN),
         ];
         let count = if doorbell.is_some() { 2 } else { 1 };
-        let timeout = deadline.timespec();
-        match poll(&mut fds[..count], timeout.as_ref()) {
-            Ok(0) => {
-                return Ok(Ready {
-                    expired: true,
-                    ..Ready::default()
-                });
-            }
-            Ok(_) | Err(Errno::INTR) => (),
-            Err(errno) => {
-                return Err(Error::Io {
-                    call: "poll",
-                    errno,
-                });
+        loop {
+            match poll(&mut fds[..count], deadline.timespec().as_ref()) {
+                Ok(0) => match deadline.check() {
+                    Ok(()) => continue,
+                    Err(Error::Timeout(_)) => {
+                        return Ok(Ready {
+                            expired: true,
+                            ..Ready::default()
+                        });
+                    }
+                    Err(error) => return Err(error),
+                },
+                Ok(_) | Err(Errno::INTR) => break,
+                Err(errno) => {
+                    return Err(Error::Io {
+                        call: "poll",
+                        errno,
+                    });
+                }
             }
         }
         let mut ready = Ready {
@@ -321,7 +339,7 @@ fn finish_receive(
             Ok(0) => return Err(Error::Closed),
             Ok(n) => return Ok(Some(n)),
             Err(Errno::INTR) => (),
-            Err(Errno::AGAIN) if blocking == Blocking::No => return Ok(None),
+            Err(Errno::AGAIN) => return Ok(None),
             Err(errno) => {
                 return Err(Error::Io {
                     call: "receive",

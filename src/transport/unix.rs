@@ -35,11 +35,9 @@ pub fn open(path: &Path, deadline: Deadline) -> Result<Stream, Error> {
     loop {
         // unix(7): connect obeys the send timeout, and fails with EAGAIN when it has passed. A queue
         // without room is the only thing that it waits for.
-        if deadline.has_passed() {
-            return Err(deadline.passed_during("the server's queue of connections is full"));
-        }
-        let slice = deadline.slice().remaining();
-        set_socket_timeout(&fd, Timeout::Send, slice).map_err(Error::io("setsockopt"))?;
+        deadline.check_during("the server's queue of connections is full")?;
+        set_socket_timeout(&fd, Timeout::Send, deadline.slice())
+            .map_err(Error::io("setsockopt"))?;
         match connect(&fd, &address) {
             Ok(()) => break,
             Err(Errno::AGAIN | Errno::INTR) => (),

@@ -1,9 +1,10 @@
-//! Statistics, the list of workloads, and verdicts on the targets.
+//! Statistics and the list of workloads.
 
 use std::collections::BTreeSet;
 
+use crate::contender::Contender;
 use crate::workload::Workload;
-use crate::{contenders, results, stats, targets, workload};
+use crate::{results, stats, targets, workload};
 
 #[test]
 fn medians_and_spreads() {
@@ -12,6 +13,21 @@ fn medians_and_spreads() {
     assert_eq!(stats::median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
     assert_eq!(stats::spread(&[8.0, 10.0, 12.0]), 0.2);
     assert_eq!(stats::spread(&[]), 0.0);
+}
+
+#[test]
+fn two_runs_lie_apart_by_medians_or_by_rounds() {
+    assert_eq!(stats::apart(&[], &[]), 0.0);
+    assert_eq!(stats::apart(&[8.0, 10.0, 12.0], &[8.0, 10.0, 12.0]), 0.0);
+    // Whichever is faster.
+    assert_eq!(stats::apart(&[10.0], &[15.0]), 0.5);
+    assert_eq!(stats::apart(&[15.0], &[10.0]), 0.5);
+    // The medians meet, by chance.
+    let (first, again) = ([100.0, 100.0, 100.0], [125.0, 80.0, 100.0]);
+    assert_eq!(stats::apart(&first, &again), 0.25);
+    // They meet in the typical round, but once one was lucky.
+    let (first, again) = ([1.0, 1.0, 5.0, 5.0, 5.0], [1.0, 1.0, 1.0, 5.0, 5.0]);
+    assert_eq!(stats::apart(&first, &again), 4.0);
 }
 
 #[test]
@@ -65,28 +81,31 @@ fn large_requests_are_weighed() {
     assert_eq!((iops.unit(), iops.figure(1000.0)), ("IOPS", 1000.0));
     let opens = find("unix/open");
     assert_eq!((opens.unit(), opens.figure(1000.0)), ("per s", 1000.0));
+    let copies = find("copy/nbdcopy-1-to");
+    assert_eq!((copies.unit(), copies.figure(1000.0)), ("MiB/s", 250.0));
+    let beside = find("pieces/8k-beside-256k");
+    assert_eq!((beside.unit(), beside.figure(1000.0)), ("IOPS", 1000.0));
 }
 
 #[test]
-fn verdicts() {
-    let results = results();
-    // A target for a workload that does not exist would be missing.
-    assert_eq!(results.targets.len(), 24);
-    for judgement in &results.targets {
-        let verdicts: Vec<bool> = judgement.found.iter().map(|found| found.1).collect();
-        assert_eq!(verdicts, [true, false], "{judgement:?}");
-    }
-    let values = |what: &str| -> Vec<f64> {
-        let judgement = results.targets.iter().find(|j| j.what.starts_with(what));
-        let found = &judgement.expect("a target").found;
-        found.iter().map(|found| found.0).collect()
+fn who_takes_part_where() {
+    let all = workload::all();
+    let part = |name: &str| -> Vec<bool> {
+        let workload = all.iter().find(|workload| workload.name() == name);
+        let workload = workload.expect("it is in the list");
+        let contenders = [
+            Contender::Direct,
+            Contender::Relay,
+            Contender::Qemu,
+            Contender::C,
+            Contender::Again,
+        ];
+        let part = contenders.iter().map(|each| each.takes_part(workload));
+        part.collect()
     };
-    assert_eq!(values("4k randread, depth 16"), [3.0, 0.5]);
-    assert_eq!(values("256k write, depth 8, CPU"), [0.2, 1.2]);
-    assert_eq!(values("peak memory"), [2.0, 5.0]);
-}
-
-#[test]
-fn targets_are_silent_about_what_was_not_run() {
-    assert_eq!(targets::judge(&contenders(), &[]), []);
+    assert_eq!(part("unix/4k-randread-16"), [true; 5]);
+    let threads = part("unix/4k-randread-16-t8");
+    assert_eq!(threads, [true, false, false, true, true]);
+    assert_eq!(part("dynamic/open"), [true, true, false, true, true]);
+    assert_eq!(part("psk/256k-read-8"), [false, false, true, true, true]);
 }

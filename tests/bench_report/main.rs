@@ -13,10 +13,16 @@ mod chart;
 #[path = "../../benches/side_by_side/contender.rs"]
 mod contender;
 #[allow(dead_code)]
+#[path = "../../benches/side_by_side/door.rs"]
+mod door;
+#[allow(dead_code)]
 #[path = "../../benches/side_by_side/fio.rs"]
 mod fio;
 #[path = "../../benches/side_by_side/json.rs"]
 mod json;
+#[allow(dead_code)]
+#[path = "../../benches/side_by_side/pieces.rs"]
+mod pieces;
 #[allow(dead_code)]
 #[path = "../../benches/side_by_side/progress.rs"]
 mod progress;
@@ -38,12 +44,17 @@ mod targets;
 #[allow(dead_code)]
 #[path = "../../benches/side_by_side/usage.rs"]
 mod usage;
+#[path = "../../benches/side_by_side/verdict.rs"]
+mod verdict;
+#[allow(dead_code)]
 #[path = "../../benches/side_by_side/workload.rs"]
 mod workload;
 
 mod figures;
 mod output;
 mod parsing;
+mod serving;
+mod verdicts;
 
 use contender::Contender;
 use results::{Cell, Results, Row};
@@ -56,8 +67,8 @@ fn cell(rate: f64, cpu: Option<f64>, peak: Option<u64>) -> Cell {
         rate,
         requests: 1000,
         seconds: 2.0,
-        p50: 100.0,
-        p99: 900.0,
+        p50: Some(100.0),
+        p99: Some(900.0),
         cpu,
     };
     Cell {
@@ -75,6 +86,7 @@ fn contenders() -> Vec<Contender> {
         Contender::C,
         ours("ours"),
         ours("ours:2"),
+        Contender::Again,
     ]
 }
 
@@ -88,6 +100,7 @@ fn results() -> Results {
             Some(cell(10_000.0, Some(50.0), Some(8 << 10))),
             Some(cell(30_000.0, Some(10.0), Some(10 << 10))),
             Some(cell(5_000.0, Some(60.0), Some(13 << 10))),
+            Some(cell(10_000.0, Some(50.0), Some(8 << 10))),
         ],
         thrown: 1,
         repeated: 0,
@@ -100,7 +113,6 @@ fn results() -> Results {
         seconds: 2.0,
         counter: Some("an abacus"),
         machine: vec![("machine", "a <small> one & old".to_owned())],
-        targets: targets::judge(&contenders, &rows),
         contenders,
         rows,
     }

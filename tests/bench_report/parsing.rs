@@ -1,5 +1,8 @@
 //! What other programs and the kernel say is understood.
 
+use std::time::{Duration, Instant};
+use std::{process, thread};
+
 use crate::{calls, fio, usage};
 
 #[test]
@@ -11,7 +14,7 @@ fn fio_output_is_understood() {
     let sample = fio::parse(text).expect("figures");
     assert_eq!(sample.rate, 21586.25);
     assert_eq!((sample.requests, sample.seconds), (43302, 2.006));
-    assert_eq!((sample.p50, sample.p99), (228.352, 18219.008));
+    assert_eq!((sample.p50, sample.p99), (Some(228.352), Some(18219.008)));
 }
 
 #[test]
@@ -32,8 +35,19 @@ fn fio_failures_are_no_figures() {
 fn times_of_a_process_follow_its_name() {
     let line =
         "5523 (nbd) kit (x) S 5520 5520 3293 0 -1 4194304 144714 7 0 0 32 188 4 1 20 0 1 0 69208";
-    assert_eq!(usage::ticks(line), Some(32 + 188 + 4 + 1));
-    assert_eq!(usage::ticks("5523 (nbdkit) S 1 2"), None);
+    assert_eq!(usage::ticks_of_children(line), Some(4 + 1));
+    assert_eq!(usage::ticks_of_children("5523 (nbdkit) S 1 2"), None);
+}
+
+#[test]
+fn the_time_of_a_process_is_that_of_all_its_threads() {
+    let cpu = || usage::cpu(process::id()).expect("our own clock");
+    let (before, begun) = (cpu(), Instant::now());
+    let work = move || while begun.elapsed() < Duration::from_millis(50) {};
+    thread::spawn(work).join().expect("it only counts");
+    let used = cpu() - before;
+    // The tests beside this one use some too.
+    assert!(used > 0.001, "{used} s");
 }
 
 #[test]

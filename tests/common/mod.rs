@@ -9,7 +9,10 @@
 pub mod clients;
 pub mod daemon;
 pub mod front;
+pub mod machine;
+pub mod manual;
 pub mod nbdkit;
+pub mod pair;
 pub mod pki;
 pub mod process;
 pub mod refusal;

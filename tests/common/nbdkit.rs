@@ -124,6 +124,14 @@ impl Nbdkit {
         self.count("task")
     }
 
+    /// How many threads it has that forwards and has no client: its own and the plugin's, which nbdkit
+    /// starts a moment after it has said that it is there.
+    pub fn idle_threads(&self) -> usize {
+        eventually("the plugin's thread is there", START, || {
+            Some(self.threads()).filter(|threads| *threads >= 2)
+        })
+    }
+
     fn count(&self, what: &str) -> usize {
         let path = format!("/proc/{}/{what}", self.pid());
         fs::read_dir(&path)

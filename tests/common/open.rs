@@ -4,6 +4,7 @@
 //! the crate include this file by its path.
 
 use std::path::Path;
+use std::time::Duration;
 
 use nbdkit_nbd_plugin::client::error::Error;
 use nbdkit_nbd_plugin::client::{Client, Options};
@@ -26,6 +27,8 @@ pub fn open(socket: &Path) -> Result<Client, Error> {
         connect_timeout: None,
         handshake_timeout: None,
         request_timeout: None,
+        close_timeout: Some(Duration::from_secs(5)),
+        wanted: None,
     };
     Client::open(&options, "")
 }

@@ -54,17 +54,21 @@ mod models {
         fn submit(&self) {
             let buffer: Buffer = Arc::new(UnsafeCell::new(0));
             let mut cookie = None;
-            let ticket = self.table.claim(|c| {
-                cookie = Some(c);
-                buffer.clone()
-            });
+            let ticket = self
+                .table
+                .claim(&Deadline::NEVER, |c| {
+                    cookie = Some(c);
+                    buffer.clone()
+                })
+                .expect("a slot");
             *lock(&self.cookies[ticket.index()]) = cookie;
             let own = ticket.index();
             if let Some(batch) = self.outbox.post(own, false) {
                 self.send(Some(batch), own);
             }
             ticket.wait(
-                Deadline::NEVER,
+                &Deadline::NEVER,
+                || (),
                 || (),
                 || self.send(None, own),
                 |role| *role.parts().1 |= self.read(),
@@ -190,10 +194,13 @@ mod models {
             let other = model.clone();
             let owner = thread::spawn(move || {
                 let table = &other.table;
-                let ticket = table.claim(|_| Arc::new(UnsafeCell::new(0)));
+                let ticket = table
+                    .claim(&Deadline::NEVER, |_| Arc::new(UnsafeCell::new(0)))
+                    .expect("a slot");
                 let index = ticket.index();
                 ticket.wait(
-                    Deadline::NEVER,
+                    &Deadline::NEVER,
+                    || (),
                     || (),
                     || {
                         while table.try_read_as_sender().is_none() {
@@ -229,10 +236,14 @@ mod models {
             let model = Model::new();
             let other = model.clone();
             let submit = |model: &Model| {
-                let ticket = model.table.claim(|_| Arc::new(UnsafeCell::new(0)));
+                let ticket = model
+                    .table
+                    .claim(&Deadline::NEVER, |_| Arc::new(UnsafeCell::new(0)))
+                    .expect("a slot");
                 assert_eq!(model.table.sent(ticket.index()), 0, "its owner is awake");
                 ticket.wait(
-                    Deadline::NEVER,
+                    &Deadline::NEVER,
+                    || (),
                     || (),
                     || (),
                     |_| model.table.abandon(|buffer| touch(buffer)),
@@ -255,17 +266,19 @@ mod examples {
     fn a_cookie_is_good_for_one_reply_only() {
         let table = table::<u8, ()>(());
         let mut cookie = Cookie(0);
-        let ticket = table.claim(|c| {
-            cookie = c;
-            1
-        });
+        let ticket = table
+            .claim(&Deadline::NEVER, |c| {
+                cookie = c;
+                1
+            })
+            .expect("a slot");
         assert_eq!(table.with_cookie(cookie, |_, load| *load), Some(1));
         assert_eq!(table.sent(ticket.index()), 0, "its owner is awake");
         assert_eq!(table.replied(ticket.index()), 0, "its owner is awake");
         assert_eq!(table.progress(ticket.index()), OVER, "sent and replied");
         assert_eq!(table.with_cookie(cookie, |_, _| ()), None, "answered twice");
         ticket.finish();
-        let again = table.claim(|_| 2);
+        let again = table.claim(&Deadline::NEVER, |_| 2).expect("a slot");
         assert_eq!(again.index(), 0, "the same slot");
         assert_eq!(table.with_cookie(cookie, |_, _| ()), None, "a late reply");
         assert_eq!(
@@ -278,12 +291,13 @@ mod examples {
     #[test]
     fn an_early_answer_does_not_end_a_request_that_is_still_being_sent() {
         let table = table::<u8, ()>(());
-        let ticket = table.claim(|_| 1);
+        let ticket = table.claim(&Deadline::NEVER, |_| 1).expect("a slot");
         assert_eq!(table.replied(ticket.index()), 0);
         assert_ne!(table.progress(ticket.index()), OVER);
         assert_eq!(table.sent(ticket.index()), 0, "its owner is awake");
         ticket.wait(
-            Deadline::NEVER,
+            &Deadline::NEVER,
+            || (),
             || (),
             || (),
             |_| panic!("nothing is left to read"),
@@ -294,9 +308,15 @@ mod examples {
     fn a_panic_while_reading_passes_the_role_on() {
         let table = table::<u8, u32>(7);
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let ticket = table.claim(|_| 1);
+            let ticket = table.claim(&Deadline::NEVER, |_| 1).expect("a slot");
             assert_eq!(table.sent(ticket.index()), 0, "its owner is awake");
-            ticket.wait(Deadline::NEVER, || (), || (), |_| panic!("on purpose"));
+            ticket.wait(
+                &Deadline::NEVER,
+                || (),
+                || (),
+                || (),
+                |_| panic!("on purpose"),
+            );
         }));
         assert!(result.is_err());
         assert!(table.is_idle(), "the slot is free again");
@@ -308,12 +328,13 @@ mod examples {
     fn a_sleeper_is_called_at_its_deadline() {
         let table = table::<u8, ()>(());
         let _role = table.try_read_as_sender().expect("free");
-        let ticket = table.claim(|_| 1);
+        let ticket = table.claim(&Deadline::NEVER, |_| 1).expect("a slot");
         assert_eq!(table.sent(ticket.index()), 0, "its owner is awake");
         let index = ticket.index();
         ticket.wait(
-            Deadline::after(Duration::from_millis(5)),
+            &Deadline::after(Duration::from_millis(5)),
             || assert_eq!(table.replied(index), 0, "it is awake"),
+            || (),
             || (),
             |_| panic!("somebody else reads"),
         );
@@ -333,14 +354,77 @@ mod examples {
         assert!(!ready.expired, "it rang");
     }
 
+    #[test]
+    fn whoever_waits_for_long_is_called_to_look() {
+        let table: Inflight<u8, ()> = table(());
+        let mut seen = Seen::default();
+        assert!(!table.inspect(&mut seen), "nothing is in flight");
+        let ticket = table.claim(&Deadline::NEVER, |_| 1).expect("a slot");
+        let index = ticket.index();
+        assert_eq!(table.sent(index), 0, "its owner is awake");
+        assert!(!table.inspect(&mut seen), "it is new");
+        assert!(table.inspect(&mut seen), "it was there the last time");
+        let mut looked = 0;
+        ticket.wait(
+            &Deadline::NEVER,
+            || (),
+            || looked += 1,
+            || (),
+            |_| assert_eq!(table.replied(index), 0, "it is awake"),
+        );
+        assert_eq!(looked, 1);
+        ticket.finish();
+        assert!(!table.inspect(&mut seen));
+        let next = table.claim(&Deadline::NEVER, |_| 2).expect("a slot");
+        assert_eq!(next.index(), index, "the same slot");
+        assert!(!table.inspect(&mut seen), "another request");
+    }
+
+    #[test]
+    fn whoever_reads_for_long_is_called_to_look() {
+        let table: Inflight<u8, ()> = table(());
+        let ticket = table.claim(&Deadline::NEVER, |_| 1).expect("a slot");
+        let index = ticket.index();
+        assert_eq!(table.sent(index), 0, "its owner is awake");
+        let (mut seen, looked) = (Seen::default(), std::cell::Cell::new(false));
+        ticket.wait(
+            &Deadline::NEVER,
+            || (),
+            || looked.set(true),
+            || (),
+            |_| {
+                // As the lock of a slot that a receive fills cannot be taken.
+                let _receiving = table.load(index);
+                table.inspect(&mut seen);
+                if looked.get() {
+                    assert_eq!(table.replied(index), 0, "it is awake");
+                }
+            },
+        );
+        assert!(looked.get());
+    }
+
+    #[test]
+    fn a_full_table_is_waited_for_until_the_deadline() {
+        let table: Inflight<u8, ()> = table(());
+        let all: Vec<_> = (0..SLOTS)
+            .map(|_| table.claim(&Deadline::NEVER, |_| 1).expect("a slot"))
+            .collect();
+        let soon = Deadline::after(Duration::from_millis(5));
+        assert!(table.claim(&soon, |_| 2).is_none());
+        drop(all);
+        assert!(table.claim(&soon, |_| 2).is_some(), "there is room at once");
+    }
+
     /// Claims a slot and sleeps in it until its reply, with the reading role elsewhere.
     fn sleep_in_a_slot(table: &Inflight<u8, ()>, sent: bool, duty: impl FnMut()) {
-        let ticket = table.claim(|_| 1);
+        let ticket = table.claim(&Deadline::NEVER, |_| 1).expect("a slot");
         if sent {
             assert_eq!(table.sent(ticket.index()), 0, "its owner is awake");
         }
         ticket.wait(
-            Deadline::NEVER,
+            &Deadline::NEVER,
+            || (),
             || (),
             duty,
             |_| assert_eq!(table.replied(ticket.index()), 0, "it is awake"),
@@ -370,7 +454,7 @@ mod examples {
             assert_eq!(over, 0b01, "answered by the reader");
             table.wake(over);
             first.join().expect("no panic");
-            let awake = table.claim(|_| 2);
+            let awake = table.claim(&Deadline::NEVER, |_| 2).expect("a slot");
             assert_eq!(awake.index(), 0, "the same slot, its owner not asleep");
             scope.spawn(|| sleep_in_a_slot(&table, true, || ()));
             until_asleep(&table, 0b10);

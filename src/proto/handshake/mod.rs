@@ -18,6 +18,9 @@ use super::consts::{
 use super::export::{BlockSizes, Export};
 use super::{Refusal, Violation};
 
+/// The kind of warning that says that a connection that was to have TLS has none.
+const IN_CLEAR: &str = "in-clear";
+
 /// What the caller does next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
@@ -279,7 +282,7 @@ fn greeting(bytes: &[u8], goal: &Goal) -> Result<State, Error> {
         OLDSTYLE_MAGIC if goal.tls == TlsPolicy::Require => Err(Error::NoTls("oldstyle handshake")),
         OLDSTYLE_MAGIC => {
             if goal.tls == TlsPolicy::Allow {
-                log::warn!("oldstyle servers have no TLS; going on in clear");
+                log::warn!(target: IN_CLEAR, "oldstyle servers have no TLS; going on in clear");
             }
             Ok(State::Oldstyle)
         }

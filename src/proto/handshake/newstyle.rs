@@ -4,8 +4,8 @@
 //! may be asked next.
 
 use super::{
-    Described, Error, Goal, Info, Outcome, Progress, Purpose, TlsEstablished, TlsPolicy, enter,
-    options,
+    Described, Error, Goal, IN_CLEAR, Info, Outcome, Progress, Purpose, TlsEstablished, TlsPolicy,
+    enter, options,
 };
 use crate::proto::codec::{Reader, printable};
 use crate::proto::consts::{
@@ -122,7 +122,7 @@ impl Newstyle {
         let mut say = u32::from(self.flags.bits()).to_be_bytes().to_vec();
         if !fixed {
             if self.goal.tls == TlsPolicy::Allow {
-                log::warn!("the server has no TLS; going on in clear");
+                log::warn!(target: IN_CLEAR, "the server has no TLS; going on in clear");
             }
             if let Some(outcome) = self.goal.unanswered() {
                 return Ok(Progress::Finish(say, outcome));
@@ -329,7 +329,7 @@ impl Newstyle {
         if !none {
             return Err(refusal.into());
         }
-        log::warn!("{refusal}; going on in clear");
+        log::warn!(target: IN_CLEAR, "{refusal}; going on in clear");
         Ok(Progress::Say(self.ask_for_goal()))
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::peer::Request;
+use super::offer::Request;
 use super::wire::{self, DONE, STATE_HOLE, STATE_ZERO, cmd, errno};
 
 /// The part of every disk that reads as zeroes and is reported as a hole.

@@ -57,6 +57,13 @@ impl Peer {
         }
     }
 
+    /// The connection itself, without deadlines, for who takes over after the handshake.
+    pub fn into_stream(self) -> io::Result<UnixStream> {
+        self.stream.set_read_timeout(None)?;
+        self.stream.set_write_timeout(None)?;
+        Ok(self.stream)
+    }
+
     /// From now on the connection breaks as soon as `bytes` bytes in all were sent.
     pub fn cut_after(&mut self, bytes: usize) {
         self.budget = Some(bytes);

@@ -1,0 +1,282 @@
+//! A front client's way to the server, or the one way of all of them.
+//!
+//! [`Links`] holds the connections, says over which of them a request goes, and knows what must be
+//! done before they are left. At present there is one connection, made before the links are, and
+//! with it they live and end. [`Shared`] is for the links of all clients: it makes them anew when
+//! they have ended, in one attempt whose result all who wait for it get.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::connection::Connection;
+use super::error::{Error, OpenError, Server};
+use super::loan::Buffer;
+use super::upkeep::Upkeep;
+use super::volume::Volume;
+use crate::proto::chunks::Descriptor;
+use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
+use crate::proto::request::Request;
+use crate::transport::{Deadline, Wanted};
+
+/// A way to an export.
+#[derive(Debug)]
+pub struct Links {
+    server: Server,
+    volume: Arc<Volume>,
+    /// At least one.
+    members: Box<[Member]>,
+    /// Something was written that no flush has made permanent since.
+    wrote: AtomicBool,
+}
+
+/// One connection of several that lead to the same export.
+#[derive(Debug)]
+struct Member {
+    connection: Connection,
+}
+
+impl Links {
+    pub(super) fn new(server: Server, volume: Arc<Volume>, connection: Connection) -> Self {
+        Self {
+            server,
+            volume,
+            members: Box::new([Member { connection }]),
+            wrote: AtomicBool::new(false),
+        }
+    }
+
+    /// The server's name for messages.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// The export.
+    pub fn volume(&self) -> &Volume {
+        &self.volume
+    }
+
+    /// Sends a request that changes nothing and waits for its answer, until the deadline. See
+    /// [`Connection::submit`].
+    pub fn submit(
+        &self,
+        request: Request,
+        buffer: Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<Vec<Descriptor>, Error> {
+        self.member().submit(request, buffer, deadline)
+    }
+
+    /// The same for a request that changes what is stored.
+    pub fn change(
+        &self,
+        request: Request,
+        buffer: Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<(), Error> {
+        let result = self.member().submit(request, buffer, deadline);
+        // Also a change that failed may have been made in part.
+        let lasting = request.flags.contains(CommandFlags::FUA);
+        if !lasting && !self.wrote.load(Ordering::Relaxed) {
+            self.wrote.store(true, Ordering::Release);
+        }
+        result.map(drop)
+    }
+
+    /// Makes every answered change permanent.
+    pub fn flush(&self, deadline: &Deadline) -> Result<(), Error> {
+        // Whoever writes from now on is not covered.
+        let wrote = self.wrote.swap(false, Ordering::AcqRel);
+        let request = Request::new(Command::FLUSH, 0, 0);
+        let result = self.member().submit(request, Buffer::None, deadline);
+        if result.is_err() && wrote {
+            self.wrote.store(true, Ordering::Release);
+        }
+        result.map(drop)
+    }
+
+    /// Whether no new request will succeed. Looks for the end of the stream if nobody else does.
+    pub fn is_over(&self) -> bool {
+        self.members
+            .iter()
+            .all(|member| member.connection.is_over())
+    }
+
+    /// Whether all connections are known to be gone.
+    pub(super) fn is_lost(&self) -> bool {
+        self.members
+            .iter()
+            .all(|member| member.connection.is_lost())
+    }
+
+    /// Flushes if something was written, says goodbye and waits for the server; all of that until
+    /// the deadline, or until the one that was set when nobody wanted more of the connection. No
+    /// request may be in flight.
+    pub fn close(&self, deadline: Deadline) {
+        let deadline = self.member().grace().unwrap_or(deadline);
+        if self.wrote.load(Ordering::Acquire) && !self.is_over() {
+            self.flush_finally(deadline);
+        }
+        for member in &self.members {
+            member.connection.close(deadline);
+        }
+    }
+
+    fn flush_finally(&self, deadline: Deadline) {
+        if !self.volume.export().can(TransmissionFlags::SEND_FLUSH) {
+            return;
+        }
+        if let Err(error) = self.flush(&deadline) {
+            log::warn!(
+                target: "final-flush",
+                "{error}; what was written since the last flush may be lost"
+            );
+        }
+    }
+
+    /// Looks after requests that wait for long; see [`Connection::inspect`].
+    pub(super) fn inspect(&self) -> bool {
+        self.members
+            .iter()
+            .fold(false, |any, member| any | member.connection.inspect())
+    }
+
+    /// What is in flight may be answered until then, and no longer.
+    pub(super) fn give_grace(&self, until: Deadline) {
+        for member in &self.members {
+            member.connection.give_grace(until);
+        }
+    }
+
+    /// The connection for the next request.
+    fn member(&self) -> &Connection {
+        &self.members[0].connection
+    }
+}
+
+/// Makes the links for [`Shared`].
+pub type Attempt = Box<dyn FnOnce() -> Result<Arc<Links>, Error> + Send>;
+
+/// How long one who waits for an attempt does so before looking whether its client is still there.
+const SLICE: Duration = Duration::from_millis(250);
+
+/// The links of all clients.
+#[derive(Debug, Default)]
+pub struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    links: Option<Arc<Links>>,
+    /// Attempts begun so far; the last one is still under way if it has no result.
+    begun: u64,
+    ended: u64,
+    result: Option<Result<Arc<Links>, Error>>,
+}
+
+impl Shared {
+    /// The first links.
+    pub fn with(links: Arc<Links>) -> Self {
+        Self {
+            state: Mutex::new(State {
+                links: Some(links),
+                ..State::default()
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// The links. If they are over, new ones are made: by an attempt that `upkeep` carries out, which
+    /// others may have begun, and which does not end with the client that began it. `wanted` tells
+    /// whether the client of this thread still waits.
+    pub fn join(
+        self: &Arc<Self>,
+        upkeep: &Upkeep,
+        server: &Server,
+        wanted: Wanted,
+        attempt: impl FnOnce() -> Attempt,
+    ) -> Result<Arc<Links>, Error> {
+        let mut state = self.lock();
+        if let Some(links) = &state.links {
+            if !links.is_over() {
+                return Ok(links.clone());
+            }
+        }
+        if state.begun == state.ended {
+            state.links = None;
+            state.begun += 1;
+            let (shared, attempt, name) = (self.clone(), attempt(), server.clone());
+            let begun = upkeep.run(Box::new(move || {
+                let outcome = Outcome {
+                    shared,
+                    failure: Some(Error::Open {
+                        server: name,
+                        cause: Arc::new(OpenError::Panic),
+                    }),
+                };
+                outcome.settle(attempt());
+            }));
+            if !begun {
+                state.ended = state.begun;
+                return Err(Error::unwanted(server.clone()));
+            }
+        }
+        let mine = state.begun;
+        let patience = Deadline::NEVER.while_wanted(Some(wanted));
+        while state.ended < mine {
+            state = self
+                .changed
+                .wait_timeout(state, SLICE)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            if state.ended < mine {
+                drop(state);
+                // Not under the lock: to ask may print a message.
+                patience
+                    .check()
+                    .map_err(|_| Error::unwanted(server.clone()))?;
+                state = self.lock();
+            }
+        }
+        match &state.result {
+            Some(result) => result.clone(),
+            None => Err(Error::unwanted(server.clone())),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The duty of ending an attempt, also if it panics: everybody waits for that.
+struct Outcome {
+    shared: Arc<Shared>,
+    failure: Option<Error>,
+}
+
+impl Outcome {
+    fn settle(mut self, result: Result<Arc<Links>, Error>) {
+        self.failure = None;
+        self.tell(result);
+    }
+
+    fn tell(&self, result: Result<Arc<Links>, Error>) {
+        let mut state = self.shared.lock();
+        state.ended = state.begun;
+        state.links = result.as_ref().ok().cloned();
+        state.result = Some(result);
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        if let Some(failure) = self.failure.take() {
+            self.tell(Err(failure));
+        }
+    }
+}

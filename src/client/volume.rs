@@ -1,0 +1,172 @@
+//! An export as this process knows it: what nbdkit was told of it, and what was learnt since.
+//!
+//! All clients that were told the same of an export share one [`Volume`]. It knows no connection: it
+//! outlives each of them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::proto::consts::Command;
+use crate::proto::export::Export;
+
+/// Smallest length that a request is cut to because the server found it too long, bytes. A server
+/// that declines less than that has another reason.
+const LEAST_PIECE: u32 = 64 * 1024;
+
+/// Each piece that a server declines for its length is followed by one that is shorter by this
+/// factor.
+const CUT: u32 = 4;
+
+/// An export as nbdkit was told of it. That never changes: nbdkit asks once for each client.
+#[derive(Debug)]
+pub struct Volume {
+    export: Export,
+    /// Longest requests that the server was found to take, in the order of [`place`]; `u32::MAX`
+    /// where nothing was found yet.
+    limits: [AtomicU32; 3],
+}
+
+impl Volume {
+    fn new(export: Export) -> Self {
+        Self {
+            export,
+            limits: [const { AtomicU32::new(u32::MAX) }; 3],
+        }
+    }
+
+    /// What nbdkit was told.
+    pub fn export(&self) -> &Export {
+        &self.export
+    }
+
+    /// Longest range for one request without payload, bytes, as far as is known: a whole number of
+    /// minimum blocks. The protocol has no word for it, so that it can only be found by trying
+    /// ("Block size constraints" is about payload).
+    pub fn longest(&self, command: Command) -> u32 {
+        let most = place(command)
+            .and_then(|place| self.limits.get(place))
+            .map_or(u32::MAX, |limit| limit.load(Ordering::Relaxed));
+        most - most % self.export.minimum_block()
+    }
+
+    /// Remembers that the server declined more than `length` bytes at once, and took those.
+    pub fn found_longest(&self, command: Command, length: u32) {
+        if let Some(limit) = place(command).and_then(|place| self.limits.get(place)) {
+            limit.fetch_min(length, Ordering::Relaxed);
+        }
+    }
+
+    /// The length to try after the server has declined `length` bytes: its largest payload first,
+    /// since most servers that have a limit have one for everything. `None` if the length is not
+    /// what it declines.
+    pub fn shorter(&self, length: u32) -> Option<u32> {
+        let payload = self.export.maximum_payload();
+        let next = if length > payload {
+            payload
+        } else {
+            length / CUT
+        };
+        let next = next - next % self.export.minimum_block();
+        (next >= LEAST_PIECE.min(payload) && next < length).then_some(next)
+    }
+}
+
+/// Commands whose longest range has to be found out.
+fn place(command: Command) -> Option<usize> {
+    [Command::TRIM, Command::WRITE_ZEROES, Command::CACHE]
+        .iter()
+        .position(|known| *known == command)
+}
+
+/// All exports that a client has open at present, by name.
+#[derive(Debug, Default)]
+pub struct Volumes {
+    known: Mutex<BTreeMap<Box<[u8]>, Weak<Volume>>>,
+}
+
+impl Volumes {
+    /// The volume for a connection that offers `export` for the name `asked`. If a client has it open
+    /// already and was told the same, both have one; else whoever comes now starts afresh.
+    pub fn admit(&self, asked: &[u8], export: &Export) -> Arc<Volume> {
+        let name = export
+            .canonical_name
+            .as_ref()
+            .map_or(asked, |name| name.as_bytes());
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // Clients can ask for any number of names: none is kept longer than it is used.
+        known.retain(|_, volume| volume.strong_count() > 0);
+        if let Some(volume) = known.get(name).and_then(Weak::upgrade) {
+            if volume.export.offers_the_same(export) {
+                return volume;
+            }
+        }
+        let volume = Arc::new(Volume::new(export.clone()));
+        known.insert(name.into(), Arc::downgrade(&volume));
+        volume
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::consts::TransmissionFlags;
+    use crate::proto::export::BlockSizes;
+
+    fn export(size: u64) -> Export {
+        Export::new(size, TransmissionFlags::HAS_FLAGS, true).with_block_sizes(BlockSizes::checked(
+            4096,
+            4096,
+            (32 << 20) + 5,
+        ))
+    }
+
+    fn lengths(volume: &Volume, from: u32) -> Vec<u32> {
+        std::iter::successors(volume.shorter(from), |length| volume.shorter(*length)).collect()
+    }
+
+    #[test]
+    fn what_is_too_long_is_cut_to_the_largest_payload_and_then_by_a_factor() {
+        let volume = Volume::new(export(1 << 40));
+        let kib = |n: u32| n << 10;
+        let all = [32768, 8192, 2048, 512, 128].map(kib);
+        assert_eq!(lengths(&volume, u32::MAX), all);
+        assert_eq!(lengths(&volume, 300 << 10), [72 << 10], "whole blocks");
+    }
+
+    #[test]
+    fn nothing_is_cut_for_ever() {
+        let volume = Volume::new(export(1 << 40));
+        assert_eq!(volume.shorter(LEAST_PIECE), None);
+        assert_eq!(volume.shorter(512), None);
+        let small = BlockSizes::checked(1, 512, 4096).expect("legal");
+        let small = Volume::new(export(1 << 40).with_block_sizes(Some(small)));
+        assert_eq!(lengths(&small, 1 << 20), [4096], "a small payload is tried");
+    }
+
+    #[test]
+    fn a_limit_is_remembered_for_its_command() {
+        let volume = Volume::new(export(1 << 40));
+        assert_eq!(volume.longest(Command::TRIM), u32::MAX - 4095);
+        volume.found_longest(Command::TRIM, 1 << 20);
+        volume.found_longest(Command::TRIM, 1 << 22);
+        assert_eq!(volume.longest(Command::TRIM), 1 << 20);
+        assert_eq!(volume.longest(Command::CACHE), u32::MAX - 4095);
+    }
+
+    #[test]
+    fn clients_who_were_told_the_same_share_a_volume() {
+        let volumes = Volumes::default();
+        let first = volumes.admit(b"disk", &export(1 << 20));
+        let again = volumes.admit(b"disk", &export(1 << 20));
+        assert!(Arc::ptr_eq(&first, &again));
+        let grown = volumes.admit(b"disk", &export(1 << 21));
+        assert!(!Arc::ptr_eq(&first, &grown));
+        let other = volumes.admit(b"other", &export(1 << 21));
+        assert!(!Arc::ptr_eq(&grown, &other));
+        drop((first, again, grown, other));
+        volumes.admit(b"new", &export(1));
+        let known = volumes.known.lock().expect("not poisoned");
+        assert_eq!(known.len(), 1, "what nobody has open is forgotten");
+    }
+}
