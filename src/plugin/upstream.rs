@@ -230,9 +230,7 @@ impl Upstream {
     /// started. Does nothing the second time.
     pub fn end(&self) {
         self.upkeep.end();
-        if let Target::Child(child) = &self.server.options.target {
-            child.end();
-        }
+        self.server.options.target.end();
     }
 }
 

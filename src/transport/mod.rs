@@ -194,6 +194,15 @@ impl Target {
         }
     }
 
+    /// nbdkit ends: so does what was started. Connections should have been left by now.
+    pub fn end(&self) {
+        match self {
+            Self::Child(child) => child.end(),
+            Self::Ssh(ssh) => ssh.end(),
+            Self::Unix(_) | Self::Tcp { .. } | Self::Vsock { .. } | Self::Inherited(_) => (),
+        }
+    }
+
     /// If the server is one that we started, and it has ended: how, and its last words.
     pub fn obituary(&self) -> Option<String> {
         match self {

@@ -233,6 +233,15 @@ impl Ssh {
         self.living().iter().try_for_each(|tunnel| tunnel.listen())
     }
 
+    /// To be called at the end, when all connections have been left: no thread and no ssh outlives
+    /// it, whoever has forgotten about a connection.
+    pub fn end(&self) {
+        let living = self.living();
+        // All at once, since they are waited for one after another.
+        living.iter().for_each(|tunnel| tunnel.kill());
+        living.iter().for_each(|tunnel| tunnel.end());
+    }
+
     fn living(&self) -> Vec<Arc<Tunnel>> {
         lock(&self.tunnels)
             .iter()
@@ -247,13 +256,9 @@ impl fmt::Display for Ssh {
     }
 }
 
-/// No thread and no ssh outlives it, whoever still has a connection.
 impl Drop for Ssh {
     fn drop(&mut self) {
-        let living = self.living();
-        // All at once, since they are waited for one after another.
-        living.iter().for_each(|tunnel| tunnel.kill());
-        living.iter().for_each(|tunnel| tunnel.end());
+        self.end();
     }
 }
 
@@ -287,7 +292,8 @@ pub struct Tunnel {
 impl Tunnel {
     /// The reason behind the failure of the connection, if it is that ssh has ended badly.
     pub fn explain(&self, error: Error) -> Error {
-        if !matches!(error, Error::Closed | Error::Io { .. }) {
+        let is_end = matches!(error, Error::Closed | Error::Io { .. });
+        if !is_end || self.process.killed.load(Ordering::Relaxed) {
             return error;
         }
         let Some(end) = self.process.wait(GRACE) else {
@@ -368,6 +374,8 @@ struct Process {
     parent: u32,
     /// None where the kernel does not have them.
     handle: Option<OwnedFd>,
+    /// Whether its end is our doing.
+    killed: AtomicBool,
 }
 
 impl Process {
@@ -378,6 +386,7 @@ impl Process {
             handle: pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()),
             child: Mutex::new(child),
             parent: std::process::id(),
+            killed: AtomicBool::new(false),
         }
     }
 
@@ -418,6 +427,7 @@ impl Process {
     }
 
     fn kill(&self) {
+        self.killed.store(true, Ordering::Relaxed);
         match &self.handle {
             // Fails if it has ended, or is another user's.
             Some(handle) => drop(pidfd_send_signal(handle, Signal::KILL)),
