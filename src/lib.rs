@@ -12,8 +12,9 @@
 //! nbdkit's callbacks and nothing of the wire. [`host`] is the only place that names nbdkit's
 //! functions. [`config`] is what the user asked for, checked once.
 //!
-//! `unsafe` lives in `host`, in `plugin/{mod,callbacks}.rs`, in `transport/{fd,resolve}.rs`
-//! and `transport/command/{keeper,launch}.rs`, and in `client/loan.rs`; everywhere else it is forbidden.
+//! `unsafe` lives in `host`, in `plugin/{mod,callbacks}.rs`, in `transport/{fd,resolve}.rs` and
+//! `transport/command/{impatience,keeper,kept,launch}.rs`, and in `client/loan.rs`; everywhere else
+//! it is forbidden.
 
 #[deny(unsafe_code)]
 pub mod client;

@@ -91,6 +91,11 @@ const OTHERS: &[Row] = &[
     (&[PLACE, "handshake-timeout="], "handshake-timeout="),
     (&[PLACE, "handshake-timeout=1h"], "handshake-timeout=1h"),
     (&[PLACE, "handshake-timeout=-0.5"], "handshake-timeout=-0.5"),
+    (&["command=true", "command-timeout="], "command-timeout="),
+    (
+        &["command=true", "command-timeout=soon"],
+        "command-timeout=soon",
+    ),
     (&[PLACE, "request-timeout="], "request-timeout="),
     (&[PLACE, "request-timeout=1 s"], "request-timeout=1 s"),
     (&[PLACE, "request-timeout=99999999999"], "request-timeout=9"),
@@ -116,6 +121,14 @@ const CONFLICTS: &[Row] = &[
     (&["command=true", "port=10809"], STRAY_PORT),
     (&["socket-fd=0", "port=10809"], STRAY_PORT),
     (&["nbd://localhost", "port=10809"], STRAY_PORT),
+    (
+        &[PLACE, "command-timeout=1"],
+        "‘command-timeout’ parameter should only be used with ‘command’",
+    ),
+    (
+        &["socket-fd=0", "command-timeout=0"],
+        "‘command-timeout’ parameter should only be used with ‘command’",
+    ),
     (
         &[PLACE, "dynamic-export=true", "export=disk"],
         "cannot mix 'dynamic-export' with explicit export name",

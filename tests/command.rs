@@ -5,12 +5,14 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
-use common::clients::{nbdsh, text};
+use common::clients::{LIMIT, nbdsh, text};
 use common::front::Front;
 use common::nbdkit::{Nbdkit, plugin_args};
-use common::process::inherit_nothing;
-use common::refusal::{MODES, Mode};
+use common::process::{Guarded, eventually, inherit_nothing};
+use common::refusal::{MODES, Mode, refusal_with};
 use common::started::{MEMORY, Place, end, script, size, strs};
 use common::upstream::noise_file;
 use common::{need, need_all};
@@ -78,6 +80,16 @@ fn first_argument_alone_is_the_command() {
     assert_eq!(size(&front), "1048576");
 }
 
+#[test]
+fn program_is_what_command_says_wherever_it_stands() {
+    if !need("nbdkit") {
+        return;
+    }
+    let place = Place::new();
+    let front = place.start(&["arg=-f", "arg=memory", "command=nbdkit", "arg=1M"]);
+    assert_eq!(size(&front), "1048576");
+}
+
 // What the server finds.
 
 #[test]
@@ -117,6 +129,7 @@ fn program_is_looked_for_on_the_path_and_no_shell_is_asked() {
     let line = place.refusal(Mode::Foreground, &["command=nbdkit -f memory 1M"]);
     assert!(line.contains("nbdkit -f memory 1M"), "{line}");
     assert!(line.contains("No such file"), "{line}");
+    assert!(line.contains("arg="), "says where arguments go: {line}");
 }
 
 #[test]
@@ -233,9 +246,12 @@ fn server_that_ends_at_once_is_explained_by_its_last_words() {
     for mode in MODES {
         let place = Place::new();
         let args = script("echo once upon a time >&2; echo the disk is on fire >&2; exit 3");
-        let line = place.refusal(mode, &strs(&args));
+        let (line, all) = refusal_with(place.path(), mode, &strs(&args), |command| {
+            place.prepare(command);
+        });
         assert!(line.contains("the disk is on fire"), "{mode:?}: {line}");
         assert!(line.contains("status 3"), "{mode:?}: {line}");
+        assert_eq!(all.lines().count(), 1, "{mode:?}: told twice: {all}");
     }
 }
 
@@ -248,6 +264,10 @@ fn server_that_ends_without_a_word() {
         let line = Place::new().refusal(mode, &["command=true"]);
         assert!(line.contains("true"), "{mode:?}: names the command: {line}");
         assert!(line.contains("status 0"), "{mode:?}: {line}");
+        assert!(
+            line.contains("socket activation"),
+            "{mode:?}: what may be the reason: {line}"
+        );
     }
 }
 
@@ -307,13 +327,112 @@ fn server_that_never_answers_is_given_up_and_ended() {
         args.push("connect-timeout=1".to_owned());
         args.push("handshake-timeout=1".to_owned());
         let line = place.refusal(mode, &strs(&args));
-        assert!(line.contains("timed out"), "{mode:?}: {line}");
+        assert!(
+            line.contains("timed out after 1 second"),
+            "{mode:?}: {line}"
+        );
+        assert!(
+            line.contains("socket activation"),
+            "{mode:?}: what may be the reason: {line}"
+        );
         let pid = place.file("pid");
         assert!(
             !Path::new(&format!("/proc/{}/stat", pid.trim_end())).exists(),
             "{mode:?}: the server still runs"
         );
     }
+}
+
+#[test]
+fn slow_start_of_a_server_is_part_of_the_handshake() {
+    if !need("nbdkit") {
+        return;
+    }
+    let place = Place::new();
+    let mut args = script("sleep 1.5; exec nbdkit -f memory 1M").to_vec();
+    args.push("connect-timeout=1".to_owned());
+    let front = place.start(&strs(&args));
+    assert_eq!(size(&front), "1048576");
+}
+
+#[test]
+fn server_that_died_with_its_socket_in_other_hands_is_not_waited_for() {
+    if !need("nbdkit") {
+        return;
+    }
+    // The connection stays open as long as somebody holds the socket, who will never answer; he might
+    // after an end in order.
+    for (status, limit) in [(3, 60), (0, 1)] {
+        let place = Place::new();
+        let mut args = script(&format!(
+            "sleep 300 & echo $! > \"$DIR/holder\"; echo out of paper >&2; exit {status}"
+        ))
+        .to_vec();
+        args.push(format!("handshake-timeout={limit}"));
+        let begin = Instant::now();
+        let line = place.refusal(Mode::Foreground, &strs(&args));
+        let told = format!("status {status}: out of paper");
+        assert!(line.contains(&told), "{line}");
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        let holder = place.file("holder").trim_end().parse().expect("a pid");
+        // SAFETY: kill takes plain numbers.
+        unsafe { libc::kill(holder, libc::SIGKILL) };
+    }
+}
+
+#[test]
+fn server_that_goes_to_the_background_is_used() {
+    if !need("nbdkit") {
+        return;
+    }
+    let place = Place::new();
+    let args = script(
+        "sh -c 'sleep 1; export LISTEN_PID=$$; echo $$ > \"$DIR/serves\"; exec nbdkit -f memory 1M' &
+         exit 0",
+    );
+    let front = place.start(&strs(&args));
+    assert_eq!(size(&front), "1048576");
+    let serves = place.file("serves").trim_end().parse().expect("a pid");
+    // SAFETY: kill takes plain numbers.
+    unsafe { libc::kill(serves, libc::SIGKILL) };
+}
+
+#[test]
+fn words_of_a_server_that_takes_long_to_start_appear_meanwhile() {
+    if !need("nbdkit") {
+        return;
+    }
+    let place = Place::new();
+    // Not in one piece on the command line, which appears, too.
+    let args = script("printf 'rewinding %s\\n' tape >&2; while :; do sleep 0.1; done");
+    let mut command = Command::new("nbdkit");
+    command
+        .args(["-f", "-U", "front.sock"])
+        .args(plugin_args(&strs(&args)))
+        .current_dir(place.path());
+    place.prepare(&mut command);
+    let mut nbdkit = Guarded::spawn(&mut command);
+    eventually("the words appear", LIMIT, || {
+        assert!(nbdkit.alive(), "{}", nbdkit.stderr());
+        nbdkit.stderr().contains("rewinding tape\n").then_some(())
+    });
+    nbdkit.signal(libc::SIGKILL);
+    place.is_clean();
+}
+
+#[test]
+fn place_that_cannot_be_used_is_named() {
+    if !need("nbdkit") {
+        return;
+    }
+    let place = Place::new();
+    let (line, _) = refusal_with(place.path(), Mode::Foreground, &MEMORY, |command| {
+        command.env("TMPDIR", "/no/such/place");
+    });
+    assert!(
+        line.contains("/no/such/place: No such file or directory"),
+        "{line}"
+    );
 }
 
 #[test]

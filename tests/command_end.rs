@@ -46,6 +46,8 @@ fn server_that_ignores_the_first_signal_ends_with_nbdkit() {
          sh -c 'export LISTEN_PID=$$; exec nbdkit --exit-with-parent -f memory 1M' &
          while :; do wait; done",
     );
+    let mut args = args.to_vec();
+    args.push("command-timeout=1".to_owned());
     let mut front = place.start(&strs(&args));
     assert_eq!(size(&front), "1048576");
     let server = place.server();
@@ -67,6 +69,28 @@ fn stopped_server_ends_with_nbdkit() {
     end(&mut front);
     server.is_gone();
     place.is_clean();
+}
+
+#[test]
+fn server_that_fails_at_the_end_is_told_of() {
+    if !need("nbdkit") {
+        return;
+    }
+    for (status, told) in [(0, false), (143, false), (5, true)] {
+        let place = Place::new();
+        let args = script(&format!(
+            "trap 'exit {status}' TERM
+             sh -c 'export LISTEN_PID=$$; exec nbdkit --exit-with-parent -f memory 1M' &
+             while :; do wait; done",
+        ));
+        let mut front = place.start(&strs(&args));
+        assert_eq!(size(&front), "1048576");
+        end(&mut front);
+        place.is_clean();
+        let stderr = front.stderr();
+        let message = format!("the server exited with status {status} when it was told to end");
+        assert_eq!(stderr.contains(&message), told, "{stderr}");
+    }
 }
 
 #[test]
@@ -163,6 +187,8 @@ fn server_that_dies_later_is_explained_to_those_who_come() {
     drop(client);
     end(&mut front);
     place.is_clean();
+    let stderr = front.stderr();
+    assert!(!stderr.contains("told to end"), "it was not: {stderr}");
 }
 
 #[test]
@@ -196,9 +222,17 @@ fn last_words_of_a_server_that_dies_later() {
         let stderr = front.stderr();
         let told = stderr
             .lines()
-            .any(|line| line.contains("error: ") && line.contains("the disk went away"));
-        told.then_some(())
+            .any(|line| line.contains("error: ") && line.contains("status 7"));
+        (told && stderr.contains("the disk went away")).then_some(())
     });
+    // Whether they came by themselves or with an error, they are not repeated in the same place.
+    assert!(Front::open(front.socket()).is_err(), "nobody is there");
+    let stderr = front.stderr();
+    let told = stderr
+        .lines()
+        .filter(|line| !line.contains("echo"))
+        .filter(|line| line.contains("the disk went away"));
+    assert_eq!(told.count(), 1, "{stderr}");
 }
 
 #[test]

@@ -88,6 +88,24 @@ fn debug_flag_adds_each_request_and_reply() {
 }
 
 #[test]
+fn debug_flag_names_server_cookie_and_answer() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let upstream = memory(directory.path(), "1M");
+    let front = forward(directory.path(), upstream.socket(), &["-Dnbd.verbose=1"]);
+    let log = log_after(&front, &nbdsh_reads(1)).join("\n");
+    let reply = format!("debug: {}: reply to cookie 0x", text(upstream.socket()));
+    let line = log.lines().find(|line| line.contains(&reply));
+    let line = line.unwrap_or_else(|| panic!("no \"{reply}\": {log}"));
+    assert!(
+        line.ends_with(": NBD_REPLY_TYPE_OFFSET_DATA, 520 bytes, done"),
+        "{line}"
+    );
+}
+
+#[test]
 fn without_verbose_a_good_connection_is_silent() {
     if !need("nbdkit") {
         return;

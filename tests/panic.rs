@@ -1,14 +1,15 @@
 //! A thread that panics while it serves a connection ends that connection, and nobody waits for ever.
 //!
 //! This links the crate, since nbdkit gives the plugin no reason to panic. Here the logger does: it panics on
-//! whatever thread reports a reply to the read at [`POISON`], or that it sends the one at [`STILLBORN`].
+//! whatever thread reports a reply to the read at [`POISON`], which the server makes known before it answers
+//! ([`POISONED`]), or that it sends the one at [`STILLBORN`].
 
 mod common;
 #[path = "common/open.rs"]
 mod open;
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ const LENGTH: usize = 512;
 /// Until when every request must have ended.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// How the lines begin that are too much for the logger.
+static POISONED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 struct Fragile;
 
 impl Log for Fragile {
@@ -35,7 +39,9 @@ impl Log for Fragile {
 
     fn log(&self, record: &Record<'_>) {
         let line = record.args().to_string();
-        let reply = line.contains(&format!("offset {POISON} cookie"));
+        let poisoned = POISONED.lock().unwrap_or_else(PoisonError::into_inner);
+        let reply = poisoned.iter().any(|start| line.starts_with(start));
+        drop(poisoned);
         let sending = line.contains("sending") && line.contains(&format!("offset {STILLBORN} "));
         assert!(!reply && !sending, "this is too much: {line}");
     }
@@ -105,6 +111,7 @@ fn play(asks: &[Ask], reply: impl Fn(&[Request]) -> Vec<u8> + Send + Sync + 'sta
     let arrived: Vec<Gate> = asks.iter().map(|_| Gate::default()).collect();
     let ticket = server.play({
         let arrived = arrived.clone();
+        let name = server.socket().display().to_string();
         move |peer| {
             let size = 64 << 20;
             peer.negotiate(&Offer {
@@ -113,7 +120,12 @@ fn play(asks: &[Ask], reply: impl Fn(&[Request]) -> Vec<u8> + Send + Sync + 'sta
             })?;
             let mut requests = Vec::new();
             for gate in &arrived {
-                requests.push(peer.request_header()?);
+                let request = peer.request_header()?;
+                if request.offset == POISON {
+                    let start = format!("{name}: reply to cookie 0x{:x}: ", request.cookie);
+                    POISONED.lock().expect("no panic meanwhile").push(start);
+                }
+                requests.push(request);
                 gate.open();
             }
             peer.send(&reply(&requests))?;

@@ -264,7 +264,7 @@ fn last_words_of_ssh_are_told() {
     let uri = format!("nbd+ssh://{}/?nbd-port={free}", sshd.authority());
     let stderr = fails(&sshd, &[&uri]);
     assert!(
-        stderr.contains("handshake: ssh exited with status 255: "),
+        stderr.contains("connect: ssh exited with status 255: "),
         "{stderr}"
     );
     assert!(stderr.contains("onnect failed"), "{stderr}");
@@ -285,7 +285,7 @@ fn missing_nc_or_socket_is_told() {
     let uri = format!("nbd+ssh://{}/?socket=/no/such", sshd.authority());
     let stderr = fails(&sshd, &[&uri]);
     assert!(
-        stderr.contains("handshake: ssh exited with status "),
+        stderr.contains("connect: ssh exited with status "),
         "{stderr}"
     );
 }
@@ -311,7 +311,7 @@ fn ssh_server_that_says_nothing_is_given_up() {
     // ssh itself keeps connect-timeout.
     let stderr = fails(&sshd, &[&uri, "connect-timeout=1"]);
     assert!(
-        stderr.contains("handshake: ssh exited with status 255: "),
+        stderr.contains("connect: ssh exited with status 255: "),
         "{stderr}"
     );
     // And the handshake has an end whatever ssh does.

@@ -347,6 +347,7 @@ impl Connection {
         // After a panic the next reader must not use the stream.
         let _fuse = Fuse(self);
         let wire = Wire {
+            server: &self.server,
             stream: &self.stream,
             inflight: &self.inflight,
             large_reads: self.large_reads.load(Ordering::Relaxed) > 0,

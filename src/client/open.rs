@@ -85,6 +85,24 @@ fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outc
         .connect(connecting)
         .map_err(|error| failed(server, OpenError::Connect(error)))?;
     let deadline = Deadline::after_maybe(options.handshake_timeout).while_wanted(options.wanted);
+    let mut awaiting = options.target.await_greeting(&stream, deadline.third());
+    if matches!(awaiting, Err(transport::Error::Timeout(_))) && !deadline.has_passed() {
+        say_what_is_awaited(server, deadline.third(), &options.target.awaited());
+        awaiting = options.target.await_greeting(&stream, deadline);
+    }
+    awaiting.map_err(|error| {
+        let cause = match error {
+            // No connection came about, and that is why.
+            transport::Error::ServerEnded(_) | transport::Error::TunnelEnded(_) => {
+                OpenError::Connect(error)
+            }
+            error => OpenError::Broken {
+                error,
+                awaited: options.target.awaited(),
+            },
+        };
+        failed(server, cause)
+    })?;
     let goal = goal.with_tls(options.tls_policy);
     let outcome = shake_hands(server, &mut stream, goal, &options.tls, deadline)
         .map_err(|cause| failed(server, cause))?;
@@ -101,12 +119,7 @@ fn shake_hands(
     deadline: Deadline,
 ) -> Result<Outcome, OpenError> {
     let mut machine = Handshake::new(goal);
-    // Where the time is over soon there is no need for it.
-    let third = deadline.third();
-    let mut reminder = third
-        .remaining()
-        .filter(|left| *left >= LEAST_REMINDER)
-        .map(|_| third);
+    let mut reminder = Some(deadline.third());
     let mut bytes = Vec::new();
     loop {
         let broken = |machine: &Handshake, error| match machine.may_be_refused() {
@@ -163,15 +176,23 @@ fn remind(
     let Some(third) = reminder else {
         return Ok(());
     };
-    if stream.wait(true, false, None, *third)?.expired {
-        log::warn!(
-            target: "slow-handshake",
-            "{server}: handshake: still waiting for {}",
-            machine.awaited()
-        );
+    if !third.is_never() && stream.wait(true, false, None, *third)?.expired {
+        say_what_is_awaited(server, *third, &machine.awaited());
         *reminder = None;
     }
     Ok(())
+}
+
+fn say_what_is_awaited(server: &Server, deadline: Deadline, awaited: &str) {
+    if deadline
+        .length()
+        .is_some_and(|length| length >= LEAST_REMINDER)
+    {
+        log::warn!(
+            target: "slow-handshake",
+            "{server}: handshake: still waiting for {awaited}"
+        );
+    }
 }
 
 fn describe(server: &Server, export: &Export) {

@@ -1,30 +1,34 @@
 //! Receiving replies: what the holder of the reading role does.
 //!
 //! One buffer takes in as much as a single receive yields, usually many small replies at once.
-//! Headers and small payloads are copied from it to where they belong. The rest of a large payload
-//! is received straight into the caller's buffer; and while large reads are in flight only a
-//! header's worth is asked for, so that little of their payload passes through here.
+//! Headers and small payloads are copied from it to where they belong. Where the buffer is used up
+//! in the middle of a payload, the rest is received straight into the caller's buffer, and what
+//! comes behind it, the next header at least, spills into this one. How much is asked for beyond
+//! what is due is a question of what is likely to come: see `appetite.rs`.
+
+mod appetite;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 use std::io::IoSliceMut;
+use std::ops::Range;
 
 use super::error::Cause;
 use super::flight::Flight;
 use super::inflight::{Inflight, SlotSet};
 use crate::proto::Violation;
 use crate::proto::chunks::{MAX_TAKE, Step};
-use crate::proto::reply::{Decoded, decode};
+use crate::proto::reply::{Decoded, Header, MAX_HEADER_LENGTH, decode};
 use crate::proto::request::Cookie;
-use crate::transport::{Blocking, Error, Stream};
+use crate::transport::{Blocking, Stream};
+use appetite::Appetite;
+pub use appetite::LARGE;
 
 /// Size of the receive buffer, bytes: a dozen and more replies of 4 KiB.
 const BUFFER: usize = 128 * 1024;
-/// Least part of a payload, bytes, that is received directly rather than through the buffer.
-pub const LARGE: u32 = 16 * 1024;
-/// Bytes asked for at once while large reads are in flight.
-const SIP: usize = 512;
 
-// The largest piece that must be contiguous fits the buffer, and also one sip more.
-const _: () = assert!(MAX_TAKE + SIP <= BUFFER);
+// Whatever must be contiguous fits the buffer.
+const _: () = assert!(MAX_TAKE <= BUFFER && MAX_HEADER_LENGTH <= BUFFER);
 
 /// The state between receives.
 #[derive(Debug)]
@@ -36,6 +40,7 @@ pub struct Receiver {
     /// The request in the middle of whose reply the stream stands.
     current: Option<Cookie>,
     structured: bool,
+    appetite: Appetite,
     /// A round is under way or did not come to its end.
     torn: bool,
 }
@@ -43,6 +48,8 @@ pub struct Receiver {
 /// What a receiver works on.
 #[derive(Clone, Copy)]
 pub struct Wire<'a> {
+    /// The server's name, for messages.
+    pub server: &'a str,
     /// Where replies come from.
     pub stream: &'a Stream,
     /// Whose they are.
@@ -60,6 +67,14 @@ enum Pause {
     Header,
 }
 
+/// How a receive goes on in the middle of a reply.
+enum Next {
+    /// So many bytes are due, into the buffer.
+    Due(usize),
+    /// It is done; true if that ended the payload.
+    Received(bool),
+}
+
 impl Receiver {
     /// Nothing received yet. `structured` tells whether structured replies were agreed.
     pub fn new(structured: bool) -> Self {
@@ -69,6 +84,7 @@ impl Receiver {
             end: 0,
             current: None,
             structured,
+            appetite: Appetite::new(),
             torn: false,
         }
     }
@@ -93,78 +109,74 @@ impl Receiver {
         Ok(())
     }
 
-    /// Receives once; false if nothing was there.
+    /// Receives once; false if that changed nothing in the buffer and ended nothing.
     fn receive(&mut self, wire: Wire<'_>, blocking: Blocking) -> Result<bool, Cause> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-            if let Some(cookie) = self.current {
-                let direct = wire.inflight.with_cookie(cookie, |_, flight| {
-                    self.receive_payload(wire, blocking, flight)
-                });
-                if let Some(Some(received)) = direct {
-                    return Ok(received?);
-                }
-            }
         } else if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        let room = self.appetite(wire);
-        let received = wire
-            .stream
-            .receive(&mut self.buffer[self.end..][..room], blocking)?;
+        let due = match self.current {
+            None => 0,
+            Some(cookie) => match self.go_on(wire, blocking, cookie)? {
+                Next::Due(bytes) => bytes,
+                Next::Received(more) => return Ok(more),
+            },
+        };
+        let spare = self.spare(wire, due);
+        let received = wire.stream.receive(&mut self.buffer[spare], blocking)?;
         self.end += received.unwrap_or(0);
         Ok(received.is_some())
     }
 
-    /// How many bytes to ask for.
-    fn appetite(&self, wire: Wire<'_>) -> usize {
-        let free = self.buffer.len() - self.end;
-        if wire.large_reads {
-            // What is buffered may be the beginning of a piece that must be contiguous.
-            free.min(if self.end > 0 { SIP + MAX_TAKE } else { SIP })
-        } else {
-            free
-        }
+    /// In the middle of a reply: receives payload, if that is due, else says how much is due that
+    /// must pass through the buffer.
+    fn go_on(&mut self, wire: Wire<'_>, blocking: Blocking, cookie: Cookie) -> Result<Next, Cause> {
+        let next = wire.inflight.with_cookie(cookie, |_, flight| {
+            Ok(Next::Due(match flight.reply.step() {
+                // All that was buffered of it is where it belongs already.
+                Step::Fill { at, len } if self.end == 0 => {
+                    let received = self.receive_payload(wire, blocking, flight, at, len)?;
+                    return Ok(Next::Received(received));
+                }
+                Step::Take(n) => n.saturating_sub(self.end),
+                Step::Skip(len) => len as usize,
+                Step::Fill { .. } | Step::Zero { .. } | Step::Header | Step::Done => 0,
+            }))
+        });
+        next.unwrap_or(Ok(Next::Due(0)))
     }
 
-    /// Receives into the caller's buffer where a large piece of payload is due; `None` where not.
-    /// What comes behind it spills into the receive buffer.
+    /// Receives payload into the caller's buffer, while this one is empty. What comes behind it
+    /// spills into this one. True if the payload is complete.
     fn receive_payload(
         &mut self,
         wire: Wire<'_>,
         blocking: Blocking,
         flight: &mut Flight,
-    ) -> Option<Result<bool, Error>> {
-        let Step::Fill { at, len } = flight.reply.step() else {
-            return None;
-        };
-        if len < LARGE {
-            return None;
-        }
-        let room = self.appetite(wire);
-        let target = flight
-            .loan
-            .target()
-            .get_mut(at as usize..)?
-            .get_mut(..len as usize)?;
+        at: u32,
+        len: u32,
+    ) -> Result<bool, Cause> {
+        let spill = self.spare(wire, 0);
         let mut pieces = [
-            IoSliceMut::new(target),
-            IoSliceMut::new(&mut self.buffer[..room]),
+            IoSliceMut::new(room(flight.loan.target(), at, len)?),
+            IoSliceMut::new(&mut self.buffer[spill]),
         ];
-        Some(
-            wire.stream
-                .receive_vectored(&mut pieces, blocking)
-                .map(|received| {
-                    let got = received.unwrap_or(0);
-                    let direct = got.min(len as usize);
-                    self.end = got - direct;
-                    if direct > 0 {
-                        flight.reply.moved(direct as u32);
-                    }
-                    received.is_some()
-                }),
-        )
+        let received = wire.stream.receive_vectored(&mut pieces, blocking)?;
+        let got = received.unwrap_or(0);
+        let direct = got.min(len as usize);
+        self.end = got - direct;
+        if direct > 0 {
+            flight.reply.moved(direct as u32);
+        }
+        Ok(direct == len as usize)
+    }
+
+    /// Where in the buffer to receive, behind what is there, if so much is due.
+    fn spare(&self, wire: Wire<'_>, due: usize) -> Range<usize> {
+        let free = self.end..self.buffer.len();
+        self.appetite.room(free, due, wire.large_reads)
     }
 
     /// Uses up the buffer as far as it goes.
@@ -176,6 +188,10 @@ impl Receiver {
                     Decoded::Need(_) => return Ok(()),
                     Decoded::Header(header, used) => {
                         self.start += used;
+                        // Not under the slot's lock: whoever takes the log may be slow.
+                        if log::log_enabled!(log::Level::Trace) {
+                            tell(wire.server, header);
+                        }
                         self.current = Some(header.cookie());
                         Some(header)
                     }
@@ -186,12 +202,8 @@ impl Receiver {
             };
             let paused = wire.inflight.with_cookie(cookie, |index, flight| {
                 if let Some(header) = header {
-                    log::trace!(
-                        "{} cookie 0x{:x}: {header:?}",
-                        flight.reply.request(),
-                        cookie.0
-                    );
                     flight.reply.begin(header, self.structured)?;
+                    self.appetite.learn(header, flight.reply.request());
                 }
                 let pause = self.feed(flight)?;
                 if flight.reply.step() == Step::Done {
@@ -240,6 +252,14 @@ impl Receiver {
             }
         }
     }
+}
+
+/// Apart from its caller, which is the hot path: inlined, it costs that 60 instructions even when
+/// nobody listens.
+#[cold]
+#[inline(never)]
+fn tell(server: &str, header: Header) {
+    log::trace!("{server}: {header}");
 }
 
 /// The part of a caller's buffer that a step names. The reply machine checked the range against

@@ -29,4 +29,5 @@ handshake-timeout=<TIME>
                        Longest wait for the handshake (default 2 minutes).
 request-timeout=<TIME> Longest wait for the answer to a request (default none).
 close-timeout=<TIME>   Longest wait when a connection is left (default 5 s).
+command-timeout=<TIME> Longest wait for the command to end (default none).
 ";

@@ -94,6 +94,9 @@ pub enum Error {
     /// A port without anything that has ports.
     #[error("‘port’ parameter should only be used with ‘hostname’ or ‘vsock’")]
     StrayPort,
+    /// A limit for the end of a server that we do not start.
+    #[error("‘command-timeout’ parameter should only be used with ‘command’")]
+    StrayCommandTimeout,
     /// The path does not fit a Unix socket address.
     #[error("socket file name too large")]
     SocketTooLong,
@@ -144,6 +147,8 @@ pub struct Params {
     shared: bool,
     tls: TlsParams,
     timeouts: Timeouts,
+    /// Whether `command-timeout` was given, whatever its value.
+    command_timeout: bool,
 }
 
 /// How long to wait for a server; `None` is for ever.
@@ -158,6 +163,8 @@ pub struct Timeouts {
     /// From the wish to leave a server to the end of the connection: answers in flight, the last
     /// flush, NBD_CMD_DISC and the server's own close together.
     pub close: Option<Duration>,
+    /// For a server that we started to end.
+    pub command: Option<Duration>,
 }
 
 impl Default for Timeouts {
@@ -168,6 +175,7 @@ impl Default for Timeouts {
             handshake: Some(Duration::from_secs(120)),
             request: None,
             close: Some(Duration::from_secs(5)),
+            command: None,
         }
     }
 }
@@ -185,7 +193,7 @@ impl Params {
             "vsock" => target.vsock = Some(("vsock", value.to_vec())),
             "cid" => target.vsock = Some(("cid", value.to_vec())),
             "uri" => target.uri = Some(params::text("uri", value)?),
-            "command" => target.command.push(params::argument("command", value)?),
+            "command" => target.add_command(params::argument("command", value)?),
             "arg" => target.command.push(params::argument("arg", value)?),
             "socket-fd" => target.socket_fd = Some(params::descriptor(value)?),
             "export" => self.export = Some(params::export_name("export", value)?),
@@ -212,6 +220,10 @@ impl Params {
                 self.timeouts.request = params::timeout("request-timeout", value)?;
             }
             "close-timeout" => self.timeouts.close = params::timeout("close-timeout", value)?,
+            "command-timeout" => {
+                self.timeouts.command = params::timeout("command-timeout", value)?;
+                self.command_timeout = true;
+            }
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -225,6 +237,9 @@ impl Params {
             (Some(place), _) => (place, None),
             (None, uri) => from_uri(&uri.unwrap_or_default(), &mut tls_params)?,
         };
+        if self.command_timeout && !matches!(place, Place::Command(_)) {
+            return Err(Error::StrayCommandTimeout);
+        }
         let shared = self.shared || place.is_single();
         if self.dynamic_export {
             if self.export.is_some() {

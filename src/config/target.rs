@@ -50,13 +50,26 @@ pub struct TargetParams {
     pub vsock: Option<(&'static str, Vec<u8>)>,
     /// `socket-fd=`.
     pub socket_fd: Option<i32>,
-    /// `command=` and `arg=`, in order.
+    /// `command=` and `arg=`: the first `command=`, then all others in order.
     pub command: Vec<OsString>,
+    /// Whether there was a `command=`.
+    pub has_command: bool,
     /// `uri=`.
     pub uri: Option<String>,
 }
 
 impl TargetParams {
+    /// Takes a `command=`. The first one is the program, wherever it stands.
+    pub fn add_command(&mut self, word: OsString) {
+        let place = if self.has_command {
+            self.command.len()
+        } else {
+            0
+        };
+        self.command.insert(place, word);
+        self.has_command = true;
+    }
+
     /// The one place that was named, unless it was named by a URI.
     pub fn complete(self) -> Result<Option<Place>, Error> {
         let named = [

@@ -43,6 +43,30 @@ fn there_are_six_ways_to_name_a_server() {
 }
 
 #[test]
+fn the_program_is_what_command_says() {
+    for pairs in [
+        &[("arg", "-x"), ("command", "p"), ("arg", "-y")][..],
+        &[("arg", "-x"), ("command", "p"), ("command", "-y")][..],
+        // As the plugin in C has it.
+        &[("arg", "p"), ("arg", "-x"), ("arg", "-y")][..],
+    ] {
+        let words = ["p", "-x", "-y"].map(Into::into).to_vec();
+        assert_eq!(place(pairs), Place::Command(words));
+    }
+}
+
+#[test]
+fn the_end_of_a_command_has_no_limit_but_the_users() {
+    let limit = |pairs: &[_]| complete(pairs).expect("legal").timeouts.command;
+    assert_eq!(limit(&[("command", "p")]), None);
+    assert_eq!(limit(&[("command-timeout", "0"), ("arg", "p")]), None);
+    assert_eq!(
+        limit(&[("command", "p"), ("command-timeout", "90")]),
+        Some(Duration::from_secs(90))
+    );
+}
+
+#[test]
 fn a_later_value_replaces_an_earlier_one() {
     assert_eq!(
         place(&[("socket", "/a"), ("socket", "/b")]),
@@ -93,6 +117,7 @@ fn each_time_has_its_own_place() {
             handshake: seconds(2),
             request: seconds(3),
             close: seconds(4),
+            command: None,
         }
     );
     let config = complete(&[("socket", "/a"), ("close-timeout", "0")]).expect("legal");
@@ -109,6 +134,10 @@ fn conflicts_are_named() {
         (&[("uri", "nbd://h"), ("command", "x")][..], several),
         (&[("socket", "/a"), ("port", "1")][..], stray),
         (&[("uri", "nbd://h"), ("port", "1")][..], stray),
+        (
+            &[("uri", "nbd://h"), ("command-timeout", "1")][..],
+            "‘command-timeout’ parameter should only be used with ‘command’",
+        ),
         (
             &[][..],
             "exactly one of ‘socket’, ‘hostname’, ‘vsock’, ‘command’, ‘socket-fd’ and ‘uri’ \
@@ -177,6 +206,11 @@ fn every_bad_value_has_its_message() {
             "dynamic-export",
             "x\n",
             "dynamic-export: could not decipher boolean (x\\n)",
+        ),
+        (
+            "command-timeout",
+            "x",
+            "command-timeout=x: must be a time such as 30, 1.5s or 200ms, or 0 for none",
         ),
         (
             "request-timeout",

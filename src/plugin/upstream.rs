@@ -82,7 +82,7 @@ impl Upstream {
                 Target::Inherited(socket)
             }
             Place::Command(argv) => {
-                let child = Child::start(argv)
+                let child = Child::start(argv, config.timeouts.command)
                     .map_err(|error| Failure::misuse(&format!("command: {error}")))?;
                 Target::Child(child)
             }

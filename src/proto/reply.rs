@@ -3,6 +3,8 @@
 //! The header is read by need. A simple reply is 16 bytes, a structured chunk 20; whoever waits
 //! for 20 when the server sent 16 waits for ever.
 
+use std::fmt;
+
 use super::Violation;
 use super::codec::Reader;
 use super::consts::{ChunkFlags, ChunkType, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC};
@@ -49,6 +51,30 @@ impl Header {
     pub fn cookie(&self) -> Cookie {
         match self {
             Self::Simple { cookie, .. } | Self::Chunk { cookie, .. } => *cookie,
+        }
+    }
+}
+
+impl fmt::Display for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "reply to {}: ", self.cookie())?;
+        match self {
+            Self::Simple { error: None, .. } => f.write_str("simple, no error"),
+            Self::Simple {
+                error: Some(errno), ..
+            } => write!(f, "simple, {errno}"),
+            Self::Chunk {
+                flags,
+                kind,
+                length,
+                ..
+            } => {
+                let done = match flags.contains(ChunkFlags::DONE) {
+                    true => ", done",
+                    false => "",
+                };
+                write!(f, "{kind}, {length} bytes{done}")
+            }
         }
     }
 }
@@ -141,6 +167,34 @@ mod tests {
             length: 100,
         };
         assert_eq!(decode(&bytes, true), Ok(Decoded::Header(header, 20)));
+    }
+
+    #[test]
+    fn a_header_tells_what_it_answers_and_how() {
+        let cookie = Cookie(0x107);
+        let simple = |error| Header::Simple { cookie, error }.to_string();
+        assert_eq!(simple(None), "reply to cookie 0x107: simple, no error");
+        assert_eq!(
+            simple(Some(NbdErrno::EIO)),
+            "reply to cookie 0x107: simple, NBD_EIO"
+        );
+        let chunk = |flags, kind, length| {
+            let header = Header::Chunk {
+                cookie,
+                flags,
+                kind,
+                length,
+            };
+            header.to_string()
+        };
+        assert_eq!(
+            chunk(ChunkFlags::empty(), ChunkType::OFFSET_DATA, 4104),
+            "reply to cookie 0x107: NBD_REPLY_TYPE_OFFSET_DATA, 4104 bytes"
+        );
+        assert_eq!(
+            chunk(ChunkFlags::DONE, ChunkType(0x7), 0),
+            "reply to cookie 0x107: NBD_REPLY_TYPE_?(0x7), 0 bytes, done"
+        );
     }
 
     proptest! {

@@ -10,7 +10,11 @@
 //! that is gone, or that serves one client only, is told from one that is busy.
 
 #[allow(unsafe_code)]
+mod impatience;
+#[allow(unsafe_code)]
 mod keeper;
+#[allow(unsafe_code)]
+mod kept;
 #[allow(unsafe_code)]
 pub(super) mod launch;
 #[cfg(test)]
@@ -18,21 +22,23 @@ mod tests;
 pub(super) mod words;
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags, chmod, open};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
-use rustix::process::getpid;
+use rustix::process::{getpid, getppid};
 
-use self::keeper::Keeper;
+use self::impatience::Impatience;
+use self::keeper::{End, Keeper, Order};
 use self::launch::{Program, c_string};
 use self::words::{Echo, Words};
 use super::{Deadline, Error, Stream, unix};
@@ -41,11 +47,35 @@ use crate::proto::codec::printable;
 /// The sockets of a process close a moment before it can be seen to be dead.
 const DYING: Duration = Duration::from_millis(200);
 
+/// How long a start may go on before the server's last lines are passed on without knowing what
+/// becomes of it.
+const HOLD: Duration = Duration::from_secs(1);
+
+/// How long a server takes to end before the user is told what is waited for; and how long one is
+/// waited for that nothing was written to.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a signal to end still counts as the first one: some senders send it twice, to the
+/// process and to its group.
+const TWICE: Duration = Duration::from_millis(100);
+
+/// How often to look for another signal while waiting, and what else has changed.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// How long to wait after force: longer than the keeper does.
+const LAST_WAIT: Duration = Duration::from_secs(3);
+
+/// The status of a shell, and of who follows its example, that ended because of SIGTERM.
+const BY_SIGTERM: i32 = 128 + libc::SIGTERM;
+
 /// Bytes of a program's name in messages.
 const NAME: usize = 200;
 
-/// A server that we started. It ends when all processes that have a copy of this are gone, and
-/// before that by [`Child::end`].
+/// Behind the end of a server that never said a word to us.
+const HINT: &str = "a server must support socket activation and stay in the foreground";
+
+/// A server that we started. It is told to end when all processes that have a copy of this are gone,
+/// and before that by [`Child::end`].
 #[derive(Debug)]
 pub struct Child {
     name: String,
@@ -53,58 +83,62 @@ pub struct Child {
     keeper: Keeper,
     words: Arc<Words>,
     listener: Mutex<Option<JoinHandle<()>>>,
+    /// How long the server may take to end.
+    limit: Option<Duration>,
+    /// The process that started the server.
+    starter: i32,
     /// The process that uses the server, once that is settled.
     user: AtomicI32,
+    /// Whether the server has ever said something to a client.
+    spoke: AtomicBool,
+    /// Whether the server was waited for to its end.
+    over: AtomicBool,
 }
 
 impl Child {
     /// Starts a program. Its descriptor 3 is a listening Unix socket in a directory that only this
-    /// user can enter.
-    pub fn start(argv: &[OsString]) -> Result<Self, Error> {
-        Self::start_with(argv, Echo::Stderr)
+    /// user can enter. `limit` is how long it may take to end when it is told to; after that it is
+    /// killed.
+    pub fn start(argv: &[OsString], limit: Option<Duration>) -> Result<Self, Error> {
+        Self::start_with(argv, limit, Echo::Stderr)
     }
 
-    fn start_with(argv: &[OsString], echo: Echo) -> Result<Self, Error> {
-        let name = argv.first().map_or_else(String::new, |program| {
-            printable(program.as_encoded_bytes(), NAME)
-        });
-        let home = Home::new()?;
-        Self::start_in(&home, argv, &name, echo)
-            .inspect_err(|_| home.remove())
-            .map(|(keeper, words)| Self {
-                name,
-                home: home.clone(),
-                keeper,
-                words: Arc::new(words),
-                listener: Mutex::new(None),
-                user: AtomicI32::new(0),
-            })
-    }
-
-    fn start_in(
-        home: &Home,
-        argv: &[OsString],
-        name: &str,
-        echo: Echo,
-    ) -> Result<(Keeper, Words), Error> {
-        let socket = home.socket();
-        let listener = UnixListener::bind(&socket).map_err(|error| Error::Io {
-            call: "bind",
-            errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
-        })?;
-        let (words, stderr) = Words::pipe(echo)?;
-        let start = || {
-            Keeper::start(
-                Program::new(argv, &listener.into(), &stderr)?,
-                c_string(socket.as_os_str().as_bytes())?,
-                c_string(home.directory.as_os_str().as_bytes())?,
-            )
+    fn start_with(argv: &[OsString], limit: Option<Duration>, echo: Echo) -> Result<Self, Error> {
+        let name = match argv.first() {
+            Some(program) if !program.is_empty() => printable(program.as_encoded_bytes(), NAME),
+            _ => "\"\"".to_owned(),
         };
-        let keeper = start().map_err(|errno| Error::Spawn {
-            command: name.to_owned(),
-            errno,
-        })?;
-        Ok((keeper, words))
+        let (home, listener) = Home::new()?;
+        let start = || {
+            let (words, stderr) = Words::pipe(echo)?;
+            let start = || {
+                Keeper::start(
+                    Program::new(argv, &listener.into(), &stderr)?,
+                    c_string(home.socket().as_os_str().as_bytes())?,
+                    c_string(home.directory.as_os_str().as_bytes())?,
+                    words.reading_end(),
+                    limit,
+                )
+            };
+            let keeper = start().map_err(|errno| Error::Spawn {
+                command: name.clone(),
+                errno,
+            })?;
+            Ok((keeper, words))
+        };
+        let (keeper, words) = start().inspect_err(|_| remove(&home.directory))?;
+        Ok(Self {
+            name,
+            home,
+            keeper,
+            words: Arc::new(words),
+            listener: Mutex::new(None),
+            limit,
+            starter: own_pid(),
+            user: AtomicI32::new(0),
+            spoke: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+        })
     }
 
     /// The program, as messages name it.
@@ -112,11 +146,42 @@ impl Child {
         &self.name
     }
 
-    /// One more connection, which comes about when the server accepts it: servers speak first, and
-    /// the first byte has arrived when this returns.
+    /// One more connection. It is in the server's queue when this returns; the server may accept it
+    /// later, or never.
     pub fn connect(&self, deadline: Deadline) -> Result<Stream, Error> {
-        self.try_connect(deadline)
+        self.home
+            .connect(deadline)
             .map_err(|error| self.explain(error))
+    }
+
+    /// Waits until there is something to receive from a new connection: servers speak first, so the
+    /// server has accepted it then.
+    pub fn await_greeting(&self, stream: &Stream, deadline: Deadline) -> Result<(), Error> {
+        let result = match self.watch_for_greeting(stream, deadline) {
+            Ok(()) => Ok(()),
+            Err(error @ Error::Timeout(_)) => {
+                Err(self.obituary().map_or(error, Error::ServerEnded))
+            }
+            Err(error) => Err(self.explain(error)),
+        };
+        match &result {
+            Ok(()) => {
+                self.spoke.store(true, Ordering::Relaxed);
+                self.words.release();
+            }
+            // Its last lines are in the error.
+            Err(Error::ServerEnded(_)) => (),
+            Err(_) => self.words.release(),
+        }
+        result
+    }
+
+    /// What is awaited by [`Child::await_greeting`], in words.
+    pub fn awaited(&self) -> String {
+        match self.spoke.load(Ordering::Relaxed) {
+            true => "the server's first word".to_owned(),
+            false => format!("the server's first word; {HINT}"),
+        }
     }
 
     /// If the server has ended: how, and its last words.
@@ -152,13 +217,24 @@ impl Child {
         Ok(())
     }
 
-    /// Ends the server, by force if need be: takes at most a few seconds. Does nothing in another
-    /// process than the one that uses the server, nor the second time.
+    /// Tells the server to end, and waits until it has: as long as it takes, up to the limit. A
+    /// signal to end that nbdkit gets meanwhile ends it by force. Does nothing in another process
+    /// than the one that uses the server, nor the second time.
+    ///
+    /// Whoever has a connection should have left by it before.
     pub fn end(&self) {
-        if self.user.load(Ordering::Relaxed) != own_pid() {
+        if self.user.load(Ordering::Relaxed) != own_pid() || self.over.swap(true, Ordering::Relaxed)
+        {
             return;
         }
-        self.keeper.dismiss();
+        match self.keeper.wait(Duration::ZERO) {
+            // It has ended by itself, of which those were told who missed it.
+            Some(_) => {
+                self.keeper.tell(Order::End);
+                self.keeper.is_gone(Deadline::after(LAST_WAIT));
+            }
+            None => self.see_off(),
+        }
         self.words.stop();
         if let Some(listener) = lock(&self.listener).take() {
             // The thread panicked if this fails, which has been reported.
@@ -166,55 +242,141 @@ impl Child {
         }
     }
 
-    fn try_connect(&self, deadline: Deadline) -> Result<Stream, Error> {
-        let stream = unix::open(&self.home.socket(), deadline)?;
-        while !self.poll_greeting(&stream, deadline)? {}
-        match recv(
-            stream.as_fd(),
-            &mut [0; 1],
-            RecvFlags::PEEK | RecvFlags::DONTWAIT,
-        ) {
-            Ok((0, _)) => Err(Error::Closed),
-            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(stream),
-            Err(errno) => Err(Error::Connect(errno)),
-        }
-    }
-
-    /// True when there is something to receive. Takes the server's words meanwhile: as long as no
-    /// thread does, a talkative server would wait for us.
-    fn poll_greeting(&self, stream: &Stream, deadline: Deadline) -> Result<bool, Error> {
-        let words = self.words.more();
-        let mut fds = [
-            PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN),
-            // When there are no more words this entry is not passed on.
-            PollFd::from_borrowed_fd(words.unwrap_or(stream.as_fd()), PollFlags::IN),
-        ];
-        let count = 1 + usize::from(words.is_some());
-        match poll(&mut fds[..count], deadline.timespec().as_ref()) {
-            Ok(0) => return Err(deadline.passed()),
-            Ok(_) | Err(Errno::INTR) => (),
-            Err(errno) => {
-                return Err(Error::Io {
-                    call: "poll",
-                    errno,
-                });
+    fn see_off(&self) {
+        // The process that started the server is still our parent if it runs the command of --run.
+        let parent = getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+        let impatience = Impatience::listen((parent == self.starter).then_some(parent));
+        self.keeper.tell(Order::End);
+        let begin = Instant::now();
+        let mut told = false;
+        let mut forced = None;
+        while !self.keeper.is_gone(Deadline::after(GLANCE)) {
+            if lock(&self.listener).is_none() {
+                self.words.relay();
+            }
+            if begin.elapsed() < TWICE {
+                impatience.forget();
+            }
+            match forced {
+                None if impatience.is_over() => {
+                    self.keeper.tell(Order::Kill);
+                    forced = Some(Deadline::after(LAST_WAIT));
+                }
+                Some(deadline) if deadline.has_passed() => break,
+                _ => (),
+            }
+            // A line of ours would not come through where nobody reads, and hold us up.
+            if !told && begin.elapsed() >= PATIENCE && !words::is_stderr_stuck() {
+                told = true;
+                log::warn!(
+                    target: "command-end",
+                    "command={}: waiting for the server to end; another SIGTERM kills it",
+                    self.name
+                );
             }
         }
-        let greeted = !fds[0].revents().is_empty();
-        if !fds[1].revents().is_empty() {
-            self.words.take();
+        self.judge(begin.elapsed(), forced.is_some());
+    }
+
+    /// Tells of an end that may have cost something.
+    fn judge(&self, took: Duration, forced: bool) {
+        let end = self.keeper.wait(Duration::ZERO).unwrap_or(End::Stuck);
+        let why = match end {
+            End::Killed(libc::SIGKILL) if forced => ", as another signal to end asked for",
+            End::Killed(libc::SIGKILL) if self.limit.is_some_and(|limit| took >= limit) => {
+                ", since command-timeout was over"
+            }
+            End::Exited(0 | BY_SIGTERM) | End::Killed(libc::SIGTERM) | End::Unknown => {
+                log::debug!("command={}: the server {end}", self.name);
+                return;
+            }
+            End::Exited(_) | End::Killed(_) => " when it was told to end",
+            End::Stuck => "",
+        };
+        let words = self.words.last_lines(!self.is_in_background());
+        let colon = if words.is_empty() { "" } else { ": " };
+        log::warn!(
+            target: "command-killed",
+            "command={}: the server {end}{why}{colon}{words}",
+            self.name
+        );
+    }
+
+    /// Waits for the greeting. While no thread listens to the server, its words are taken here: a
+    /// talkative server would wait for us.
+    fn watch_for_greeting(&self, stream: &Stream, deadline: Deadline) -> Result<(), Error> {
+        let alone = lock(&self.listener).is_none();
+        if alone {
+            self.words.hold();
         }
-        Ok(greeted)
+        let hold = Deadline::after(HOLD);
+        let mut held = alone;
+        let mut may_end = true;
+        loop {
+            let words = self.words.more().filter(|_| alone);
+            let news = self.keeper.news().filter(|_| may_end);
+            let entry = |fd: Option<_>| match fd {
+                Some(fd) => PollFd::from_borrowed_fd(fd, PollFlags::IN),
+                None => PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::empty()),
+            };
+            let mut fds = [entry(Some(stream.as_fd())), entry(words), entry(news)];
+            let until = if held {
+                hold.sooner(deadline)
+            } else {
+                deadline
+            };
+            match poll(&mut fds, until.timespec().as_ref()) {
+                Ok(_) | Err(Errno::INTR) => (),
+                Err(errno) => {
+                    return Err(Error::Io {
+                        call: "poll",
+                        errno,
+                    });
+                }
+            }
+            let [greeted, said, ended] = fds.map(|fd| !fd.revents().is_empty());
+            if said && words.is_some() {
+                self.words.relay();
+            }
+            if greeted {
+                if let Some(result) = peek(stream) {
+                    return result;
+                }
+            }
+            if ended && news.is_some() {
+                match self.keeper.wait(Duration::ZERO) {
+                    // It may have left a child behind which serves.
+                    Some(End::Exited(0)) => may_end = false,
+                    Some(_) => return Err(Error::Closed),
+                    None => (),
+                }
+            }
+            deadline.check()?;
+            if held && hold.has_passed() {
+                held = false;
+                self.words.release();
+            }
+        }
     }
 
     fn obituary_within(&self, patience: Duration) -> Option<String> {
         let end = self.keeper.wait(patience)?;
-        let words = self.words.last_lines();
+        let words = self.words.last_lines(!self.is_in_background());
+        let hint = match end {
+            End::Exited(_) if !self.spoke.load(Ordering::Relaxed) => format!(" ({HINT})"),
+            _ => String::new(),
+        };
         Some(if words.is_empty() {
-            format!("the server {end}")
+            format!("the server {end}{hint}")
         } else {
-            format!("the server {end}: {words}")
+            format!("the server {end}: {words}{hint}")
         })
+    }
+
+    /// Whether nbdkit has gone to the background, where its messages go to the system's log.
+    fn is_in_background(&self) -> bool {
+        let parent = getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+        own_pid() != self.starter && parent != self.starter
     }
 }
 
@@ -222,40 +384,109 @@ impl Drop for Child {
     fn drop(&mut self) {
         self.end();
         self.keeper.let_go();
+        if self.over.load(Ordering::Relaxed) {
+            return;
+        }
+        // A server that could not be used: nothing was written to it, so that nothing is lost if it
+        // is left alone with its keeper.
+        let deadline = Deadline::after(PATIENCE);
+        while !self.keeper.is_gone(Deadline::after(GLANCE)) {
+            self.words.relay();
+            if deadline.has_passed() {
+                log::warn!(
+                    target: "command-end",
+                    "command={}: the server was told to end, but it still runs",
+                    self.name
+                );
+                break;
+            }
+        }
+        self.words.finish();
+    }
+}
+
+/// Looks at the first byte of a connection; `None` if there is none yet.
+pub(super) fn peek(stream: &Stream) -> Option<Result<(), Error>> {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    match recv(stream.as_fd(), &mut [0; 1], flags) {
+        Ok((0, _)) => Some(Err(Error::Closed)),
+        Ok(_) => Some(Ok(())),
+        Err(Errno::AGAIN | Errno::INTR) => None,
+        Err(errno) => Some(Err(Error::Connect(errno))),
     }
 }
 
 /// A directory with a socket in it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Home {
     directory: PathBuf,
+    /// The socket itself, by which it can be connected to without entering the directory.
+    door: OwnedFd,
 }
 
 impl Home {
-    fn new() -> Result<Self, Error> {
+    /// Makes both.
+    fn new() -> Result<(Self, UnixListener), Error> {
         let wanted = std::path::absolute(std::env::temp_dir()).unwrap_or_default();
         // A name of the length that the real one will have.
-        let candidate = Self {
-            directory: wanted.join("nbdkit-nbd-XXXXXX"),
-        };
-        let parent = if unix::fits(&candidate.socket()) {
+        let parent = if unix::fits(&wanted.join("nbdkit-nbd-XXXXXX").join("sock")) {
             &wanted
         } else {
             Path::new("/tmp")
         };
-        let directory = launch::private_directory(parent).map_err(Error::io("mkdtemp"))?;
-        Ok(Self { directory })
+        let directory = launch::private_directory(parent).map_err(|errno| Error::Make {
+            what: "make a directory",
+            path: printable(parent.as_os_str().as_bytes(), NAME),
+            errno,
+        })?;
+        match Self::listen(&directory) {
+            Ok((door, listener)) => Ok((Self { directory, door }, listener)),
+            Err(errno) => {
+                remove(&directory);
+                Err(Error::Make {
+                    what: "make a socket",
+                    path: printable(directory.as_os_str().as_bytes(), NAME),
+                    errno,
+                })
+            }
+        }
+    }
+
+    fn listen(directory: &Path) -> Result<(OwnedFd, UnixListener), Errno> {
+        let socket = directory.join("sock");
+        let listener = UnixListener::bind(&socket)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        // Who may use it is for the directory to say, which nobody else can enter.
+        chmod(&socket, Mode::from_raw_mode(0o666))?;
+        let door = open(&socket, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        Ok((door, listener))
     }
 
     fn socket(&self) -> PathBuf {
         self.directory.join("sock")
     }
 
-    /// For as long as there is no keeper to do so.
-    fn remove(&self) {
-        let _ = std::fs::remove_file(self.socket());
-        let _ = std::fs::remove_dir(&self.directory);
+    fn connect(&self, deadline: Deadline) -> Result<Stream, Error> {
+        match unix::open(&self.socket(), deadline) {
+            // nbdkit has become another user (its option -u), who cannot enter the directory. What
+            // it had opened before, nobody else can get at.
+            Err(Error::Connect(Errno::ACCESS)) => {
+                let door = format!("/proc/self/fd/{}", self.door.as_raw_fd());
+                match unix::open(Path::new(&door), deadline) {
+                    // There is no /proc here.
+                    Err(Error::Connect(Errno::NOENT)) => Err(Error::Connect(Errno::ACCESS)),
+                    result => result,
+                }
+            }
+            result => result,
+        }
     }
+}
+
+/// Removes a home for which there is no keeper to do so.
+fn remove(directory: &Path) {
+    let _ = std::fs::remove_file(directory.join("sock"));
+    let _ = std::fs::remove_dir(directory);
 }
 
 /// Whether there is something to read, or will be before the deadline.

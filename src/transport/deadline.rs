@@ -89,6 +89,20 @@ impl Deadline {
         }
     }
 
+    /// The one of the two that passes first.
+    pub fn sooner(self, other: Self) -> Self {
+        match (self.at, other.at) {
+            (Some((a, _)), Some((b, _))) if b < a => other,
+            (None, _) => other,
+            _ => self,
+        }
+    }
+
+    /// How far away it was when it was made; `None` for ever.
+    pub fn length(&self) -> Option<Duration> {
+        self.at.map(|(_, length)| length)
+    }
+
     /// Whether it has passed.
     pub fn has_passed(&self) -> bool {
         self.remaining() == Some(Duration::ZERO)

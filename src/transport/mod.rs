@@ -46,10 +46,20 @@ pub enum Error {
     #[error("TLS: {0}")]
     Tls(String),
     /// A program could not be started.
-    #[error("cannot start {command}: {}", describe(*.errno))]
+    #[error("cannot start {command}: {}{}", describe(*.errno), spawn_hint(command, *.errno))]
     Spawn {
         /// Which one.
         command: String,
+        /// Why not.
+        errno: Errno,
+    },
+    /// What a program needs could not be made.
+    #[error("cannot {what} in {path}: {}", describe(*.errno))]
+    Make {
+        /// What should have been done.
+        what: &'static str,
+        /// The directory in which it should have been done.
+        path: String,
         /// Why not.
         errno: Errno,
     },
@@ -100,6 +110,7 @@ impl Error {
                 | Self::Unwanted
                 | Self::Tls(_)
                 | Self::Spawn { .. }
+                | Self::Make { .. }
                 | Self::ServerEnded(_)
         )
     }
@@ -124,6 +135,15 @@ fn describe_io(error: &std::io::Error) -> String {
     match text.find(" (os error") {
         Some(end) => text[..end].to_owned(),
         None => text,
+    }
+}
+
+/// What may be behind a program that is not there.
+fn spawn_hint(command: &str, errno: Errno) -> &'static str {
+    if errno == Errno::NOENT && command.contains(char::is_whitespace) {
+        " (no shell is involved: each argument goes into an arg= of its own)"
+    } else {
+        ""
     }
 }
 
@@ -203,6 +223,25 @@ impl Target {
         }
     }
 
+    /// Waits until a new connection has really come about, where that is to be seen by the first
+    /// byte only. It belongs to the handshake: a server may need as long to open its disk.
+    pub fn await_greeting(&self, stream: &Stream, deadline: Deadline) -> Result<(), Error> {
+        match self {
+            Self::Child(child) => child.await_greeting(stream, deadline),
+            Self::Ssh(ssh) => ssh.await_greeting(stream, deadline),
+            _ => Ok(()),
+        }
+    }
+
+    /// What [`Target::await_greeting`] waits for, in words.
+    pub fn awaited(&self) -> String {
+        match self {
+            Self::Child(child) => child.awaited(),
+            Self::Ssh(_) => "ssh, and the server's first word".to_owned(),
+            _ => "the server's first word".to_owned(),
+        }
+    }
+
     /// If the server is one that we started, and it has ended: how, and its last words.
     pub fn obituary(&self) -> Option<String> {
         match self {
@@ -269,6 +308,36 @@ mod tests {
             (Target::Vsock { cid: 2, port: 3 }, "vsock:2:3"),
         ] {
             assert_eq!(target.to_string(), name);
+        }
+    }
+
+    #[test]
+    fn the_sooner_of_two_deadlines_counts() {
+        let soon = Deadline::after(Duration::from_secs(1));
+        let late = Deadline::after(Duration::from_secs(100));
+        for deadline in [
+            soon.sooner(late),
+            late.sooner(soon),
+            Deadline::NEVER.sooner(soon),
+        ] {
+            assert!(deadline.remaining() <= Some(Duration::from_secs(1)));
+        }
+        assert!(Deadline::NEVER.sooner(Deadline::NEVER).is_never());
+        assert!(!soon.sooner(Deadline::NEVER).is_never());
+    }
+
+    #[test]
+    fn a_program_with_spaces_is_no_command_line() {
+        let error = |command: &str, errno| Error::Spawn {
+            command: command.to_owned(),
+            errno,
+        };
+        let hint = "(no shell is involved: each argument goes into an arg= of its own)";
+        let with = error("qemu-nbd -f raw", Errno::NOENT).to_string();
+        assert!(with.ends_with(hint), "{with}");
+        for (command, errno) in [("qemu-nbd", Errno::NOENT), ("a b", Errno::ACCESS)] {
+            let without = error(command, errno).to_string();
+            assert!(!without.contains(hint), "{without}");
         }
     }
 

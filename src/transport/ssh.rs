@@ -28,6 +28,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::command::launch::ignore_interruptions;
+use super::command::peek;
 use super::command::words::{Echo, Words};
 use super::{Deadline, Error, Stream};
 use crate::proto::codec::printable;
@@ -217,14 +218,30 @@ impl Ssh {
             words: Arc::new(words),
             listener: Mutex::new(None),
         });
-        if self.threads.load(Ordering::Acquire) {
-            tunnel.listen()?;
-        }
         let mut tunnels = lock(&self.tunnels);
         tunnels.retain(|tunnel| tunnel.strong_count() > 0);
         tunnels.push(Arc::downgrade(&tunnel));
         drop(tunnels);
         Ok(Stream::through(ours, tunnel))
+    }
+
+    /// Waits until there is something to receive from a new connection, which has come about then.
+    pub fn await_greeting(&self, stream: &Stream, deadline: Deadline) -> Result<(), Error> {
+        let Some(tunnel) = stream.tunnel() else {
+            return Ok(());
+        };
+        let result = tunnel
+            .watch_for_greeting(stream, deadline)
+            .map_err(|error| tunnel.explain(error));
+        // Its last lines are in this error, and otherwise nowhere yet.
+        if !matches!(result, Err(Error::TunnelEnded(_))) {
+            tunnel.words.release();
+        }
+        result?;
+        if self.threads.load(Ordering::Acquire) {
+            tunnel.listen()?;
+        }
+        Ok(())
     }
 
     /// To be called when nbdkit has forked for the last time: threads can run from now on.
@@ -292,20 +309,49 @@ pub struct Tunnel {
 impl Tunnel {
     /// The reason behind the failure of the connection, if it is that ssh has ended badly.
     pub fn explain(&self, error: Error) -> Error {
-        let is_end = matches!(error, Error::Closed | Error::Io { .. });
+        let is_end = matches!(error, Error::Closed | Error::Connect(_) | Error::Io { .. });
         if !is_end || self.process.killed.load(Ordering::Relaxed) {
             return error;
         }
         let Some(end) = self.process.wait(GRACE) else {
             return error;
         };
-        let words = self.words.last_lines();
+        let words = self.words.last_lines(true);
         match (end, words.as_str()) {
             // It does not say much about how it ended if the server closed the connection.
             (None, "") => error,
             (Some(status), "") if status.signal().is_none() => error,
             (Some(status), _) if status.success() => error,
             (end, words) => Error::TunnelEnded(said(end, words)),
+        }
+    }
+
+    /// Waits for the greeting. No thread listens to ssh yet, so its words are taken here: the last of
+    /// them may become the reason why there is no connection.
+    fn watch_for_greeting(&self, stream: &Stream, deadline: Deadline) -> Result<(), Error> {
+        self.words.hold();
+        loop {
+            let words = self.words.more();
+            let mut fds = [
+                PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN),
+                // When there are no more words this entry is not passed on.
+                PollFd::from_borrowed_fd(words.unwrap_or(stream.as_fd()), PollFlags::IN),
+            ];
+            let count = 1 + usize::from(words.is_some());
+            match poll(&mut fds[..count], deadline.timespec().as_ref()) {
+                Ok(_) | Err(Errno::INTR) => (),
+                Err(errno) => return Err(Error::io("poll")(errno)),
+            }
+            let [greeted, said] = fds.map(|fd| !fd.revents().is_empty());
+            if said && words.is_some() {
+                self.words.relay();
+            }
+            if greeted {
+                if let Some(result) = peek(stream) {
+                    return result;
+                }
+            }
+            deadline.check()?;
         }
     }
 
@@ -340,10 +386,13 @@ impl Tunnel {
             self.process.kill();
             self.process.wait(KILLED);
         }
-        self.words.stop();
-        if let Some(listener) = lock(&self.listener).take() {
-            // The thread panicked if this fails, which has been reported.
-            let _ = listener.join();
+        match lock(&self.listener).take() {
+            Some(listener) => {
+                self.words.stop();
+                // The thread panicked if this fails, which has been reported.
+                let _ = listener.join();
+            }
+            None => self.words.finish(),
         }
     }
 }

@@ -59,6 +59,11 @@ impl Stream {
         }
     }
 
+    /// That program.
+    pub(super) fn tunnel(&self) -> Option<&Tunnel> {
+        self.tunnel.as_deref()
+    }
+
     /// What is behind an error, if there is a program that can tell.
     fn explain(&self, error: Error) -> Error {
         match &self.tunnel {

@@ -56,8 +56,8 @@ pub const CASES: &[Case] = &[
         },
     },
     Case {
-        item: "handshake: ssh exited with status N: ...",
-        text: "ssh:far:10809: handshake: ssh exited with status 255: no route (waiting for its greeting)",
+        item: "connect: ssh exited with status N: ...",
+        text: "ssh:far:10809: connect: ssh exited with status 255: no route",
         happen: |dir| {
             let ssh = dir.join("ssh");
             fs::write(&ssh, "#!/bin/sh\necho no route >&2\nexit 255\n").expect("write");

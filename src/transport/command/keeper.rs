@@ -1,48 +1,30 @@
-//! The process between us and a server that we started.
+//! Our side of the process between us and a server that we started.
 //!
 //! nbdkit may fork once more after the server was started, and what stays is not the server's
 //! parent then. But somebody has to wait for the server; servers that end with their parent
 //! (nbdkit --exit-with-parent) must not end when nbdkit goes to the background; and nobody of
 //! nbdkit is asked if it is killed, or gives up because its socket cannot be bound. So the server's
-//! parent is a process of its own, which does nothing but wait: it reports the server's end, and
-//! ends the server and itself when the last process that could use the server is gone, or says so.
-//!
-//! It is a copy of nbdkit that never becomes another program, hence all of its code, which is from
-//! [`Kept::keep`] on, allocates nothing, takes no lock and cannot panic.
+//! parent is a process of its own, which does nothing but wait ([`Kept`]): it reports the server's
+//! end, and ends the server and itself when the last process that could use the server is gone, or
+//! says so.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use std::{fmt, ptr};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{rmdir, unlink};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send, shutdown,
-    socketpair,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, chdir, pidfd_open, pidfd_send_signal, waitid,
-};
+use rustix::process::{Pid, WaitOptions, waitpid};
 
-use super::is_ready;
-use super::launch::{Program, last_error, out_of_the_way, place};
+use super::kept::Kept;
+use super::launch::{Program, last_error, out_of_the_way};
+use super::{is_ready, own_pid};
 use crate::transport::Deadline;
-
-/// Seconds that a server may take to end after SIGTERM, and after SIGKILL.
-const GRACE: i64 = 2;
-
-/// How long the keeper may take altogether.
-const PATIENCE: Duration = Duration::from_secs(2 * GRACE as u64 + 1);
-
-/// The keeper's name in lists of processes. At most 15 bytes.
-const NAME: &std::ffi::CStr = c"nbd-keeper";
-
-/// Signals that nbdkit's whole process group may get. The keeper must outlive nbdkit.
-const IGNORED: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
 /// How a server ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,24 +33,48 @@ pub enum End {
     Exited(i32),
     /// By this signal.
     Killed(i32),
+    /// Not even by SIGKILL, at least not soon: a system call of its does not return.
+    Stuck,
     /// Somebody ended the keeper.
     Unknown,
 }
 
-/// Our side: the keeper of one server.
+/// What the keeper is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// End the server; it may take its time.
+    End,
+    /// End the server by force.
+    Kill,
+}
+
+/// The keeper of one server, seen from nbdkit.
 #[derive(Debug)]
 pub struct Keeper {
-    /// Carries one message from the keeper: the end. `None` when we have let go.
+    /// Carries orders to the keeper, and one message from it: the end. `None` when we have let go.
     pub(super) line: Option<OwnedFd>,
-    process: OwnedFd,
+    /// A pipe to which the keeper alone could write, which it never does: it ends with the keeper.
+    life: OwnedFd,
+    pid: Pid,
+    /// The process that has to wait for the keeper.
+    parent: i32,
     end: Mutex<Option<End>>,
 }
 
 impl Keeper {
     /// Starts a server and its keeper. Returns when the server runs, or with the reason why not.
-    /// In the end the keeper removes `socket` and `directory`.
-    pub fn start(program: Program, socket: CString, directory: CString) -> Result<Self, Errno> {
+    /// In the end the keeper removes `socket` and `directory`. It reads `words`, the server's
+    /// standard error, when nobody of nbdkit is there to do so. `limit` is how long the server may
+    /// take to end.
+    pub fn start(
+        program: Program,
+        socket: CString,
+        directory: CString,
+        words: &OwnedFd,
+        limit: Option<Duration>,
+    ) -> Result<Self, Errno> {
         let (report, reporter) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (life, its_life) = pipe_with(PipeFlags::CLOEXEC)?;
         let (line, other_end) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -79,7 +85,10 @@ impl Keeper {
             program,
             socket,
             directory,
+            limit,
             line: out_of_the_way(&other_end)?,
+            life: out_of_the_way(&its_life)?,
+            words: out_of_the_way(words)?,
             reporter: out_of_the_way(&reporter)?,
         };
         // SAFETY: the child only calls `keep`, which keeps to async-signal-safe functions.
@@ -88,10 +97,12 @@ impl Keeper {
             0 => kept.keep(),
             pid => Pid::from_raw(pid.max(0)).ok_or_else(last_error)?,
         };
-        drop((kept, reporter, other_end));
+        drop((kept, reporter, its_life, other_end));
         let keeper = Self {
             line: Some(line),
-            process: pidfd_open(pid, PidfdFlags::empty())?,
+            life,
+            pid,
+            parent: own_pid(),
             end: Mutex::new(None),
         };
         // The end of the report without a word means that exec closed it.
@@ -100,7 +111,9 @@ impl Keeper {
             match rustix::io::read(&report, &mut errno) {
                 Err(Errno::INTR) => (),
                 Ok(n) if n == errno.len() => {
-                    keeper.dismiss();
+                    keeper.tell(Order::End);
+                    // There is no server that it would have to wait for.
+                    keeper.is_gone(Deadline::NEVER);
                     return Err(Errno::from_raw_os_error(i32::from_ne_bytes(errno)));
                 }
                 _ => return Ok(keeper),
@@ -116,10 +129,12 @@ impl Keeper {
             return known();
         }
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
-        if end.is_none() {
+        while end.is_none() {
             let mut message = [0; 8];
             *end = match recv(line, &mut message, RecvFlags::DONTWAIT) {
-                Err(Errno::INTR | Errno::AGAIN) => None,
+                Err(Errno::AGAIN) => break,
+                // The keeper went without hearing our last order; its message is there all the same.
+                Err(Errno::INTR | Errno::CONNRESET) => None,
                 Ok((n, _)) if n == message.len() => Some(End::decode(message)),
                 _ => Some(End::Unknown),
             };
@@ -127,36 +142,56 @@ impl Keeper {
         *end
     }
 
-    /// Ends the server and the keeper, whoever else could still use the server.
-    pub fn dismiss(&self) {
+    /// What to poll for the news of the server's end.
+    pub fn news(&self) -> Option<BorrowedFd<'_>> {
+        self.line.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Gives an order, whoever else could still use the server.
+    pub fn tell(&self, order: Order) {
         if let Some(line) = &self.line {
             // Fails only when the keeper is gone.
-            let _ = shutdown(line, Shutdown::Write);
-            self.reap();
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            let _ = send(line, &[order as u8], flags);
         }
     }
 
     /// Leaves it to others to end the server. If there are none, that is now.
     pub fn let_go(&mut self) {
         self.line = None;
-        self.reap();
     }
 
-    fn reap(&self) {
-        if is_ready(&self.process, Deadline::after(PATIENCE)) {
-            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-            // Fails if we are not the keeper's parent; then that is gone, and init will do it.
-            let _ = waitid(WaitId::PidFd(self.process.as_fd()), options);
+    /// Whether the keeper has ended, and with it the server, or does so before the deadline.
+    pub fn is_gone(&self, deadline: Deadline) -> bool {
+        let gone = is_ready(&self.life, deadline);
+        // To others than its parent the number may mean another process.
+        if gone && self.parent == own_pid() {
+            // Fails the second time. The keeper is about to exit, or has.
+            let _ = waitpid(Some(self.pid), WaitOptions::empty());
+        }
+        gone
+    }
+}
+
+impl Order {
+    /// What the message means.
+    pub fn decode(message: u8) -> Self {
+        if message == Self::Kill as u8 {
+            Self::Kill
+        } else {
+            Self::End
         }
     }
 }
 
 impl End {
-    fn encode(self) -> [u8; 8] {
+    /// The message.
+    pub fn encode(self) -> [u8; 8] {
         let (how, value) = match self {
             Self::Exited(status) => (0, status),
             Self::Killed(signal) => (1, signal),
-            Self::Unknown => (2, 0),
+            Self::Stuck => (2, 0),
+            Self::Unknown => (3, 0),
         };
         ((u64::from(how as u32) << 32) | u64::from(value as u32)).to_ne_bytes()
     }
@@ -166,6 +201,7 @@ impl End {
         match (message >> 32, message as u32 as i32) {
             (0, status) => Self::Exited(status),
             (1, signal) => Self::Killed(signal),
+            (2, _) => Self::Stuck,
             _ => Self::Unknown,
         }
     }
@@ -176,169 +212,9 @@ impl fmt::Display for End {
         match self {
             Self::Exited(status) => write!(f, "exited with status {status}"),
             Self::Killed(signal) => write!(f, "was killed by signal {signal}"),
+            Self::Stuck => f.write_str("does not end, not even by SIGKILL"),
             Self::Unknown => f.write_str("has ended"),
         }
-    }
-}
-
-/// The keeper's side.
-struct Kept {
-    program: Program,
-    socket: CString,
-    directory: CString,
-    line: OwnedFd,
-    reporter: OwnedFd,
-}
-
-impl Kept {
-    /// In the new process: starts the server, waits, and exits.
-    fn keep(&mut self) -> ! {
-        // Whatever happens, nbdkit's own code must not run on in this copy.
-        let _exit = Exit;
-        reset_signals();
-        // SAFETY: the child only calls `become_program`, which keeps to async-signal-safe functions.
-        let forked = unsafe { libc::fork() };
-        let server = match forked {
-            0 => {
-                let errno = self.program.become_program();
-                self.fail(errno)
-            }
-            pid => Pid::from_raw(pid.max(0)).ok_or_else(last_error),
-        };
-        // Nobody else waits for the server, so its process id is still its own.
-        match server.and_then(|pid| pidfd_open(pid, PidfdFlags::empty())) {
-            Ok(server) => match self.settle(&server) {
-                Ok(()) => self.watch(&server),
-                Err(errno) => {
-                    let _ = pidfd_send_signal(&server, Signal::KILL);
-                    self.fail(errno)
-                }
-            },
-            Err(errno) => self.fail(errno),
-        }
-    }
-
-    /// Tells the one who waits for the start of the server that it failed.
-    fn fail(&self, errno: Errno) -> ! {
-        let _ = rustix::io::write(&self.reporter, &errno.raw_os_error().to_ne_bytes());
-        exit()
-    }
-
-    /// Holds on to nothing of nbdkit's.
-    fn settle(&self, server: &OwnedFd) -> Result<(), Errno> {
-        for signal in IGNORED {
-            // SAFETY: to ignore a signal is no code of ours.
-            unsafe { libc::signal(signal, libc::SIG_IGN) };
-        }
-        let _ = rustix::thread::set_name(NAME);
-        let _ = chdir(c"/");
-        for number in [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO] {
-            place(&self.program.null, number)?;
-        }
-        let (line, server) = (self.line.as_raw_fd(), server.as_raw_fd());
-        let (low, high) = (line.min(server), line.max(server));
-        close_range(libc::STDERR_FILENO + 1, low - 1)?;
-        close_range(low + 1, high - 1)?;
-        close_range(high + 1, RawFd::MAX)
-    }
-
-    /// Reports the server's end, and brings it about when nobody is at the other end of the line.
-    fn watch(&self, server: &OwnedFd) -> ! {
-        let mut fds = [
-            PollFd::new(&self.line, PollFlags::IN),
-            PollFd::new(server, PollFlags::IN),
-        ];
-        let mut runs = true;
-        loop {
-            let count = if runs { 2 } else { 1 };
-            let _ = poll(&mut fds[..count], None);
-            let dismissed = !fds[0].revents().is_empty();
-            if runs && !fds[1].revents().is_empty() {
-                self.report_end(server);
-                runs = false;
-            }
-            if dismissed {
-                break;
-            }
-        }
-        if runs {
-            end(server);
-            self.report_end(server);
-        }
-        // Servers may remove their socket themselves.
-        let _ = unlink(self.socket.as_c_str());
-        let _ = rmdir(self.directory.as_c_str());
-        exit()
-    }
-
-    fn report_end(&self, server: &OwnedFd) {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        let status = waitid(WaitId::PidFd(server.as_fd()), options);
-        let end = match status {
-            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => End::Exited(code),
-                (_, Some(signal)) => End::Killed(signal),
-                _ => End::Unknown,
-            },
-            _ => End::Unknown,
-        };
-        // Fails when nobody wants to know.
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let _ = send(&self.line, &end.encode(), flags);
-    }
-}
-
-/// Ends a server, by force if need be.
-fn end(server: &OwnedFd) {
-    for signal in [Signal::TERM, Signal::KILL] {
-        let mut fds = [PollFd::new(server, PollFlags::IN)];
-        let grace = Timespec {
-            tv_sec: GRACE,
-            tv_nsec: 0,
-        };
-        if pidfd_send_signal(server, signal).is_err() || poll(&mut fds, Some(&grace)) == Ok(1) {
-            return;
-        }
-    }
-}
-
-/// nbdkit and its parents may block or ignore signals; a server expects neither, and the keeper has
-/// to hear of its child.
-fn reset_signals() {
-    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: fills in the set that it is given.
-    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
-    // SAFETY: the set was filled in; the old mask is not asked for.
-    unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
-    for signal in [libc::SIGPIPE, libc::SIGCHLD] {
-        // SAFETY: the default action is no code of ours.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-}
-
-/// Closes the descriptors from `first` to `last`, if there are any.
-fn close_range(first: RawFd, last: RawFd) -> Result<(), Errno> {
-    if first > last {
-        return Ok(());
-    }
-    // SAFETY: this process uses no descriptors but those that it leaves out.
-    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
-        0 => Ok(()),
-        _ => Err(last_error()),
-    }
-}
-
-fn exit() -> ! {
-    // SAFETY: ends this process without running anything of the one that it was forked from.
-    unsafe { libc::_exit(127) }
-}
-
-/// Exits when it is dropped, which only a panic would do.
-struct Exit;
-
-impl Drop for Exit {
-    fn drop(&mut self) {
-        exit()
     }
 }
 
@@ -352,9 +228,13 @@ mod tests {
             End::Exited(0),
             End::Exited(255),
             End::Killed(9),
+            End::Stuck,
             End::Unknown,
         ] {
             assert_eq!(End::decode(end.encode()), end);
+        }
+        for order in [Order::End, Order::Kill] {
+            assert_eq!(Order::decode(order as u8), order);
         }
     }
 }

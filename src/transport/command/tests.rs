@@ -5,7 +5,6 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, kill_process};
 
 use super::*;
-use crate::transport::Blocking;
 
 /// A bound on everything that should happen soon, here and on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -13,9 +12,25 @@ const SOON: Duration = Duration::from_secs(20);
 /// The first eight bytes of every server.
 const GREETING: &[u8] = b"NBDMAGIC";
 
+/// The limit is for what should not happen: a test that fails must not hang.
 fn start(argv: &[&str]) -> Result<Child, Error> {
+    start_limited(argv, Some(SOON))
+}
+
+fn start_limited(argv: &[&str], limit: Option<Duration>) -> Result<Child, Error> {
     let argv: Vec<_> = argv.iter().map(OsString::from).collect();
-    Child::start_with(&argv, Echo::Nowhere)
+    Child::start_with(&argv, limit, Echo::Nowhere)
+}
+
+/// A connection that the server has accepted.
+fn reach(child: &Child, deadline: Deadline) -> Result<Stream, Error> {
+    let stream = child.connect(deadline)?;
+    child.await_greeting(&stream, deadline).map(|()| stream)
+}
+
+/// The end of a server that never said a word.
+fn silent(end: &str) -> String {
+    format!("{end} ({HINT})")
 }
 
 /// A server, or what should have been one, that does what `script` says.
@@ -64,7 +79,7 @@ fn a_program_gets_its_socket_as_systemd_would_give_it() {
     let end = end_of(&child);
     let expected = "the server exited with status 0: /dev/null /dev/null socket:[";
     assert!(end.starts_with(expected), "{end}");
-    assert!(end.ends_with("]; fds=1 names=unknown"), "{end}");
+    assert!(end.ends_with(&silent("]; fds=1 names=unknown")), "{end}");
 }
 
 #[test]
@@ -88,10 +103,10 @@ fn a_program_that_is_not_there_is_named() {
 fn a_server_that_ends_at_once_is_reported_with_its_last_words() {
     let child = shell("echo no licence >&2; exit 3");
     assert_eq!(
-        child.connect(Deadline::after(SOON)).err(),
-        Some(Error::ServerEnded(
-            "the server exited with status 3: no licence".to_owned()
-        ))
+        reach(&child, Deadline::after(SOON)).err(),
+        Some(Error::ServerEnded(silent(
+            "the server exited with status 3: no licence"
+        )))
     );
     end_and_check(&child);
 }
@@ -105,13 +120,13 @@ fn a_server_that_ends_before_it_accepts_is_reported_too() {
     let child = shell(&format!("read line <{gate}; exit 4"));
     let child = Arc::new(child);
     let same = child.clone();
-    let waiting = std::thread::spawn(move || same.connect(Deadline::after(SOON)).err());
+    let waiting = std::thread::spawn(move || reach(&same, Deadline::after(SOON)).err());
     rustix::io::write(&ours, b"go\n").expect("write");
     assert_eq!(
         waiting.join().expect("no panic"),
-        Some(Error::ServerEnded(
-            "the server exited with status 4".to_owned()
-        ))
+        Some(Error::ServerEnded(silent(
+            "the server exited with status 4"
+        )))
     );
 }
 
@@ -138,21 +153,36 @@ fn a_server_that_never_accepts_is_waited_for_until_the_deadline() {
     let child = shell("exec sleep 1000");
     let brief = Duration::from_millis(50);
     assert_eq!(
-        child.connect(Deadline::after(brief)).err(),
+        reach(&child, Deadline::after(brief)).err(),
         Some(Error::Timeout(brief))
     );
 }
 
-#[test]
-fn a_server_that_ignores_the_first_signal_is_killed() {
-    let child = shell("trap '' TERM; echo ready >&2; exec sleep 1000");
-    child.after_fork().expect("a thread");
+/// Waits until the server has said this.
+fn await_words(child: &Child, words: &str) {
     let deadline = Deadline::after(SOON);
-    while child.words.last_lines() != "ready" {
-        assert!(!deadline.has_passed());
+    while child.words.last_lines(false) != words {
+        assert!(!deadline.has_passed(), "not said: {words}");
         std::thread::yield_now();
     }
+}
+
+/// A server that does not end when it is told to, and says so beforehand.
+fn stubborn(limit: Option<Duration>) -> Child {
+    let script = "trap '' TERM; echo ready >&2; exec sleep 1000";
+    let child = start_limited(&["/bin/sh", "-c", script], limit).expect("a shell");
+    child.after_fork().expect("a thread");
+    await_words(&child, "ready");
+    child
+}
+
+#[test]
+fn a_server_that_does_not_end_in_time_is_killed() {
+    let limit = Duration::from_millis(300);
+    let child = stubborn(Some(limit));
+    let begin = Instant::now();
     end_and_check(&child);
+    assert!(begin.elapsed() >= limit);
     let end = child.obituary().expect("an end");
     assert_eq!(end, "the server was killed by signal 9: ready");
     // The second time there is nothing to do.
@@ -160,11 +190,34 @@ fn a_server_that_ignores_the_first_signal_is_killed() {
 }
 
 #[test]
+fn a_server_that_takes_its_time_is_waited_for() {
+    // Long enough for anybody to lose patience.
+    let child = shell(
+        "trap 'sleep 3; echo saved >&2; exit 7' TERM; echo ready >&2; while :; do sleep 0.1; done",
+    );
+    child.after_fork().expect("a thread");
+    await_words(&child, "ready");
+    end_and_check(&child);
+    let end = child.obituary().expect("an end");
+    assert!(end.contains("status 7: ready; saved"), "{end}");
+}
+
+#[test]
+fn a_server_that_was_stopped_can_end() {
+    let child = shell("echo ready >&2; kill -STOP $$; exec sleep 1000");
+    child.after_fork().expect("a thread");
+    await_words(&child, "ready");
+    end_and_check(&child);
+    let end = child.obituary().expect("an end");
+    assert_eq!(end, "the server was killed by signal 15: ready");
+}
+
+#[test]
 fn megabytes_of_words_stop_nobody_and_are_forgotten_but_for_the_last() {
     let child = shell("head -c 3000000 /dev/zero | tr '\\0' 'x' >&2; echo >&2; echo bye >&2");
     child.after_fork().expect("a thread");
     let end = end_of(&child);
-    assert!(end.ends_with("x...; bye"), "{end}");
+    assert!(end.ends_with(&silent("x...; bye")), "{end}");
     assert!(end.len() < 1000);
 }
 
@@ -177,7 +230,7 @@ fn a_talkative_server_can_be_connected_to_before_there_are_threads() {
         "head -c 3000000 /dev/zero | tr '\\0' 'x' >&2
          export LISTEN_PID=$$; exec nbdkit -f memory 1M",
     );
-    let stream = child.connect(Deadline::after(SOON)).expect("a connection");
+    let stream = reach(&child, Deadline::after(SOON)).expect("a connection");
     assert_eq!(greeting(&stream), *GREETING);
 }
 
@@ -187,7 +240,7 @@ fn a_grandchild_that_keeps_standard_error_open_delays_nothing() {
     child.after_fork().expect("a thread");
     let deadline = Deadline::after(SOON);
     let grandchild = loop {
-        if let Ok(pid) = child.words.last_lines().parse::<i32>() {
+        if let Ok(pid) = child.words.last_lines(false).parse::<i32>() {
             break rustix::process::Pid::from_raw(pid).expect("a pid");
         }
         assert!(!deadline.has_passed());
@@ -206,15 +259,15 @@ fn nbdkit_serves_several_connections() {
         return;
     }
     let child = start(&["nbdkit", "-f", "memory", "1M"]).expect("nbdkit");
-    let first = child.connect(Deadline::after(SOON)).expect("first");
+    let first = reach(&child, Deadline::after(SOON)).expect("first");
     child.after_fork().expect("a thread");
-    let second = child.connect(Deadline::after(SOON)).expect("second");
+    let second = reach(&child, Deadline::after(SOON)).expect("second");
     for stream in [&first, &second] {
         assert_eq!(greeting(stream), *GREETING);
     }
+    // nbdkit waits for its clients before it ends.
+    drop((first, second));
     end_and_check(&child);
-    let closed = first.receive(&mut [0; 64], Blocking::Yes);
-    assert!(matches!(closed, Ok(Some(_)) | Err(Error::Closed)));
 }
 
 #[test]
@@ -227,7 +280,7 @@ fn a_server_that_ends_with_its_parent_outlives_the_thread_that_started_it() {
     let argv = ["nbdkit", "-f", "--exit-with-parent", "memory", "1M"];
     let starter = std::thread::spawn(move || start(&argv).expect("nbdkit"));
     let child = starter.join().expect("no panic");
-    let stream = child.connect(Deadline::after(SOON)).expect("a connection");
+    let stream = reach(&child, Deadline::after(SOON)).expect("a connection");
     assert_eq!(greeting(&stream), *GREETING);
     assert_eq!(child.obituary(), None);
 }
@@ -241,7 +294,7 @@ fn qemu_nbd_is_gone_after_its_only_client() {
     disk.as_file().set_len(1 << 20).expect("truncate");
     let path = disk.path().to_str().expect("a plain path");
     let child = start(&["qemu-nbd", "-f", "raw", path]).expect("qemu-nbd");
-    let stream = child.connect(Deadline::after(SOON)).expect("a connection");
+    let stream = reach(&child, Deadline::after(SOON)).expect("a connection");
     assert_eq!(greeting(&stream), *GREETING);
     // Only one who entered transmission counts: here with the default export, the short way.
     let export_name = b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\0";
@@ -253,13 +306,13 @@ fn qemu_nbd_is_gone_after_its_only_client() {
     // Another one is left in the queue.
     let brief = Duration::from_millis(50);
     assert_eq!(
-        child.connect(Deadline::after(brief)).err(),
+        reach(&child, Deadline::after(brief)).err(),
         Some(Error::Timeout(brief))
     );
     drop(stream);
     assert_eq!(end_of(&child), "the server exited with status 0");
     assert_eq!(
-        child.connect(Deadline::after(SOON)).err(),
+        reach(&child, Deadline::after(SOON)).err(),
         Some(Error::ServerEnded(
             "the server exited with status 0".to_owned()
         ))
@@ -284,6 +337,34 @@ fn a_server_ends_with_the_last_process_that_could_use_it() {
     let copy = child.keeper.line.take().expect("a line");
     assert!(directory.exists());
     drop(copy);
+    await_removal(&directory);
+}
+
+#[test]
+fn a_server_that_is_left_alone_may_take_its_time_and_speak() {
+    let place = tempfile::tempdir().expect("temporary directory");
+    let saved = place.path().join("saved");
+    // More words than a pipe holds, and none of them may kill it.
+    let script = format!(
+        "trap 'head -c 3000000 /dev/zero >&2; sleep 1; echo >&2; echo done >{}; exit 0' TERM
+         echo ready >&2; while :; do sleep 0.1; done",
+        saved.display()
+    );
+    let mut child = shell(&script);
+    let directory = child.home.directory.clone();
+    await_words(&child, "ready");
+    // As when nbdkit is killed: nobody has the line, nor reads the words.
+    let line = child.keeper.line.take();
+    drop(line);
+    await_removal(&directory);
+    assert_eq!(std::fs::read(&saved).expect("saved"), b"done\n");
+}
+
+#[test]
+fn a_server_that_is_left_alone_is_killed_in_the_end() {
+    let mut child = stubborn(Some(Duration::from_millis(300)));
+    let directory = child.home.directory.clone();
+    drop(child.keeper.line.take());
     await_removal(&directory);
 }
 
