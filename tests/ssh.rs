@@ -271,12 +271,34 @@ fn last_words_of_ssh_are_told() {
 
     fs::write(sshd.path("authorized"), "").expect("write");
     let stderr = fails(&sshd, &[&uri]);
-    assert!(stderr.contains("Permission denied (publickey)"), "{stderr}");
+    let denied = stderr.matches("Permission denied (publickey)").count();
+    assert_eq!(denied, 1, "told once: {stderr}");
 
     // It would ask whether to trust the key, but there is nobody to be asked.
     fs::write(sshd.path("known"), "").expect("write");
     let stderr = fails(&sshd, &[&uri]);
     assert!(stderr.contains("Host key verification failed"), "{stderr}");
+}
+
+/// What ssh has to say of a connection that works is not lost.
+#[test]
+fn warnings_of_ssh_are_passed_on() {
+    let Some(sshd) = Sshd::start() else { return };
+    fs::write(sshd.path("known"), "").expect("write");
+    let config = sshd.path("ssh_config");
+    let ask = fs::read_to_string(&config).expect("read");
+    let trust = ask.replace("StrictHostKeyChecking ask", "StrictHostKeyChecking no");
+    fs::write(&config, trust).expect("write");
+    let server = TcpServer::start(V4, &TELLS_THE_NAME);
+    let front = through(&sshd, &[&on_tcp(&sshd, &server)]);
+    let client = Front::open(front.socket()).expect("opens");
+    common::process::eventually("the warning", LIMIT, || {
+        front
+            .stderr()
+            .contains("Warning: Permanently added")
+            .then_some(())
+    });
+    client.close();
 }
 
 #[test]
