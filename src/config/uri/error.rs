@@ -4,7 +4,7 @@ use super::SCHEME_LIST;
 use crate::proto::consts::MAX_STRING;
 
 /// What is wrong with a URI. No message repeats what may be a password, well-formed or not (see
-/// [`Error::withholding`]); whoever shows the URI beside it gives that up.
+/// `Error::withholding`); whoever shows the URI beside it gives that up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A word that is no URI.
