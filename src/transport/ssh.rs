@@ -50,6 +50,10 @@ const ALWAYS: [&str; 6] = [
 /// How long ssh may take to end by itself when its connection has ended.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// The output of a process closes a moment before it can be seen to be dead. An ssh whose connection
+/// the server has ended lives on until we have left it, too, and has nothing to tell.
+const DYING: Duration = Duration::from_millis(200);
+
 /// How long the kernel may take to end a killed process.
 const KILLED: Duration = Duration::from_secs(2);
 
@@ -313,7 +317,7 @@ impl Tunnel {
         if !is_end || self.process.killed.load(Ordering::Relaxed) {
             return error;
         }
-        let Some(end) = self.process.wait(GRACE) else {
+        let Some(end) = self.process.wait(DYING) else {
             return error;
         };
         let words = self.words.last_lines(true);
