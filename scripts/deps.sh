@@ -42,6 +42,8 @@ have_certificates() {
         any_file /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt
 }
 
+have_sshd() { any_file /usr/sbin/sshd /usr/local/sbin/sshd /sbin/sshd; }
+
 have_fio_nbd() { have fio && fio --enghelp=nbd >/dev/null 2>&1; }
 
 # --- what is needed: function, set, check, Debian packages, Fedora packages --
@@ -62,6 +64,8 @@ each_need() {
     "$1" test  "[ -x /usr/bin/nbdsh ]"    "python3-libnbd"    "python3-libnbd"
     "$1" test  "have nbd-server"          "nbd-server"        "nbd"
     "$1" test  "have socat"               "socat"             "socat"
+    "$1" test  "have ssh && have_sshd" "openssh-client openssh-server" "openssh-clients openssh-server"
+    "$1" test  "have nc"                  "netcat-openbsd"    "netcat"
     "$1" test  "have_fio_nbd"             "fio"               "fio fio-engine-nbd"
     "$1" test  "have valgrind"            "valgrind"          "valgrind"
     "$1" test  "have nm && have readelf"  "binutils"          "binutils"
@@ -126,12 +130,16 @@ install_missing() {
         say_what_to_install "packages are missing and I am not root"
     log=$(mktemp)
     trap 'rm -f "$log"' EXIT
+    have_sshd && had_sshd=yes || had_sshd=no
     echo "deps: installing ${debian[*]}"
     forbid_services
     apt_install || { tail -n 20 "$log" >&2; say_what_to_install "apt-get failed"; }
-    # The tests start their own nbd-server; the system's shall not come up at boot.
+    # The tests start their own nbd-server and sshd; the system's shall not come up at boot.
     if [[ " ${debian[*]} " == *" nbd-server "* ]]; then
         as_root update-rc.d nbd-server disable >/dev/null 2>&1 || true
+    fi
+    if [[ " ${debian[*]} " == *" openssh-server "* && $had_sshd = no ]]; then
+        as_root update-rc.d ssh disable >/dev/null 2>&1 || true
     fi
 }
 

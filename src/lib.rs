@@ -12,7 +12,7 @@
 //! nbdkit's callbacks and nothing of the wire. [`host`] is the only place that names nbdkit's
 //! functions. [`config`] is what the user asked for, checked once.
 //!
-//! `unsafe` lives in `host`, in `plugin/{mod,callbacks}.rs`, in `transport/fd.rs`,
+//! `unsafe` lives in `host`, in `plugin/{mod,callbacks}.rs`, in `transport/{fd,resolve}.rs`,
 //! `transport/tls/rekey.rs` and `transport/command/{impatience,keeper,kept,launch}.rs`, and in
 //! `client/loan.rs`; everywhere else it is forbidden.
 

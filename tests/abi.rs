@@ -222,6 +222,20 @@ fn says_which_client_is_inside() {
     );
 }
 
+/// Scripts compare it with the release that they need, as three numbers.
+#[test]
+fn version_of_libnbd_can_be_compared() {
+    if !need("nbdkit") {
+        return;
+    }
+    let version = value_of("libnbd_version").expect("there is one");
+    let numbers: Vec<u32> = version
+        .split('.')
+        .map(|number| number.parse().expect("a number"))
+        .collect();
+    assert_eq!(numbers, [1, 24, 0]);
+}
+
 /// What scripts look for, nbdkit's own tests among them: whether the abilities are there, under the
 /// names of the C plugin.
 #[test]
@@ -236,6 +250,6 @@ fn tells_its_abilities_under_the_usual_names() {
             "{ability}"
         );
     }
-    assert_eq!(value_of("libnbd_version").as_deref(), Some("none"));
+    assert_eq!(value_of("nbd_ssh").as_deref(), Some("1"));
     assert_eq!(value_of("magic_config_key").as_deref(), Some("uri"));
 }

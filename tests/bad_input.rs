@@ -51,7 +51,12 @@ const PLACES: &[Row] = &[
     (&["uri="], "uri"),
     (&["uri=nowhere"], "uri"),
     (&["nowhere"], "uri"),
-    (&["nbd://localhost:65536/"], "65536"),
+    (&["nbd://localhost:65536/"], "uri: port: must be "),
+    (&["nbd+ssh://-v/"], "uri: host: "),
+    (&["nbd:unix:/nowhere"], "uri: nbd:unix:PATH"),
+    (&["hostname=localhost:10809"], "port=10809"),
+    (&["hostname=nbd://localhost"], "uri=URI"),
+    (&["hostname=localhost", "port=no-such"], "port=no-such: "),
 ];
 
 const OTHERS: &[Row] = &[
@@ -94,6 +99,8 @@ const OTHERS: &[Row] = &[
     (&[PLACE, "request-timeout="], "request-timeout="),
     (&[PLACE, "request-timeout=1 s"], "request-timeout=1 s"),
     (&[PLACE, "request-timeout=99999999999"], "request-timeout=9"),
+    (&[PLACE, "close-timeout="], "close-timeout="),
+    (&[PLACE, "close-timeout=never"], "close-timeout=never"),
     (&[PLACE, "colour=blue"], "unknown parameter 'colour'"),
     (&[PLACE, "Socket=/nowhere"], "unknown parameter 'Socket'"),
 ];

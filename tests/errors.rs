@@ -5,6 +5,9 @@
 
 mod common;
 mod errors_tls;
+// Beside this file it would be a test of its own.
+#[path = "errors/reach.rs"]
+mod reach;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -126,11 +129,6 @@ const AT_START: &[Case] = &[
         item: "socket-fd=N: ...",
         text: "socket-fd=99: Bad file descriptor",
         happen: |dir| starting(dir, &["socket-fd=99"]),
-    },
-    Case {
-        item: "could not decipher boolean (X)",
-        text: "could not decipher boolean (maybe)",
-        happen: |dir| starting(dir, &["socket=s", "shared=maybe"]),
     },
     Case {
         item: "KEY: could not parse number: \"X\": ...",
@@ -392,7 +390,7 @@ fn last_error(log: &str) -> String {
 }
 
 fn cases() -> impl Iterator<Item = &'static Case> {
-    [AT_START, OPENING, errors_tls::CASES, SERVING]
+    [AT_START, OPENING, errors_tls::CASES, SERVING, reach::CASES]
         .into_iter()
         .flatten()
 }
@@ -464,6 +462,13 @@ fn readme_has_no_other_messages() {
 fn mistakes_in_parameters_are_told_as_the_manual_says() {
     if need_all(&["nbdkit", "sh"]) {
         check(AT_START);
+    }
+}
+
+#[test]
+fn failures_to_get_there_are_told_as_the_manual_says() {
+    if need_all(&["nbdkit", "sh"]) {
+        check(reach::CASES);
     }
 }
 

@@ -76,6 +76,53 @@ fn all_parameters_together() {
 }
 
 #[test]
+fn host_with_a_port_is_taken_apart() {
+    refused(
+        &["hostname=localhost:10809"],
+        "hostname=localhost:10809: must be the host alone: write hostname=localhost port=10809",
+    );
+    refused(&["hostname=[::1]:1"], "write hostname=::1 port=1");
+    refused(&["hostname=[::1]"], "must be without brackets");
+    refused(&["hostname=/run/nbd.sock"], "write socket=PATH");
+}
+
+#[test]
+fn uri_in_another_parameter_is_recognised_and_not_shown() {
+    for key in ["hostname", "socket"] {
+        let output = nbdkit(&[&format!("{key}=nbd://bob:hunter2@localhost/")]);
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        let message = format!("nbdkit: error: {key}: must not be a URI: write uri=URI\n");
+        assert_eq!(text, message);
+    }
+}
+
+#[test]
+fn parameter_with_a_bad_value_is_named() {
+    let place = "socket=/nowhere";
+    for key in ["shared", "dynamic-export", "tls", "tls-verify"] {
+        refused(
+            &[place, &format!("{key}=perhaps")],
+            &format!("error: {key}: could not decipher boolean (perhaps)"),
+        );
+    }
+    for key in ["vsock", "cid"] {
+        refused(
+            &[&format!("{key}=host")],
+            &format!(
+                "error: vsock_cid: could not parse number: \"host\": trailing garbage \
+                 (parameter ‘{key}’)"
+            ),
+        );
+    }
+    refused(
+        &["vsock=2", "port=nbd"],
+        "error: port: could not parse number",
+    );
+    refused(&["hostname=h", "port=0"], "error: port=0: must be ");
+}
+
+#[test]
 fn missing_socket() {
     refused(&[], "socket");
 }

@@ -13,6 +13,7 @@ use common::clients::{LIMIT, nbdsh};
 use common::front::Front;
 use common::nbdkit::{Nbdkit, plugin_args, through};
 use common::process::run;
+use common::refusal::{MODES, refusal_in};
 use common::tcp::{Full, TcpServer, V4, V6, has_v6, listen, port};
 use common::{need, need_all};
 
@@ -297,12 +298,39 @@ fn host_that_does_not_exist_is_named() {
 }
 
 #[test]
-fn service_that_does_not_exist_is_named() {
+fn service_that_does_not_exist_is_named_at_the_start() {
     if !need("nbdkit") {
         return;
     }
-    let line = fails_to_open(&["hostname=127.0.0.1", "port=no-such-service"]);
-    assert_says(&line, &["127.0.0.1:no-such-service: connect: "]);
+    for mode in MODES {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let args = ["hostname=127.0.0.1", "port=no-such-service"];
+        let line = refusal_in(directory.path(), mode, &args);
+        assert!(
+            line.starts_with("port=no-such-service: must be the name of a TCP service"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn address_that_was_taken_is_told_once() {
+    if !may_have_own_names() {
+        return;
+    }
+    let names = Names::hosts("127.0.0.1 disks\n127.0.0.2 disks\n");
+    let (alive, dead) = two_listeners(V4, V4_OTHER);
+    drop(dead);
+    let server = TcpServer::start_on(&alive, &["memory", "1M"]);
+    let port = server.port();
+    let stderr = names.reach(&["hostname=disks", &format!("port={port}")]);
+    let connected: Vec<_> = stderr
+        .lines()
+        .filter(|l| l.contains(": connected"))
+        .collect();
+    assert_eq!(connected.len(), 1, "{stderr}");
+    let line = format!("debug: disks:{port}: connected to 127.0.0.1:{port}");
+    assert!(connected[0].ends_with(&line), "{stderr}");
 }
 
 #[test]

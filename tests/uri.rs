@@ -233,15 +233,20 @@ fn malformed_uris_are_refused_with_the_reason() {
         ("uri=localhost:10809", "no scheme"),
         ("uri=/run/nbd.sock", "a path is not a URI"),
         ("uri=http://localhost/", "unknown scheme 'http'"),
-        ("uri=nbd+ssh://localhost/", "unknown scheme 'nbd+ssh'"),
+        ("uri=nbd+tls://localhost/", "unknown scheme 'nbd+tls'"),
+        (
+            "uri=nbd:unix:/run/nbd.sock",
+            "nbd+unix:///EXPORT?socket=PATH",
+        ),
+        ("uri=nbd:localhost:10809", "nbd://HOST:PORT/EXPORT"),
         ("uri=nbd:localhost", "must be followed by '//'"),
-        ("nbd://localhost:0/", "port '0'"),
-        ("nbd://localhost:65536/", "port '65536'"),
-        ("nbd://localhost:-1/", "port '-1'"),
-        ("nbd://localhost:nbd/", "port 'nbd'"),
+        ("nbd://localhost:0/", "port: must be a number"),
+        ("nbd://localhost:65536/", "port: must be a number"),
+        ("nbd://localhost:-1/", "port: must be a number"),
+        ("nbd://localhost:nbd/", "port: must be a number"),
         ("nbd://::1/", "in brackets"),
         ("nbd://[::1/", "without ']'"),
-        ("nbd://[::1]10809/", "after ']'"),
+        ("nbd://[::1]10809/", "may follow ']'"),
         ("nbd://[localhost]/", "not an IPv6 address"),
         ("nbd://localhost/%zz", "'%zz' is not a percent escape"),
         ("nbd://localhost/%2", "'%2' is not a percent escape"),
@@ -259,7 +264,10 @@ fn malformed_uris_are_refused_with_the_reason() {
         ("nbd+unix://disk?socket=/a", "Unix socket has no host"),
         ("nbd+vsock://host/", "vsock context id 'host'"),
         ("nbd+vsock://4294967296/", "vsock context id '4294967296'"),
-        ("nbd+vsock://2:x/", "port 'x'"),
+        ("nbd+vsock://2:x/", "port: must be a number"),
+        ("nbd+ssh:///disk", "host is missing"),
+        ("nbd+ssh://-v/", "begins with a dash"),
+        ("nbd://localhost/?compress=1", "compress needs ssh"),
         ("nbd://localhost/?tls-type=psk", "needs TLS"),
     ] {
         let line = refusal(&[uri]);
@@ -284,9 +292,29 @@ fn password_is_refused_and_not_shown() {
     if !need("nbdkit") {
         return;
     }
-    let line = refusal(&["nbds://user:hunter2@localhost/"]);
-    assert!(line.contains("a password"), "{line}");
-    assert!(!line.contains("hunter2"), "{line}");
+    for uri in [
+        "nbds://user:hunter2@localhost/",
+        "nbds://user%3ahunter2@localhost/",
+        "nbd+ssh://user:hunter2@localhost/",
+    ] {
+        let line = refusal(&[uri]);
+        assert!(line.contains("a password"), "{uri}: {line}");
+        assert!(!line.contains("hunter2"), "{uri}: {line}");
+    }
+    // Mistyped, it stands where there is another thing; more of these are beside the code.
+    for uri in ["nbd://user:hunter2/", "nbd://user:a?hunter2@localhost/"] {
+        let line = refusal(&[uri]);
+        assert!(!line.contains("hunter2"), "{uri}: {line}");
+    }
+}
+
+#[test]
+fn port_in_the_query_beats_the_one_before_the_path() {
+    if !need("nbdkit") {
+        return;
+    }
+    let server = TcpServer::start(V4, &TELLS_THE_NAME);
+    reaches(&server, "nbd://127.0.0.1:1/disk?nbd-port=PORT");
 }
 
 #[test]

@@ -92,7 +92,6 @@ fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outc
         .target
         .connect(connecting)
         .map_err(|error| failed(server, OpenError::Connect(error)))?;
-    log::debug!("{server}: connected");
     let deadline = Deadline::after_maybe(options.handshake_timeout).while_wanted(options.wanted);
     let mut awaiting = options.target.await_greeting(&stream, deadline.third());
     if matches!(awaiting, Err(transport::Error::Timeout(_))) && !deadline.has_passed() {
@@ -102,7 +101,9 @@ fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outc
     awaiting.map_err(|error| {
         let cause = match error {
             // No connection came about, and that is why.
-            transport::Error::ServerEnded(_) => OpenError::Connect(error),
+            transport::Error::ServerEnded(_) | transport::Error::TunnelEnded(_) => {
+                OpenError::Connect(error)
+            }
             error => OpenError::Broken {
                 error,
                 awaited: options.target.awaited(),

@@ -30,8 +30,13 @@ pub enum Error {
         why: &'static str,
     },
     /// A value is neither yes nor no.
-    #[error("could not decipher boolean ({0})")]
-    Boolean(String),
+    #[error("{key}: could not decipher boolean ({value})")]
+    Boolean {
+        /// The parameter.
+        key: &'static str,
+        /// Its value, made printable.
+        value: String,
+    },
     /// A value is no number.
     #[error("{what}: could not parse number: \"{value}\": {why}")]
     Number {
@@ -45,6 +50,27 @@ pub enum Error {
     /// A value that should be a number is empty.
     #[error("{0}: empty string where we expected a number")]
     NoNumber(&'static str),
+    /// One of these, where it does not name the parameter as the user knows it.
+    #[error("{error} (parameter ‘{key}’)")]
+    Parameter {
+        /// The parameter.
+        key: &'static str,
+        /// What is wrong with it.
+        error: Box<Self>,
+    },
+    /// A host and a port in one.
+    #[error("hostname={value}: must be the host alone: write hostname={host} port={port}")]
+    HostAndPort {
+        /// The value, made printable.
+        value: String,
+        /// The host, made printable.
+        host: String,
+        /// The port, made printable.
+        port: String,
+    },
+    /// A URI that was given to another parameter. It is not told, as a secret may be in it.
+    #[error("{0}: must not be a URI: write uri=URI")]
+    UriElsewhere(&'static str),
     /// A descriptor is negative.
     #[error("socket-fd must be >= 0")]
     NegativeDescriptor,
@@ -167,18 +193,19 @@ impl Params {
         let target = &mut self.target;
         let tls = &mut self.tls;
         match key {
-            "socket" => target.socket = Some(params::path("socket", value)?),
-            "hostname" => target.hostname = Some(params::text("hostname", value)?),
+            "socket" => target.socket = Some(params::socket(value)?),
+            "hostname" => target.hostname = Some(params::host(value)?),
             "port" => target.port = Some(params::text("port", value)?),
-            "vsock" | "cid" => target.vsock = Some(value.to_vec()),
+            "vsock" => target.vsock = Some(("vsock", value.to_vec())),
+            "cid" => target.vsock = Some(("cid", value.to_vec())),
             "uri" => target.uri = Some(params::text("uri", value)?),
             "command" => target.add_command(params::argument("command", value)?),
             "arg" => target.command.push(params::argument("arg", value)?),
             "socket-fd" => target.socket_fd = Some(params::descriptor(value)?),
             "export" => self.export = Some(params::export_name("export", value)?),
-            "dynamic-export" => self.dynamic_export = params::boolean(value)?,
+            "dynamic-export" => self.dynamic_export = params::boolean("dynamic-export", value)?,
             "retry" => self.retry = params::number("retry", value)?,
-            "shared" => self.shared = params::boolean(value)?,
+            "shared" => self.shared = params::boolean("shared", value)?,
             "tls" => tls.policy = Some(tls::policy(value)?),
             "tls-hostname" => tls.hostname = Some(params::text("tls-hostname", value)?),
             "tls-priority" => tls.priority = Some(params::text("tls-priority", value)?),
@@ -187,7 +214,7 @@ impl Params {
                 tls.certificates = Some(params::path("tls-certificates", value)?);
             }
             "tls-key-password" => tls.key_password = Some(tls::key_password(value)?),
-            "tls-verify" => tls.verify = Some(params::boolean(value)?),
+            "tls-verify" => tls.verify = Some(params::boolean("tls-verify", value)?),
             "tls-username" => tls.username = Some(params::text("tls-username", value)?),
             "tls-psk" => tls.psk = Some(params::path("tls-psk", value)?),
             "connect-timeout" => {
@@ -256,6 +283,7 @@ fn from_uri(text: &str, tls: &mut TlsParams) -> Result<(Place, Option<String>), 
         uri::Place::Unix(path) => target::unix_socket(path)?,
         uri::Place::Tcp { host, port } => Place::Tcp { host, port },
         uri::Place::Vsock { cid, port } => Place::Vsock { cid, port },
+        uri::Place::Ssh(route) => Place::Ssh(route),
     };
     Ok((place, Some(uri.export)))
 }

@@ -1,20 +1,28 @@
 //! One value at a time: text to meaning, or what is wrong with it.
 
 use std::ffi::{OsStr, OsString};
+use std::net::Ipv6Addr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Error;
+use super::{Error, uri};
 use crate::proto::codec::printable;
 use crate::proto::consts::MAX_STRING;
+use crate::transport::Deadline;
+use crate::transport::resolve::knows_service;
 
 /// What is wrong with a long export name.
 pub const NAME_TOO_LONG: &str = "must be at most 4096 bytes long";
+const NO_SERVICE: &str = "must be the name of a TCP service that this system knows (see services(5)), \
+                          or a number";
 const EMPTY: &str = "must not be empty";
 const BAD_TIME: &str = "must be a time such as 30, 1.5s or 200ms, or 0 for none";
 /// Longest time, seconds: a year. More is a typing mistake.
 const MAX_SECONDS: f64 = 366.0 * 86400.0;
+
+/// How long the system may take to look up a service, which mostly is in a file.
+const SERVICE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A value as messages show it.
 pub fn shown(value: &[u8]) -> String {
@@ -39,7 +47,7 @@ pub fn argument(key: &'static str, value: &[u8]) -> Result<OsString, Error> {
 }
 
 /// A yes or no, in the words that nbdkit knows.
-pub fn boolean(value: &[u8]) -> Result<bool, Error> {
+pub fn boolean(key: &'static str, value: &[u8]) -> Result<bool, Error> {
     const YES: [&[u8]; 5] = [b"true", b"t", b"yes", b"y", b"on"];
     const NO: [&[u8]; 5] = [b"false", b"f", b"no", b"n", b"off"];
     let is_one_of = |words: [&[u8]; 5]| words.iter().any(|word| word.eq_ignore_ascii_case(value));
@@ -48,7 +56,10 @@ pub fn boolean(value: &[u8]) -> Result<bool, Error> {
         b"0" => Ok(false),
         _ if is_one_of(YES) => Ok(true),
         _ if is_one_of(NO) => Ok(false),
-        _ => Err(Error::Boolean(shown(value))),
+        _ => Err(Error::Boolean {
+            key,
+            value: shown(value),
+        }),
     }
 }
 
@@ -97,17 +108,73 @@ pub fn descriptor(value: &[u8]) -> Result<i32, Error> {
     Ok(number)
 }
 
-/// A TCP port: a number that fits, or else a service name, which has a letter in it (RFC 6335).
+/// A host alone, by name or address; the mistakes that people make have messages of their own.
+pub fn host(value: &[u8]) -> Result<String, Error> {
+    let host = text("hostname", value)?;
+    // A user, and who knows what else, is only in a URI.
+    if is_uri(value) || host.contains('@') {
+        return Err(Error::UriElsewhere("hostname"));
+    }
+    if host.starts_with(['/', '.']) {
+        return Err(bad("hostname", value, "must be a host: write socket=PATH"));
+    }
+    if let Some((inside, after)) = host.strip_prefix('[').and_then(|h| h.split_once(']')) {
+        return Err(match after.strip_prefix(':') {
+            Some(port) => host_and_port(&host, inside, port),
+            None => bad("hostname", value, "must be without brackets"),
+        });
+    }
+    // A zone is the name of a network interface, which may have any character in it.
+    let address = host.split_once('%').map_or(&*host, |(address, _)| address);
+    match address.split_once(':') {
+        None => Ok(host),
+        Some(_) if address.parse::<Ipv6Addr>().is_ok() => Ok(host),
+        Some((name, port)) if !port.contains(':') => Err(host_and_port(&host, name, port)),
+        Some(_) => Err(bad("hostname", value, "must be a host or an IP address")),
+    }
+}
+
+fn host_and_port(value: &str, host: &str, port: &str) -> Error {
+    Error::HostAndPort {
+        value: shown(value.as_bytes()),
+        host: shown(host.as_bytes()),
+        port: shown(port.as_bytes()),
+    }
+}
+
+/// The path of a Unix socket.
+pub fn socket(value: &[u8]) -> Result<PathBuf, Error> {
+    if is_uri(value) {
+        return Err(Error::UriElsewhere("socket"));
+    }
+    path("socket", value)
+}
+
+/// Whether a URI was given to a parameter that is none; a directory may be in front of it, since
+/// paths are made absolute.
+fn is_uri(value: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(value);
+    let scheme = text.split_once("://").map(|(before, _)| before);
+    scheme.is_some_and(|before| uri::is_scheme(before.rsplit('/').next().unwrap_or(before)))
+}
+
+/// A TCP port: a number that fits, or else a service name, which has a letter in it (RFC 6335) and
+/// which the system knows.
 pub fn tcp_port(value: &str) -> Result<String, Error> {
-    let number = value.parse::<u16>().is_ok_and(|port| port > 0);
     let digits = value.bytes().all(|b| b.is_ascii_digit());
+    let number = digits && value.parse::<u16>().is_ok_and(|port| port > 0);
     let name = value.bytes().any(|b| b.is_ascii_alphabetic())
         && value.bytes().all(|b| b.is_ascii_graphic());
-    if (digits && number) || name {
-        return Ok(value.to_owned());
+    if !(number || name) {
+        let why = "must be from 1 to 65535, or the name of a service";
+        return Err(bad("port", value.as_bytes(), why));
     }
-    let why = "must be from 1 to 65535, or the name of a service";
-    Err(bad("port", value.as_bytes(), why))
+    // Who cannot tell within this time may know it later.
+    let patience = Deadline::after(SERVICE_PATIENCE);
+    if name && knows_service(value, patience) == Some(false) {
+        return Err(bad("port", value.as_bytes(), NO_SERVICE));
+    }
+    Ok(value.to_owned())
 }
 
 /// A path; not empty.
@@ -203,13 +270,89 @@ mod tests {
     #[test]
     fn booleans_are_nbdkits() {
         for text in ["1", "true", "T", "Yes", "y", "ON"] {
-            assert_eq!(boolean(text.as_bytes()), Ok(true), "{text}");
+            assert_eq!(boolean("shared", text.as_bytes()), Ok(true), "{text}");
         }
         for text in ["0", "FALSE", "f", "no", "N", "off"] {
-            assert_eq!(boolean(text.as_bytes()), Ok(false), "{text}");
+            assert_eq!(boolean("shared", text.as_bytes()), Ok(false), "{text}");
         }
-        let error = boolean(b"maybe").expect_err("neither");
-        assert_eq!(error.to_string(), "could not decipher boolean (maybe)");
+        let error = boolean("shared", b"maybe").expect_err("neither");
+        assert_eq!(
+            error.to_string(),
+            "shared: could not decipher boolean (maybe)"
+        );
+    }
+
+    #[test]
+    fn a_host_is_a_host_alone() {
+        for text in [
+            "localhost",
+            "192.0.2.1",
+            "::1",
+            "2001:db8::7",
+            "fe80::1%eth0",
+            "fe80::1%a:b",
+            "h_1.example.",
+        ] {
+            assert_eq!(host(text.as_bytes()).as_deref(), Ok(text));
+        }
+        for (text, message) in [
+            (
+                "localhost:10809",
+                "hostname=localhost:10809: must be the host alone: write hostname=localhost \
+                 port=10809",
+            ),
+            (
+                "[::1]:nbd",
+                "hostname=[::1]:nbd: must be the host alone: write hostname=::1 port=nbd",
+            ),
+            ("[::1]", "hostname=[::1]: must be without brackets"),
+            (
+                "nbds://bob:hunter2@h",
+                "hostname: must not be a URI: write uri=URI",
+            ),
+            (
+                "bob:hunter2@h",
+                "hostname: must not be a URI: write uri=URI",
+            ),
+            (
+                "/run/s",
+                "hostname=/run/s: must be a host: write socket=PATH",
+            ),
+            ("a:b:c", "hostname=a:b:c: must be a host or an IP address"),
+            (
+                "a\n:1",
+                "hostname=a\\n:1: must be the host alone: write hostname=a\\n port=1",
+            ),
+        ] {
+            assert_eq!(host(text.as_bytes()).expect_err(text).to_string(), message);
+        }
+    }
+
+    #[test]
+    fn a_socket_is_no_uri() {
+        for text in [
+            "/cwd/nbd://h",
+            "/cwd/NBD+unix:///?socket=/s",
+            "/a/b/nbds://h",
+        ] {
+            assert_eq!(
+                socket(text.as_bytes()).expect_err(text).to_string(),
+                "socket: must not be a URI: write uri=URI"
+            );
+        }
+        for text in ["/cwd/http://h", "/cwd/nbd:h", "/nbd/s", "/a/nbd/://"] {
+            assert_eq!(socket(text.as_bytes()), Ok(PathBuf::from(text)));
+        }
+    }
+
+    #[test]
+    fn a_service_is_known_or_refused_at_once() {
+        assert_eq!(tcp_port("10809").as_deref(), Ok("10809"));
+        let error = tcp_port("no-such-service").expect_err("nobody has it");
+        assert_eq!(
+            error.to_string(),
+            format!("port=no-such-service: {NO_SERVICE}")
+        );
     }
 
     #[test]

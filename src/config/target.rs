@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::{Error, params};
+use crate::transport::ssh::Route;
 use crate::transport::unix;
 
 /// Port and service of NBD.
@@ -28,6 +29,8 @@ pub enum Place {
         /// Port number.
         port: u32,
     },
+    /// Through ssh; only a URI can say so.
+    Ssh(Route),
     /// A descriptor that is a connected socket.
     SocketFd(i32),
     /// A program to start, and its arguments; it gets a listening socket.
@@ -43,8 +46,8 @@ pub struct TargetParams {
     pub hostname: Option<String>,
     /// `port=`.
     pub port: Option<String>,
-    /// `vsock=` or `cid=`, not yet a number.
-    pub vsock: Option<Vec<u8>>,
+    /// `vsock=` or `cid=`, not yet a number, behind its spelling.
+    pub vsock: Option<(&'static str, Vec<u8>)>,
     /// `socket-fd=`.
     pub socket_fd: Option<i32>,
     /// `command=` and `arg=`: the first `command=`, then all others in order.
@@ -93,9 +96,13 @@ impl TargetParams {
             let port = params::tcp_port(port)?;
             return Ok(Some(Place::Tcp { host, port }));
         }
-        if let Some(cid) = self.vsock {
+        if let Some((key, cid)) = self.vsock {
             return Ok(Some(Place::Vsock {
-                cid: params::number("vsock_cid", &cid)?,
+                // The name before the colon is the one in the plugin in C.
+                cid: params::number("vsock_cid", &cid).map_err(|error| Error::Parameter {
+                    key,
+                    error: Box::new(error),
+                })?,
                 port: params::number("port", port.as_bytes())?,
             }));
         }

@@ -27,10 +27,7 @@ fn there_are_six_ways_to_name_a_server() {
     };
     assert_eq!(place(&[("socket", "/a")]), Place::Unix(PathBuf::from("/a")));
     assert_eq!(place(&[("hostname", "h")]), tcp("h", "10809"));
-    assert_eq!(
-        place(&[("hostname", "h"), ("port", "nbd")]),
-        tcp("h", "nbd")
-    );
+    assert_eq!(place(&[("hostname", "h"), ("port", "80")]), tcp("h", "80"));
     let vsock = Place::Vsock {
         cid: 2,
         port: 10809,
@@ -175,12 +172,12 @@ fn every_bad_value_has_its_message() {
         (
             "vsock",
             "x",
-            "vsock_cid: could not parse number: \"x\": trailing garbage",
+            "vsock_cid: could not parse number: \"x\": trailing garbage (parameter ‘vsock’)",
         ),
         (
-            "vsock",
+            "cid",
             "",
-            "vsock_cid: empty string where we expected a number",
+            "vsock_cid: empty string where we expected a number (parameter ‘cid’)",
         ),
         ("socket-fd", "-1", "socket-fd must be >= 0"),
         (
@@ -194,8 +191,22 @@ fn every_bad_value_has_its_message() {
             "-1",
             "retry: could not parse number: \"-1\": negative numbers are not allowed",
         ),
-        ("shared", "maybe", "could not decipher boolean (maybe)"),
-        ("tls", "maybe", "could not decipher boolean (maybe)"),
+        (
+            "shared",
+            "maybe",
+            "shared: could not decipher boolean (maybe)",
+        ),
+        ("tls", "maybe", "tls: could not decipher boolean (maybe)"),
+        (
+            "tls-verify",
+            "2",
+            "tls-verify: could not decipher boolean (2)",
+        ),
+        (
+            "dynamic-export",
+            "x\n",
+            "dynamic-export: could not decipher boolean (x\\n)",
+        ),
         (
             "command-timeout",
             "x",

@@ -96,6 +96,7 @@ impl TlsParams {
         let used = policy != TlsPolicy::Off;
         let host = match place {
             Place::Tcp { host, .. } => Some(host.clone()),
+            Place::Ssh(route) => Some(route.host.clone()),
             _ => None,
         };
         let hostname = self.hostname.or(host).map(certified_name);
@@ -165,7 +166,7 @@ pub fn policy(value: &[u8]) -> Result<TlsPolicy, Error> {
     if required.iter().any(|word| word.eq_ignore_ascii_case(value)) {
         return Ok(TlsPolicy::Require);
     }
-    Ok(if params::boolean(value)? {
+    Ok(if params::boolean("tls", value)? {
         TlsPolicy::Allow
     } else {
         TlsPolicy::Off
@@ -227,7 +228,7 @@ mod tests {
         }
         assert_eq!(
             policy(b"always").expect_err("no such mode").to_string(),
-            "could not decipher boolean (always)"
+            "tls: could not decipher boolean (always)"
         );
     }
 

@@ -1,9 +1,9 @@
 //! NBD URIs: one word that names the server, the export and how to protect the connection.
 //!
 //! The rules are those of the NBD project's `doc/uri.md` over RFC 3986 (numbers below are RFC
-//! sections): `scheme://[user@][host][:port][/export][?key=value&...]`. Two things are in use
-//! without being in `doc/uri.md` and are understood as libnbd does: the vsock schemes, and the
-//! `tls-*` keys that name local files or users. What could be misread is refused, never guessed:
+//! sections): `scheme://[user@][host][:port][/export][?key=value&...]`. Some things are in use
+//! without being in `doc/uri.md` and are understood as libnbd does: the vsock and ssh schemes, the
+//! keys that go with them, and the `tls-*` keys that name local files or users. What could be misread is refused, never guessed:
 //! an export other than the one that was meant, or a connection without the protection that was
 //! asked for, would go unnoticed.
 //!
@@ -12,13 +12,18 @@
 
 #![deny(clippy::indexing_slicing)]
 
-use std::ffi::OsString;
+mod error;
+mod query;
+
 use std::net::Ipv6Addr;
-use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
+pub use self::error::Error;
+use self::query::Query;
 use super::params::shown;
 use crate::proto::consts::MAX_STRING;
+use crate::transport::ssh::{self, Far, Route};
+use crate::transport::unix;
 
 /// Where IANA puts NBD servers; also the port of a vsock URI that names none.
 const DEFAULT_PORT: u16 = 10809;
@@ -32,8 +37,8 @@ pub struct Uri {
     pub place: Place,
     /// The scheme demands TLS: the connection must fail rather than go on without.
     pub tls: bool,
-    /// The user before the `@`. Also legal without TLS in the scheme, where TLS may still be
-    /// wanted by other means; [`TlsOptions::username`] is then empty.
+    /// The user before the `@`, unless that is ssh's. Also legal without TLS in the scheme, where
+    /// TLS may still be wanted by other means; [`TlsOptions::username`] is then empty.
     pub username: Option<String>,
     /// The export name; empty is the server's default.
     pub export: String,
@@ -60,6 +65,8 @@ pub enum Place {
         /// The port.
         port: u32,
     },
+    /// A server that the host of an ssh server can reach.
+    Ssh(Route),
 }
 
 /// What the query of a URI says about TLS.
@@ -92,132 +99,26 @@ pub enum TlsKind {
     Psk,
 }
 
-/// What is wrong with a URI. No message repeats the password of a well-formed `user:password@`;
-/// whoever shows the URI beside it gives that up.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// A word that is no URI.
-    #[error("no scheme: a URI begins with {SCHEME_LIST}")]
-    NoScheme,
-    /// A path that was meant as a Unix socket.
-    #[error("a path is not a URI: write nbd+unix:///?socket=PATH, or use socket=PATH")]
-    BarePath,
-    /// A URI, but not of NBD.
-    #[error("unknown scheme '{0}': a URI begins with {SCHEME_LIST}")]
-    UnknownScheme(String),
-    /// `nbd:name`, which could be read in several ways.
-    #[error("'{0}:' must be followed by '//'")]
-    NoSlashes(&'static str),
-    /// A character that a URI cannot hold, or not there.
-    #[error("{part}: {character:?} must be written {}", escaped(*.character))]
-    Character {
-        /// Where it stands.
-        part: &'static str,
-        /// What it is.
-        character: char,
-    },
-    /// A percent sign without two hexadecimal digits.
-    #[error("{part}: '{escape}' is not a percent escape (a percent sign itself is written %25)")]
-    Escape {
-        /// Where it stands.
-        part: &'static str,
-        /// The percent sign and what follows.
-        escape: String,
-    },
-    /// `%00`: neither names nor paths can hold it.
-    #[error("{0}: must not contain a zero byte (%00)")]
-    ZeroByte(&'static str),
-    /// Bytes that are no text.
-    #[error("{0}: must be UTF-8")]
-    NotUtf8(&'static str),
-    /// `user:password@`
-    #[error("a password in a URI is not supported (a colon in a user name is written %3A)")]
-    Password,
-    /// `user@` and `tls-username=`
-    #[error("the user name is given twice: before '@' and as tls-username")]
-    TwoUserNames,
-    /// A host for a Unix socket; perhaps an export name after two slashes in place of three.
-    #[error(
-        "'{0}' before the path: a Unix socket has no host or port (an export name follows a third slash)"
-    )]
-    UnixHost(String),
-    /// An IPv6 address without brackets.
-    #[error("host: '{0}' has several colons (an IPv6 address is written in brackets)")]
-    Colons(String),
-    /// `[` without `]`
-    #[error("host: '[' without ']'")]
-    OpenBracket,
-    /// `[...]x`
-    #[error("host: '{0}' after ']': only a colon and a port may follow")]
-    AfterBracket(String),
-    /// No IPv6 address between the brackets.
-    #[error("host: '{0}' is not an IPv6 address")]
-    BadIpv6(String),
-    /// A TCP port out of range, or a service name.
-    #[error("port '{0}': must be a number from 1 to 65535")]
-    BadPort(String),
-    /// A vsock port out of range.
-    #[error("port '{0}': must be a number from 0 to 4294967295")]
-    BadVsockPort(String),
-    /// A vsock context id out of range, or a name.
-    #[error("vsock context id '{0}': must be a number from 0 to 4294967295")]
-    BadCid(String),
-    /// A scheme for Unix sockets, and no socket.
-    #[error("socket is missing: write {0}:///?socket=PATH")]
-    NoSocket(&'static str),
-    /// A socket, but the scheme is for something else.
-    #[error("socket cannot be used with {given}: write {wanted}:///?socket=PATH for a Unix socket")]
-    SocketElsewhere {
-        /// The scheme.
-        given: &'static str,
-        /// The scheme for Unix sockets with the same protection.
-        wanted: &'static str,
-    },
-    /// A query key that nobody defined. Ignoring it could drop a protection.
-    #[error("unknown query key '{0}'")]
-    UnknownKey(String),
-    /// `?=value`
-    #[error("query: '={0}' has no key")]
-    NoKey(String),
-    /// Which of the two would count?
-    #[error("query key '{0}' is given twice")]
-    RepeatedKey(&'static str),
-    /// `?key=` or just `?key`
-    #[error("{0}: must not be empty")]
-    Empty(&'static str),
-    /// `tls-type=` something else.
-    #[error("tls-type '{0}': must be x509, psk or anon")]
-    BadTlsType(String),
-    /// `tls-verify-peer=` something else.
-    #[error("tls-verify-peer '{0}': must be 0, 1, false or true")]
-    BadVerifyPeer(String),
-    /// A TLS option where the scheme does not demand TLS: it would protect nothing.
-    #[error("{key} needs TLS: write {wanted}:// in place of {given}://")]
-    WithoutTls {
-        /// The first such key.
-        key: &'static str,
-        /// The scheme.
-        given: &'static str,
-        /// The same with TLS.
-        wanted: &'static str,
-    },
-    /// Longer than the protocol allows.
-    #[error("export name: {0} bytes long, more than the {MAX_STRING} that the protocol allows")]
-    LongExport(usize),
-}
-
 /// Parses a URI.
 pub fn parse(text: &str) -> Result<Uri, Error> {
+    parse_all(text).map_err(|error| error.withholding(text))
+}
+
+fn parse_all(text: &str) -> Result<Uri, Error> {
     let (scheme, rest) = scheme(text)?;
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     // Splitting at the slash drops it: exactly one, any others belong to the name.
     let (authority, export) = rest.split_once('/').unwrap_or((rest, ""));
-    let (username, address) = match authority.rsplit_once('@') {
+    let (mut username, address) = match authority.rsplit_once('@') {
         Some((userinfo, address)) => (user(userinfo)?, address),
         None => (None, authority),
     };
     let query = Query::parse(query)?;
-    let place = place(scheme, address, query.socket)?;
+    let place = match scheme.transport {
+        // The user is ssh's, and not the one who shows a key to the server.
+        Transport::Ssh => Place::Ssh(route(scheme, username.take(), address, &query)?),
+        _ => place(scheme, address, &query)?,
+    };
     if let (false, Some(key)) = (scheme.tls, query.tls_key) {
         return Err(Error::WithoutTls {
             key,
@@ -246,6 +147,7 @@ enum Transport {
     Tcp,
     Unix,
     Vsock,
+    Ssh,
 }
 
 #[derive(Clone, Copy)]
@@ -255,8 +157,8 @@ struct Scheme {
     tls: bool,
 }
 
-const SCHEME_LIST: &str =
-    "nbd://, nbds://, nbd+unix://, nbds+unix://, nbd+vsock:// or nbds+vsock://";
+const SCHEME_LIST: &str = "nbd://, nbds://, nbd+unix://, nbds+unix://, nbd+vsock://, \
+                           nbds+vsock://, nbd+ssh:// or nbds+ssh://";
 
 const fn known(name: &'static str, transport: Transport, tls: bool) -> Scheme {
     Scheme {
@@ -266,13 +168,15 @@ const fn known(name: &'static str, transport: Transport, tls: bool) -> Scheme {
     }
 }
 
-const SCHEMES: [Scheme; 6] = [
+const SCHEMES: [Scheme; 8] = [
     known("nbd", Transport::Tcp, false),
     known("nbds", Transport::Tcp, true),
     known("nbd+unix", Transport::Unix, false),
     known("nbds+unix", Transport::Unix, true),
     known("nbd+vsock", Transport::Vsock, false),
     known("nbds+vsock", Transport::Vsock, true),
+    known("nbd+ssh", Transport::Ssh, false),
+    known("nbds+ssh", Transport::Ssh, true),
 ];
 
 impl Scheme {
@@ -285,18 +189,30 @@ impl Scheme {
     }
 }
 
+/// Whether a word is the scheme of an NBD URI.
+pub fn is_scheme(word: &str) -> bool {
+    SCHEMES
+        .iter()
+        .any(|known| known.name.eq_ignore_ascii_case(word))
+}
+
 /// The scheme, and what follows `://`. Schemes have no case (3.1).
 fn scheme(text: &str) -> Result<(Scheme, &str), Error> {
     if text.starts_with(['/', '.']) {
         return Err(Error::BarePath);
     }
     let (name, rest) = text.split_once(':').ok_or(Error::NoScheme)?;
+    let qemu = rest;
     let rest = rest.strip_prefix("//");
     let found = SCHEMES
         .into_iter()
         .find(|known| known.name.eq_ignore_ascii_case(name));
     match (found, rest) {
         (Some(scheme), Some(rest)) => Ok((scheme, rest)),
+        (Some(scheme), None) if scheme.name == "nbd" && qemu.starts_with("unix:") => {
+            Err(Error::QemuUnix)
+        }
+        (Some(scheme), None) if scheme.name == "nbd" && qemu.contains(':') => Err(Error::QemuTcp),
         (Some(scheme), None) => Err(Error::NoSlashes(scheme.name)),
         (None, Some(_)) => Err(Error::UnknownScheme(shown(name.as_bytes()))),
         // Without the slashes it is rather "host:port" than a scheme.
@@ -307,7 +223,11 @@ fn scheme(text: &str) -> Result<(Scheme, &str), Error> {
 /// The user before the `@`; none if there is nothing before it.
 fn user(userinfo: &str) -> Result<Option<String>, Error> {
     // Looked for before anything else, so that no other message shows a piece of it.
-    if userinfo.contains(':') {
+    if userinfo
+        .to_ascii_lowercase()
+        .replace("%3a", ":")
+        .contains(':')
+    {
         return Err(Error::Password);
     }
     let part = "user name";
@@ -321,32 +241,85 @@ fn user(userinfo: &str) -> Result<Option<String>, Error> {
     Ok((!name.is_empty()).then_some(name))
 }
 
-fn place(scheme: Scheme, address: &str, socket: Option<PathBuf>) -> Result<Place, Error> {
-    match (scheme.transport, socket) {
+fn place(scheme: Scheme, address: &str, query: &Query) -> Result<Place, Error> {
+    if query.compress.is_some() {
+        return Err(Error::CompressElsewhere(
+            scheme.sibling(Transport::Ssh, scheme.tls),
+        ));
+    }
+    match (scheme.transport, &query.socket) {
         // doc/uri.md leaves it open what a host means here; libnbd ignores it.
-        (Transport::Unix, _) if !address.is_empty() => {
-            Err(Error::UnixHost(shown(address.as_bytes())))
-        }
-        (Transport::Unix, Some(socket)) => Ok(Place::Unix(socket)),
+        (Transport::Unix, _) if !address.is_empty() => Err(Error::UnixHost),
+        (Transport::Unix, _) if query.port.is_some() => Err(Error::PortOfSocket),
+        (Transport::Unix, Some(socket)) => Ok(Place::Unix(socket.clone())),
         (Transport::Unix, None) => Err(Error::NoSocket(scheme.name)),
         (_, Some(_)) => Err(Error::SocketElsewhere {
             given: scheme.name,
             wanted: scheme.sibling(Transport::Unix, scheme.tls),
         }),
-        (Transport::Tcp, None) => tcp(address),
-        (Transport::Vsock, None) => vsock(address),
+        (Transport::Vsock, None) => vsock(address, query.port),
+        (Transport::Tcp | Transport::Ssh, None) => {
+            let (host, port) = host_and_port(address)?;
+            let port = match query.port {
+                Some(port) => small_port("nbd-port", port)?,
+                None => port.unwrap_or(DEFAULT_PORT),
+            };
+            Ok(Place::Tcp {
+                // As libnbd does; doc/uri.md leaves it to the client.
+                host: if host.is_empty() {
+                    "localhost".to_owned()
+                } else {
+                    host
+                },
+                port: port.to_string(),
+            })
+        }
     }
 }
 
+/// The way through ssh: the authority is that of the ssh server, and the query says what to connect
+/// to from there.
+fn route(
+    scheme: Scheme,
+    user: Option<String>,
+    address: &str,
+    query: &Query,
+) -> Result<Route, Error> {
+    let (host, port) = host_and_port(address)?;
+    if host.is_empty() {
+        return Err(Error::NoHost(scheme.name));
+    }
+    if !ssh::is_safe_host(&host) {
+        return Err(Error::Ssh("host"));
+    }
+    if user.as_deref().is_some_and(|user| !ssh::is_safe_user(user)) {
+        return Err(Error::Ssh("user name"));
+    }
+    let server = match (&query.socket, query.port) {
+        (Some(_), Some(_)) => return Err(Error::PortOfSocket),
+        (Some(socket), None) if !unix::fits(socket) => return Err(Error::SocketTooLong),
+        (Some(socket), None) => Far::Unix(socket.clone()),
+        (None, Some(port)) => Far::Tcp(small_port("nbd-port", port)?),
+        (None, None) => Far::Tcp(DEFAULT_PORT),
+    };
+    Ok(Route {
+        user,
+        host,
+        port,
+        compress: query.compress.unwrap_or(false),
+        server,
+    })
+}
+
 /// `host`, `host:port` or `[address]:port`; any piece may be missing.
-fn tcp(address: &str) -> Result<Place, Error> {
+fn host_and_port(address: &str) -> Result<(String, Option<u16>), Error> {
     let (host, port) = match address.strip_prefix('[') {
         Some(bracketed) => {
             let (inside, after) = bracketed.split_once(']').ok_or(Error::OpenBracket)?;
             let port = match after.strip_prefix(':') {
                 Some(port) => port,
                 None if after.is_empty() => "",
-                None => return Err(Error::AfterBracket(shown(after.as_bytes()))),
+                None => return Err(Error::AfterBracket),
             };
             (ipv6(inside)?, port)
         }
@@ -355,49 +328,44 @@ fn tcp(address: &str) -> Result<Place, Error> {
             (decoded_text("host", host)?, port)
         }
     };
-    Ok(Place::Tcp {
-        // As libnbd does; doc/uri.md leaves it to the client.
-        host: if host.is_empty() {
-            "localhost".to_owned()
-        } else {
-            host
-        },
-        port: tcp_port(port)?.to_string(),
-    })
+    // A colon with no port behind it is legal and means the default (3.2.3).
+    let port = match port {
+        "" => None,
+        port => Some(small_port("port", decimal(port).unwrap_or(0))?),
+    };
+    Ok((host, port))
+}
+
+/// A port of TCP.
+fn small_port(part: &'static str, port: u32) -> Result<u16, Error> {
+    match u16::try_from(port) {
+        Ok(0) | Err(_) => Err(Error::BadPort(part)),
+        Ok(port) => Ok(port),
+    }
 }
 
 /// `cid`, `cid:port` or less.
-fn vsock(address: &str) -> Result<Place, Error> {
+fn vsock(address: &str, wanted: Option<u32>) -> Result<Place, Error> {
     let (cid, port) = split_port(address)?;
+    let port = match port {
+        "" => u32::from(DEFAULT_PORT),
+        port => decimal(port).ok_or(Error::BadVsockPort("port"))?,
+    };
     Ok(Place::Vsock {
         cid: match cid {
             "" => VSOCK_HOST,
             cid => decimal(cid).ok_or_else(|| Error::BadCid(shown(cid.as_bytes())))?,
         },
-        port: match port {
-            "" => u32::from(DEFAULT_PORT),
-            port => decimal(port).ok_or_else(|| Error::BadVsockPort(shown(port.as_bytes())))?,
-        },
+        port: wanted.unwrap_or(port),
     })
 }
 
 fn split_port(address: &str) -> Result<(&str, &str), Error> {
     match address.split_once(':') {
-        Some((_, port)) if port.contains(':') => Err(Error::Colons(shown(address.as_bytes()))),
+        Some((_, port)) if port.contains(':') => Err(Error::Colons),
         Some(pieces) => Ok(pieces),
         None => Ok((address, "")),
     }
-}
-
-/// A colon with no port behind it is legal and means the default (3.2.3).
-fn tcp_port(text: &str) -> Result<u16, Error> {
-    if text.is_empty() {
-        return Ok(DEFAULT_PORT);
-    }
-    decimal(text)
-        .and_then(|port| u16::try_from(port).ok())
-        .filter(|port| *port != 0)
-        .ok_or_else(|| Error::BadPort(shown(text.as_bytes())))
 }
 
 /// What is between the brackets, as the resolver wants it: the percent sign before a zone is
@@ -422,109 +390,6 @@ fn decimal(text: &str) -> Option<u32> {
         return None;
     }
     text.parse().ok()
-}
-
-/// What a query may hold.
-const KEYS: [&str; 8] = [
-    "socket",
-    "tls-type",
-    "tls-hostname",
-    "tls-verify-peer",
-    "tls-certificates",
-    "tls-psk-file",
-    "tls-username",
-    "tls-priority",
-];
-
-#[derive(Default)]
-struct Query {
-    socket: Option<PathBuf>,
-    options: TlsOptions,
-    /// The first key that is about TLS, for a message.
-    tls_key: Option<&'static str>,
-}
-
-impl Query {
-    /// Both `&` and `;` separate, as in libnbd, which however stops looking for `;` where a `&`
-    /// is still to come. A value with either inside is written with an escape; if it is not, its
-    /// tail is refused as an unknown key and not quietly lost.
-    fn parse(text: &str) -> Result<Self, Error> {
-        let mut query = Self::default();
-        for section in text.split(['&', ';']).filter(|section| !section.is_empty()) {
-            let (key, value) = section.split_once('=').unwrap_or((section, ""));
-            if key.is_empty() {
-                return Err(Error::NoKey(shown(value.as_bytes())));
-            }
-            let key = decoded("query", key)?;
-            let key = KEYS
-                .into_iter()
-                .find(|known| known.as_bytes() == key)
-                .ok_or_else(|| Error::UnknownKey(shown(&key)))?;
-            query.set(key, value)?;
-        }
-        Ok(query)
-    }
-
-    /// Takes one of [`KEYS`].
-    fn set(&mut self, key: &'static str, value: &str) -> Result<(), Error> {
-        let options = &mut self.options;
-        match key {
-            "socket" => return once(key, &mut self.socket, path(key, value)?),
-            "tls-type" => once(key, &mut options.kind, tls_kind(&full_text(key, value)?)?)?,
-            "tls-hostname" => once(key, &mut options.hostname, full_text(key, value)?)?,
-            "tls-verify-peer" => {
-                let verify = boolean(&full_text(key, value)?)?;
-                once(key, &mut options.verify_peer, verify)?;
-            }
-            "tls-certificates" => once(key, &mut options.certificates, path(key, value)?)?,
-            "tls-psk-file" => once(key, &mut options.psk_file, path(key, value)?)?,
-            "tls-username" => once(key, &mut options.username, full_text(key, value)?)?,
-            "tls-priority" => once(key, &mut options.priority, full_text(key, value)?)?,
-            other => return Err(Error::UnknownKey(other.to_owned())),
-        }
-        self.tls_key.get_or_insert(key);
-        Ok(())
-    }
-}
-
-fn once<T>(key: &'static str, slot: &mut Option<T>, value: T) -> Result<(), Error> {
-    match slot.replace(value) {
-        Some(_) => Err(Error::RepeatedKey(key)),
-        None => Ok(()),
-    }
-}
-
-fn tls_kind(text: &str) -> Result<TlsKind, Error> {
-    match text {
-        "anon" => Ok(TlsKind::Anonymous),
-        "x509" => Ok(TlsKind::X509),
-        "psk" => Ok(TlsKind::Psk),
-        other => Err(Error::BadTlsType(shown(other.as_bytes()))),
-    }
-}
-
-/// doc/uri.md has `0` and `1`; the words are what people write.
-fn boolean(text: &str) -> Result<bool, Error> {
-    match text {
-        "1" | "true" => Ok(true),
-        "0" | "false" => Ok(false),
-        other => Err(Error::BadVerifyPeer(shown(other.as_bytes()))),
-    }
-}
-
-/// A path is any bytes but zero.
-fn path(key: &'static str, raw: &str) -> Result<PathBuf, Error> {
-    if raw.is_empty() {
-        return Err(Error::Empty(key));
-    }
-    Ok(PathBuf::from(OsString::from_vec(decoded(key, raw)?)))
-}
-
-fn full_text(key: &'static str, raw: &str) -> Result<String, Error> {
-    if raw.is_empty() {
-        return Err(Error::Empty(key));
-    }
-    decoded_text(key, raw)
 }
 
 fn decoded_text(part: &'static str, raw: &str) -> Result<String, Error> {
@@ -570,13 +435,6 @@ fn decoded(part: &'static str, raw: &str) -> Result<Vec<u8>, Error> {
 /// fragment, which an NBD URI does not have; brackets belong to addresses only.
 fn legal(character: char) -> bool {
     character.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@/?".contains(character)
-}
-
-/// A character as it must be written.
-fn escaped(character: char) -> String {
-    let mut buffer = [0; 4];
-    let bytes = character.encode_utf8(&mut buffer).bytes();
-    bytes.map(|byte| format!("%{byte:02X}")).collect()
 }
 
 #[cfg(test)]

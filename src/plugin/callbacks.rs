@@ -121,13 +121,15 @@ pub extern "C" fn after_fork() -> c_int {
 pub extern "C" fn dump_plugin() {
     guard("dump_plugin", || {
         // Scripts look for these to learn what there is, whatever provides it.
-        const LINES: [&str; 6] = [
-            "libnbd_version=none",
+        const LINES: [&str; 7] = [
+            // The release whose reach this has, as the library would write it.
+            "libnbd_version=1.24.0",
             "libnbd_tls=1",
             "libnbd_uri=1",
             "libnbd_vsock=1",
             "libnbd_dynamic_list=1",
             concat!("nbd_client=rust/", env!("CARGO_PKG_VERSION")),
+            "nbd_ssh=1",
         ];
         LINES.iter().for_each(|line| report::print(line));
         Ok(())

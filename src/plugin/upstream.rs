@@ -18,6 +18,7 @@ use crate::proto::handshake::TlsPolicy;
 use crate::transport::Target;
 use crate::transport::command::Child;
 use crate::transport::fd::Inherited;
+use crate::transport::ssh::Ssh;
 
 /// A server that is ready to be connected to.
 #[derive(Debug)]
@@ -70,6 +71,11 @@ impl Upstream {
                 cid: *cid,
                 port: *port,
             },
+            Place::Ssh(route) => {
+                let ssh = Ssh::new(route.clone())
+                    .map_err(|error| Failure::misuse(&format!("uri: {error}")))?;
+                Target::Ssh(ssh)
+            }
             Place::SocketFd(number) => {
                 let socket = Inherited::new(*number)
                     .map_err(|error| Failure::misuse(&format!("socket-fd={number}: {error}")))?;
@@ -127,12 +133,10 @@ impl Upstream {
         self.upkeep
             .start()
             .map_err(|error| Failure::misuse(&format!("cannot start a thread: {error}")))?;
-        match &self.server.options.target {
-            Target::Child(child) => child
-                .after_fork()
-                .map_err(|error| Failure::misuse(&format!("command: {error}"))),
-            _ => Ok(()),
-        }
+        let target = &self.server.options.target;
+        target
+            .after_fork()
+            .map_err(|error| Failure::misuse(&format!("{target}: {error}")))
     }
 
     /// What a failed request has to say, with the end of a server that we started, if that is why.
@@ -226,9 +230,7 @@ impl Upstream {
     /// started. Does nothing the second time.
     pub fn end(&self) {
         self.upkeep.end();
-        if let Target::Child(child) = &self.server.options.target {
-            child.end();
-        }
+        self.server.options.target.end();
     }
 }
 

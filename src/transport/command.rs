@@ -16,10 +16,10 @@ mod keeper;
 #[allow(unsafe_code)]
 mod kept;
 #[allow(unsafe_code)]
-mod launch;
+pub(super) mod launch;
 #[cfg(test)]
 mod tests;
-mod words;
+pub(super) mod words;
 
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -406,7 +406,7 @@ impl Drop for Child {
 }
 
 /// Looks at the first byte of a connection; `None` if there is none yet.
-fn peek(stream: &Stream) -> Option<Result<(), Error>> {
+pub(super) fn peek(stream: &Stream) -> Option<Result<(), Error>> {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     match recv(stream.as_fd(), &mut [0; 1], flags) {
         Ok((0, _)) => Some(Err(Error::Closed)),

@@ -139,6 +139,14 @@ impl Deadline {
         }
     }
 
+    /// [`Deadline::check`], where it is known what is waited for.
+    pub(super) fn check_during(&self, what: &'static str) -> Result<(), Error> {
+        self.check().map_err(|error| match error {
+            Error::Timeout(after) => Error::TimeoutDuring { after, what },
+            error => error,
+        })
+    }
+
     /// [`Deadline::slice`], as poll(2) wants it.
     pub(super) fn timespec(&self) -> Option<Timespec> {
         // A remainder beyond the range of a time_t is as good as never.

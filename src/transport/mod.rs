@@ -8,6 +8,9 @@ mod deadline;
 mod doorbell;
 #[allow(unsafe_code)]
 pub mod fd;
+#[allow(unsafe_code)]
+pub mod resolve;
+pub mod ssh;
 mod stream;
 pub mod tcp;
 pub mod tls;
@@ -15,10 +18,13 @@ pub mod unix;
 pub mod vsock;
 
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::io::Errno;
+
+use crate::proto::codec::printable;
 
 pub use self::deadline::{Deadline, Wanted};
 pub use self::doorbell::Doorbell;
@@ -31,7 +37,7 @@ pub enum Error {
     #[error("{}", describe(*.0))]
     Connect(Errno),
     /// The host or service name means nothing.
-    #[error("{0}")]
+    #[error("cannot look up the name: {0}")]
     Resolve(String),
     /// A socket that is good for one connection has had it.
     #[error("the socket was good for one connection, which has ended")]
@@ -64,6 +70,9 @@ pub enum Error {
     /// The server that we started has ended: how, and its last words.
     #[error("{0}")]
     ServerEnded(String),
+    /// The ssh that was the connection has ended: how, and its last words.
+    #[error("{0}")]
+    TunnelEnded(String),
     /// The server closed the connection where it should not have.
     #[error("the server closed the connection")]
     Closed,
@@ -81,6 +90,14 @@ pub enum Error {
     /// The deadline passed.
     #[error("timed out after {}", seconds(*.0))]
     Timeout(Duration),
+    /// The deadline passed, and it is known what took so long.
+    #[error("timed out after {}: {what}", seconds(*.after))]
+    TimeoutDuring {
+        /// How long it was away at first.
+        after: Duration,
+        /// What was waited for.
+        what: &'static str,
+    },
 }
 
 impl Error {
@@ -110,7 +127,7 @@ impl Error {
     /// The error number for requests that fail with it.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Timeout(_) => libc::EIO,
+            Self::Timeout(_) | Self::TimeoutDuring { .. } => libc::EIO,
             _ => libc::ESHUTDOWN,
         }
     }
@@ -167,6 +184,8 @@ pub enum Target {
         /// Port number.
         port: u32,
     },
+    /// Through ssh.
+    Ssh(ssh::Ssh),
     /// A socket that was connected for us.
     Inherited(fd::Inherited),
     /// A server that we started.
@@ -176,12 +195,40 @@ pub enum Target {
 impl Target {
     /// Connects, before the deadline.
     pub fn connect(&self, deadline: Deadline) -> Result<Stream, Error> {
+        let stream = match self {
+            Self::Tcp { host, port } => {
+                let (stream, address) = tcp::open(host, port, deadline)?;
+                log::debug!("{self}: connected to {address}");
+                return Ok(stream);
+            }
+            Self::Unix(path) => unix::open(path, deadline)?,
+            Self::Vsock { cid, port } => vsock::open(*cid, *port, deadline)?,
+            Self::Ssh(ssh) => {
+                // What it starts is told there, and a connection it is only if the server speaks.
+                return ssh.open(deadline);
+            }
+            Self::Inherited(socket) => socket.open()?,
+            Self::Child(child) => child.connect(deadline)?,
+        };
+        log::debug!("{self}: connected");
+        Ok(stream)
+    }
+
+    /// nbdkit has forked for the last time: threads can run from now on.
+    pub fn after_fork(&self) -> Result<(), Error> {
         match self {
-            Self::Unix(path) => unix::open(path, deadline),
-            Self::Tcp { host, port } => tcp::open(host, port, deadline),
-            Self::Vsock { cid, port } => vsock::open(*cid, *port, deadline),
-            Self::Inherited(socket) => socket.open(),
-            Self::Child(child) => child.connect(deadline),
+            Self::Child(child) => child.after_fork(),
+            Self::Ssh(ssh) => ssh.after_fork(),
+            Self::Unix(_) | Self::Tcp { .. } | Self::Vsock { .. } | Self::Inherited(_) => Ok(()),
+        }
+    }
+
+    /// nbdkit ends: so does what was started. Connections should have been left by now.
+    pub fn end(&self) {
+        match self {
+            Self::Child(child) => child.end(),
+            Self::Ssh(ssh) => ssh.end(),
+            Self::Unix(_) | Self::Tcp { .. } | Self::Vsock { .. } | Self::Inherited(_) => (),
         }
     }
 
@@ -190,6 +237,7 @@ impl Target {
     pub fn await_greeting(&self, stream: &Stream, deadline: Deadline) -> Result<(), Error> {
         match self {
             Self::Child(child) => child.await_greeting(stream, deadline),
+            Self::Ssh(ssh) => ssh.await_greeting(stream, deadline),
             _ => Ok(()),
         }
     }
@@ -198,6 +246,7 @@ impl Target {
     pub fn awaited(&self) -> String {
         match self {
             Self::Child(child) => child.awaited(),
+            Self::Ssh(_) => "ssh, and the server's first word".to_owned(),
             _ => "the server's first word".to_owned(),
         }
     }
@@ -215,14 +264,23 @@ impl Target {
     }
 }
 
-/// The name of the place, as messages give it.
+/// Bytes of a name in messages: a host's is not longer, nor is a socket's path.
+const NAME: usize = 255;
+
+/// The name of the place, as messages give it: whatever the user typed, it is one line.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unix(path) => write!(f, "{}", path.display()),
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => f.write_str(&printable(path.as_os_str().as_bytes(), NAME)),
+            Self::Tcp { host, port } => {
+                let port = printable(port.as_bytes(), NAME);
+                match (host.contains(':'), printable(host.as_bytes(), NAME)) {
+                    (true, host) => write!(f, "[{host}]:{port}"),
+                    (false, host) => write!(f, "{host}:{port}"),
+                }
+            }
             Self::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
+            Self::Ssh(ssh) => write!(f, "{ssh}"),
             Self::Inherited(socket) => write!(f, "socket-fd={}", socket.number()),
             Self::Child(child) => write!(f, "command={}", child.name()),
         }
@@ -243,6 +301,23 @@ mod tests {
             Error::Timeout(Duration::from_millis(1500)).to_string(),
             "timed out after 1.5 seconds"
         );
+    }
+
+    #[test]
+    fn a_target_has_a_printable_name() {
+        let tcp = |host: &str, port: &str| Target::Tcp {
+            host: host.to_owned(),
+            port: port.to_owned(),
+        };
+        for (target, name) in [
+            (Target::Unix("/a\n\u{1b}b".into()), "/a\\n\\u{1b}b"),
+            (tcp("h", "nbd"), "h:nbd"),
+            (tcp("::1", "1"), "[::1]:1"),
+            (tcp("a\r", "b\u{7f}"), "a\\r:b\\u{7f}"),
+            (Target::Vsock { cid: 2, port: 3 }, "vsock:2:3"),
+        ] {
+            assert_eq!(target.to_string(), name);
+        }
     }
 
     #[test]

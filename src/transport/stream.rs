@@ -14,6 +14,7 @@ use rustix::net::{
     sendmsg, shutdown,
 };
 
+use super::ssh::Tunnel;
 use super::tls::{Prepared, Session};
 use super::{Deadline, Doorbell, Error};
 use crate::proto::handshake::TlsEstablished;
@@ -39,6 +40,9 @@ pub enum Blocking {
 pub struct Stream {
     fd: Arc<OwnedFd>,
     tls: Option<Session>,
+    /// The program at the other end, which ends with the stream. Last, so that it has seen the
+    /// end of the stream when it is waited for.
+    tunnel: Option<Arc<Tunnel>>,
 }
 
 impl Stream {
@@ -46,6 +50,28 @@ impl Stream {
         Self {
             fd: Arc::new(fd),
             tls: None,
+            tunnel: None,
+        }
+    }
+
+    /// A stream to a program of ours.
+    pub(super) fn through(fd: OwnedFd, tunnel: Arc<Tunnel>) -> Self {
+        Self {
+            tunnel: Some(tunnel),
+            ..Self::new(fd)
+        }
+    }
+
+    /// That program.
+    pub(super) fn tunnel(&self) -> Option<&Tunnel> {
+        self.tunnel.as_deref()
+    }
+
+    /// What is behind an error, if there is a program that can tell.
+    fn explain(&self, error: Error) -> Error {
+        match &self.tunnel {
+            Some(tunnel) => tunnel.explain(error),
+            None => error,
         }
     }
 
@@ -72,7 +98,8 @@ impl Stream {
             };
             self.wait(readable, writable, None, until)?;
             deadline.check()
-        })?;
+        })
+        .map_err(|error| self.explain(error))?;
         self.tls = Some(session);
         Ok(TlsEstablished::by_transport())
     }
@@ -101,6 +128,10 @@ impl Stream {
 
     /// Sends what fits at once; `None` if nothing does.
     pub fn send(&self, pieces: &[IoSlice<'_>]) -> Result<Option<usize>, Error> {
+        self.send_some(pieces).map_err(|error| self.explain(error))
+    }
+
+    fn send_some(&self, pieces: &[IoSlice<'_>]) -> Result<Option<usize>, Error> {
         if let Some(tls) = &self.tls {
             return tls.send(pieces);
         }
@@ -123,6 +154,11 @@ impl Stream {
     /// Receives into `buffer`, at least one byte. `None` if nothing is there and `blocking` forbids
     /// to wait, or if nothing came for [`PAUSE`]. The end of the stream is [`Error::Closed`].
     pub fn receive(&self, buffer: &mut [u8], blocking: Blocking) -> Result<Option<usize>, Error> {
+        self.receive_some(buffer, blocking)
+            .map_err(|error| self.explain(error))
+    }
+
+    fn receive_some(&self, buffer: &mut [u8], blocking: Blocking) -> Result<Option<usize>, Error> {
         if self.tls.is_some() {
             return self.receive_tls(buffer, blocking);
         }
@@ -162,6 +198,15 @@ impl Stream {
 
     /// Like [`Stream::receive`], into several buffers in turn; under TLS into the first only.
     pub fn receive_vectored(
+        &self,
+        buffers: &mut [IoSliceMut<'_>],
+        blocking: Blocking,
+    ) -> Result<Option<usize>, Error> {
+        self.receive_vector(buffers, blocking)
+            .map_err(|error| self.explain(error))
+    }
+
+    fn receive_vector(
         &self,
         buffers: &mut [IoSliceMut<'_>],
         blocking: Blocking,
@@ -297,6 +342,9 @@ impl Stream {
     /// already arrived can still be received.
     pub fn hang_up(&self) {
         let _ = shutdown(&self.fd, Shutdown::Both);
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.kill();
+        }
     }
 }
 

@@ -2,23 +2,26 @@
 
 use std::net::SocketAddr;
 
-use dns_lookup::{AddrInfoHints, SockType, getaddrinfo};
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_keepalive, set_tcp_nodelay};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
-use super::{Deadline, Error, Stream, describe_io};
+use super::resolve::resolve;
+use super::{Deadline, Error, Stream};
 
-/// Connects to the first address of `host` that answers. The time until the deadline is shared
+/// Connects to the first address of `host` that answers, and tells which that is. The time until the deadline is shared
 /// out among the addresses that are left, so that one dead address does not use it all up.
-pub fn open(host: &str, port: &str, deadline: Deadline) -> Result<Stream, Error> {
-    let addresses = resolve(host, port)?;
+pub fn open(host: &str, port: &str, deadline: Deadline) -> Result<(Stream, SocketAddr), Error> {
+    let addresses = resolve(host, port, deadline)?;
     let mut failure = Error::Resolve("no address".to_owned());
     for (tried, address) in addresses.iter().enumerate() {
         match open_one(address, deadline.share(addresses.len() - tried)) {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok((stream, *address)),
             Err(error) => {
-                log::debug!("{address}: {error}");
+                // The only one is told anyway.
+                if addresses.len() > 1 {
+                    log::debug!("{address}: {error}");
+                }
                 failure = error;
             }
         }
@@ -27,24 +30,6 @@ pub fn open(host: &str, port: &str, deadline: Deadline) -> Result<Stream, Error>
         }
     }
     Err(failure)
-}
-
-/// Asks the resolver afresh every time: a server may have moved since.
-fn resolve(host: &str, port: &str) -> Result<Vec<SocketAddr>, Error> {
-    let hints = AddrInfoHints {
-        socktype: SockType::Stream.into(),
-        ..AddrInfoHints::default()
-    };
-    let resolved = getaddrinfo(Some(host), Some(port), Some(hints))
-        .map_err(|error| Error::Resolve(describe_io(&error.into())))?;
-    let mut addresses = Vec::new();
-    for info in resolved {
-        let info = info.map_err(|error| Error::Resolve(describe_io(&error)))?;
-        if !addresses.contains(&info.sockaddr) {
-            addresses.push(info.sockaddr);
-        }
-    }
-    Ok(addresses)
 }
 
 fn open_one(address: &SocketAddr, deadline: Deadline) -> Result<Stream, Error> {
@@ -79,11 +64,10 @@ mod tests {
     fn connects_by_number_and_name() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let port = listener.local_addr().expect("address").port().to_string();
-        assert!(open("127.0.0.1", &port, soon()).is_ok());
-        assert!(
-            open("localhost", &port, soon()).is_ok(),
-            "IPv6 first, then IPv4"
-        );
+        let taken = |host| open(host, &port, soon()).expect("connected").1;
+        let address = listener.local_addr().expect("address");
+        assert_eq!(taken("127.0.0.1"), address);
+        assert_eq!(taken("localhost"), address, "IPv6 first, then IPv4");
     }
 
     #[test]
@@ -101,6 +85,5 @@ mod tests {
     fn service_names_are_looked_up() {
         let error = open("127.0.0.1", "no-such-service", soon()).err();
         assert!(matches!(error, Some(Error::Resolve(_))), "{error:?}");
-        assert_eq!(resolve("127.0.0.1", "10809").map(|a| a.len()), Ok(1));
     }
 }

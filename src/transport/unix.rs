@@ -33,8 +33,9 @@ pub fn open(path: &Path, deadline: Deadline) -> Result<Stream, Error> {
     )
     .map_err(Error::io("socket"))?;
     loop {
-        // unix(7): connect obeys the send timeout, and fails with EAGAIN when it has passed.
-        deadline.check()?;
+        // unix(7): connect obeys the send timeout, and fails with EAGAIN when it has passed. A queue
+        // without room is the only thing that it waits for.
+        deadline.check_during("the server's queue of connections is full")?;
         set_socket_timeout(&fd, Timeout::Send, deadline.slice())
             .map_err(Error::io("setsockopt"))?;
         match connect(&fd, &address) {
@@ -82,9 +83,10 @@ mod tests {
         rustix::net::listen(&listener, 0).expect("listen");
         let brief = Duration::from_millis(50);
         let _first = open(&path, Deadline::after(brief)).expect("first");
+        let error = open(&path, Deadline::after(brief)).expect_err("there is no room");
         assert_eq!(
-            open(&path, Deadline::after(brief)).err(),
-            Some(Error::Timeout(brief))
+            error.to_string(),
+            "timed out after 0.05 seconds: the server's queue of connections is full"
         );
     }
 }

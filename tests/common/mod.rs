@@ -18,6 +18,7 @@ pub mod process;
 pub mod refusal;
 pub mod relay;
 pub mod scripted;
+pub mod sshd;
 pub mod started;
 pub mod tcp;
 pub mod tls;

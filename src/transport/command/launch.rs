@@ -1,5 +1,5 @@
 //! What the standard library's `Command` cannot do when a program is started: give it a chosen
-//! descriptor, and its own process id in its environment.
+//! descriptor, and its own process id in its environment; or let it ignore signals.
 //!
 //! Between fork and exec only async-signal-safe functions may be called: everything that needs
 //! memory is prepared before.
@@ -174,6 +174,21 @@ pub fn private_directory(parent: &Path) -> Result<PathBuf, Errno> {
     }
     path.pop();
     Ok(OsString::from_vec(path).into())
+}
+
+/// Lets a program ignore the signals that a terminal or a service manager sends to nbdkit and all
+/// that it started: what nbdkit still has to say to a server goes through that program.
+pub fn ignore_interruptions(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let ignore = || {
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+            // SAFETY: to ignore a signal is no code of ours.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
+        Ok(())
+    };
+    // SAFETY: signal is async-signal-safe, and nothing else is called.
+    unsafe { command.pre_exec(ignore) };
 }
 
 #[cfg(test)]
