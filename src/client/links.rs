@@ -110,8 +110,8 @@ impl Links {
     }
 
     /// Flushes if something was written, says goodbye and waits for the server; all of that until
-    /// the deadline, or until the one that was set when nobody wanted more of the connection. No
-    /// request may be in flight.
+    /// the deadline, or until the one that was set for requests that hung when nobody wanted more of
+    /// the connection. No request may be in flight.
     pub fn close(&self, deadline: Deadline) {
         let deadline = self.member().grace().unwrap_or(deadline);
         if self.wrote.load(Ordering::Acquire) && !self.is_over() {
