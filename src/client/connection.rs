@@ -167,9 +167,10 @@ impl Connection {
         self.stream.hang_up();
     }
 
-    /// Whether it is known to be gone.
-    pub fn is_lost(&self) -> bool {
-        self.lost.get().is_some()
+    /// Whether it is known to be gone, or was left for a server that said that it is going away: there
+    /// is nothing to be done for it any more.
+    pub fn is_gone(&self) -> bool {
+        self.lost.get().is_some() || self.disconnected.load(Ordering::Acquire)
     }
 
     /// Whether no new request will succeed. Looks for the end of the stream if nobody else does.
@@ -526,7 +527,7 @@ mod tests {
             batch: None,
             held: true,
         });
-        assert!(connection.is_lost(), "nobody sent the request of 1");
+        assert!(connection.is_gone(), "nobody sent the request of 1");
         assert!(connection.inflight.load(1).get().is_none());
         assert!(connection.outbox.post(2, false).is_some(), "free again");
     }

@@ -102,11 +102,11 @@ impl Links {
             .all(|member| member.connection.is_over())
     }
 
-    /// Whether all connections are known to be gone.
-    pub(super) fn is_lost(&self) -> bool {
+    /// Whether all connections are gone, or were left: nothing is to be done for them any more.
+    pub(super) fn are_gone(&self) -> bool {
         self.members
             .iter()
-            .all(|member| member.connection.is_lost())
+            .all(|member| member.connection.is_gone())
     }
 
     /// Flushes if something was written, says goodbye and waits for the server; all of that until

@@ -193,7 +193,7 @@ impl Inner {
     fn inspect(&self, live: &[Arc<Links>]) {
         let waiting: Vec<_> = live.iter().filter(|links| links.inspect()).collect();
         // There is nothing to close any more.
-        lock(&self.state).live.retain(|links| !links.is_lost());
+        lock(&self.state).live.retain(|links| !links.are_gone());
         if waiting.is_empty() {
             return;
         }
