@@ -191,7 +191,8 @@ impl Child {
         ];
         let count = 1 + usize::from(words.is_some());
         match poll(&mut fds[..count], deadline.timespec().as_ref()) {
-            Ok(0) => return Err(deadline.passed()),
+            // That may have been a slice of the time only.
+            Ok(0) => deadline.check()?,
             Ok(_) | Err(Errno::INTR) => (),
             Err(errno) => {
                 return Err(Error::Io {
