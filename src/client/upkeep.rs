@@ -130,14 +130,18 @@ impl Upkeep {
         // What hung until now has used up its own time, and nobody else's.
         let until = Deadline::after_maybe(self.inner.patience);
         std::thread::scope(|scope| {
+            let mut closing = Vec::new();
             for links in &live {
                 let close = move || links.close(until);
-                if std::thread::Builder::new()
-                    .spawn_scoped(scope, close)
-                    .is_err()
-                {
-                    links.close(until);
+                match std::thread::Builder::new().spawn_scoped(scope, close) {
+                    Ok(thread) => closing.push(thread),
+                    Err(_) => links.close(until),
                 }
+            }
+            // The scope waits for what threads do, not for their end, and that is our code as well.
+            for thread in closing {
+                // A panic has ended the connection.
+                let _ = thread.join();
             }
         });
     }
