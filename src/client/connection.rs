@@ -173,6 +173,12 @@ impl Connection {
         self.lost.get().is_some() || self.disconnected.load(Ordering::Acquire)
     }
 
+    /// Why it is gone, if nobody was told yet; told it is then.
+    pub fn untold_loss(&self) -> Option<&Lost> {
+        let lost = self.lost.get().filter(|lost| lost.tell_once())?;
+        Some(lost)
+    }
+
     /// Whether no new request will succeed. Looks for the end of the stream if nobody else does.
     pub fn is_over(&self) -> bool {
         if let Some(mut role) = self.inflight.try_read() {

@@ -114,8 +114,10 @@ impl Links {
     /// the connection. No request may be in flight.
     pub fn close(&self, deadline: Deadline) {
         let deadline = self.member().grace().unwrap_or(deadline);
-        if self.wrote.load(Ordering::Acquire) && !self.is_over() {
-            self.flush_finally(deadline);
+        match self.is_over() {
+            true => self.tell_of_loss(),
+            false if self.wrote.load(Ordering::Acquire) => self.flush_finally(deadline),
+            false => (),
         }
         for member in &self.members {
             member.connection.close(deadline);
@@ -127,10 +129,21 @@ impl Links {
             return;
         }
         if let Err(error) = self.flush(&deadline) {
-            log::warn!(
-                target: "final-flush",
-                "{error}; what was written since the last flush may be lost"
-            );
+            // Not once for each kind: every time it is other data.
+            log::error!("warning: {error}; what was written since the last flush may be lost");
+        }
+    }
+
+    /// Tells of the end of connections that no request has found out about, if that matters to what
+    /// was answered.
+    fn tell_of_loss(&self) {
+        if !self.wrote.load(Ordering::Acquire) {
+            return;
+        }
+        for member in &self.members {
+            if let Some(lost) = member.connection.untold_loss() {
+                log::error!("warning: {lost}; what was written since the last flush may be lost");
+            }
         }
     }
 
@@ -205,10 +218,13 @@ impl Shared {
             }
         }
         if state.begun == state.ended {
-            state.links = None;
+            let old = state.links.take();
             state.begun += 1;
             let (shared, attempt, name) = (self.clone(), attempt(), server.clone());
             let begun = upkeep.run(Box::new(move || {
+                if let Some(old) = old {
+                    old.tell_of_loss();
+                }
                 let outcome = Outcome {
                     shared,
                     failure: Some(Error::Open {
