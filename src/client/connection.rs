@@ -6,7 +6,7 @@
 
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use once_cell::sync::OnceCell;
 
@@ -52,7 +52,7 @@ pub struct Connection {
     closing: OnceCell<Arc<Lost>>,
     /// Until when what is in flight may still be answered, once nobody wants more of this
     /// connection.
-    grace: OnceCell<Deadline>,
+    grace: Mutex<Option<Deadline>>,
     /// What was in flight at the last inspection.
     seen: Mutex<Seen>,
     /// `NBD_CMD_DISC` was sent: nothing at all is sent.
@@ -78,7 +78,7 @@ impl Connection {
             large_reads: AtomicU32::new(0),
             lost: OnceCell::new(),
             closing: OnceCell::new(),
-            grace: OnceCell::new(),
+            grace: Mutex::default(),
             seen: Mutex::default(),
             disconnected: AtomicBool::new(false),
         })
@@ -171,9 +171,16 @@ impl Connection {
         self.stream.hang_up();
     }
 
-    /// Whether it is known to be gone.
-    pub fn is_lost(&self) -> bool {
-        self.lost.get().is_some()
+    /// Whether it is known to be gone, or was left for a server that said that it is going away: there
+    /// is nothing to be done for it any more.
+    pub fn is_gone(&self) -> bool {
+        self.lost.get().is_some() || self.disconnected.load(Ordering::Acquire)
+    }
+
+    /// Why it is gone, if nobody was told yet; told it is then.
+    pub fn untold_loss(&self) -> Option<&Lost> {
+        let lost = self.lost.get().filter(|lost| lost.tell_once())?;
+        Some(lost)
     }
 
     /// Whether no new request will succeed. Looks for the end of the stream if nobody else does.
@@ -196,12 +203,15 @@ impl Connection {
 
     /// Looks after requests that wait for long. Returns whether there are any: their owners find out
     /// whether anybody still wants the answer, and if not, or once `grace` was given, the connection
-    /// ends when the time for that is over.
+    /// ends when the time for that is over. If there are none, no time is running: whoever has been
+    /// answered may still have to be flushed, and what made that wait may be another connection.
     pub fn inspect(&self) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let waits = self.inflight.inspect(&mut seen);
-        if let Some(grace) = self.grace.get() {
-            if grace.has_passed() && self.lost.get().is_none() && !self.inflight.is_idle() {
+        if !waits {
+            *self.lock_grace() = None;
+        } else if let Some(grace) = self.grace() {
+            if grace.has_passed() && self.lost.get().is_none() {
                 self.fail(Cause::GivenUp(grace.passed()));
             }
         }
@@ -210,17 +220,21 @@ impl Connection {
 
     /// What is in flight may be answered until then, and no longer. The first one counts.
     pub fn give_grace(&self, until: Deadline) {
-        let _ = self.grace.set(until);
+        self.lock_grace().get_or_insert(until);
     }
 
     /// Until when what is in flight may be answered, if nobody wants more of the connection.
     pub fn grace(&self) -> Option<Deadline> {
-        self.grace.get().copied()
+        *self.lock_grace()
+    }
+
+    fn lock_grace(&self) -> MutexGuard<'_, Option<Deadline>> {
+        self.grace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Finds out whether the client that this thread's request is for is still there.
     fn look(&self) {
-        if self.grace.get().is_none() && self.patience.wanted.is_some_and(|wanted| !wanted()) {
+        if self.grace().is_none() && self.patience.wanted.is_some_and(|wanted| !wanted()) {
             self.give_grace(Deadline::after_maybe(self.patience.close));
         }
     }
@@ -533,7 +547,7 @@ mod tests {
             batch: None,
             held: true,
         });
-        assert!(connection.is_lost(), "nobody sent the request of 1");
+        assert!(connection.is_gone(), "nobody sent the request of 1");
         assert!(connection.inflight.load(1).get().is_none());
         assert!(connection.outbox.post(2, false).is_some(), "free again");
     }

@@ -50,6 +50,14 @@ pub enum Error {
         /// The time.
         timeout: transport::Error,
     },
+    /// It was not carried out to its end, since nobody waits for that.
+    #[error("{server}: given up, as the client has left or nbdkit was told to end: {timeout}")]
+    GivenUp {
+        /// Which server.
+        server: Server,
+        /// The time that was left for it.
+        timeout: transport::Error,
+    },
     /// The request must not be sent to this server.
     #[error("{server}: {what}")]
     Unsupported {
@@ -104,6 +112,7 @@ impl Error {
                 errno => errno,
             },
             Self::Crowded { .. } => libc::EIO,
+            Self::GivenUp { .. } => libc::ESHUTDOWN,
             Self::Unsupported { errno, .. } => *errno,
         }
     }

@@ -101,20 +101,22 @@ impl Links {
             .all(|member| member.connection.is_over())
     }
 
-    /// Whether all connections are known to be gone.
-    pub(super) fn is_lost(&self) -> bool {
+    /// Whether all connections are gone, or were left: nothing is to be done for them any more.
+    pub(super) fn are_gone(&self) -> bool {
         self.members
             .iter()
-            .all(|member| member.connection.is_lost())
+            .all(|member| member.connection.is_gone())
     }
 
     /// Flushes if something was written, says goodbye and waits for the server; all of that until
-    /// the deadline, or until the one that was set when nobody wanted more of the connection. No
-    /// request may be in flight.
+    /// the deadline, or until the one that was set for requests that hung when nobody wanted more of
+    /// the connection. No request may be in flight.
     pub fn close(&self, deadline: Deadline) {
         let deadline = self.member().grace().unwrap_or(deadline);
-        if self.wrote.load(Ordering::Acquire) && !self.is_over() {
-            self.flush_finally(deadline);
+        match self.is_over() {
+            true => self.tell_of_loss(),
+            false if self.wrote.load(Ordering::Acquire) => self.flush_finally(deadline),
+            false => (),
         }
         for member in &self.members {
             member.connection.close(deadline);
@@ -126,10 +128,21 @@ impl Links {
             return;
         }
         if let Err(error) = self.flush(&deadline) {
-            log::warn!(
-                target: "final-flush",
-                "{error}; what was written since the last flush may be lost"
-            );
+            // Not once for each kind: every time it is other data.
+            log::error!("warning: {error}; what was written since the last flush may be lost");
+        }
+    }
+
+    /// Tells of the end of connections that no request has found out about, if that matters to what
+    /// was answered.
+    fn tell_of_loss(&self) {
+        if !self.wrote.load(Ordering::Acquire) {
+            return;
+        }
+        for member in &self.members {
+            if let Some(lost) = member.connection.untold_loss() {
+                log::error!("warning: {lost}; what was written since the last flush may be lost");
+            }
         }
     }
 
@@ -204,10 +217,13 @@ impl Shared {
             }
         }
         if state.begun == state.ended {
-            state.links = None;
+            let old = state.links.take();
             state.begun += 1;
             let (shared, attempt, name) = (self.clone(), attempt(), server.clone());
             let begun = upkeep.run(Box::new(move || {
+                if let Some(old) = old {
+                    old.tell_of_loss();
+                }
                 let outcome = Outcome {
                     shared,
                     failure: Some(Error::Open {

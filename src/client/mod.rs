@@ -26,7 +26,7 @@ pub mod upkeep;
 pub mod volume;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::connection::{Connection, Patience};
 use self::error::{Error, Server};
@@ -110,6 +110,47 @@ pub struct Client {
     links: Arc<Links>,
     request_timeout: Option<Duration>,
     close_timeout: Option<Duration>,
+    wanted: Option<Wanted>,
+}
+
+/// An operation in several pieces. Each of them may be quick where all of them are not, and a request
+/// that is answered in time is looked after by nobody.
+struct Pieces<'a> {
+    client: &'a Client,
+    begun: bool,
+    /// When it was last asked whether anybody waits for the end.
+    asked: Option<Instant>,
+    /// Nobody does, and until then is time for what is left.
+    until: Option<Deadline>,
+}
+
+impl Pieces<'_> {
+    /// To be called before each piece. Reads no clock for the first one.
+    fn next(&mut self) -> Result<(), Error> {
+        let Some(wanted) = self.client.wanted else {
+            return Ok(());
+        };
+        if !std::mem::replace(&mut self.begun, true) {
+            return Ok(());
+        }
+        if let Some(until) = &self.until {
+            return match until.has_passed() {
+                true => Err(Error::GivenUp {
+                    server: self.client.links.server().clone(),
+                    timeout: until.passed(),
+                }),
+                false => Ok(()),
+            };
+        }
+        let now = Instant::now();
+        if now.duration_since(*self.asked.get_or_insert(now)) >= ASK {
+            self.asked = Some(now);
+            if !wanted() {
+                self.until = Some(Deadline::after_maybe(self.client.close_timeout));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// How [`Client::zero`] may zero.
@@ -123,6 +164,10 @@ pub struct Zeroing {
     pub fast: bool,
 }
 
+/// How long an operation goes on without asking whether anybody waits for its end. To ask may print a
+/// message.
+const ASK: Duration = Duration::from_secs(1);
+
 /// Largest range of one status query, bytes. Some servers compose the whole answer in memory, and
 /// lengths near 4 GiB have been the end of others.
 const MAX_STATUS: u32 = 1 << 31;
@@ -134,6 +179,7 @@ impl Client {
             links,
             request_timeout: options.request_timeout,
             close_timeout: options.close_timeout,
+            wanted: options.wanted,
         }
     }
 
@@ -164,7 +210,9 @@ impl Client {
         self.check_range(Command::READ, offset, buffer.len())?;
         let deadline = self.deadline();
         let mut at = offset;
+        let mut pieces = self.pieces();
         for piece in buffer.chunks_mut(self.piece()) {
+            pieces.next()?;
             let request = Request::new(Command::READ, at, piece.len() as u32);
             at += piece.len() as u64;
             self.links
@@ -188,7 +236,9 @@ impl Client {
         self.check_range(Command::WRITE, offset, payload.len())?;
         let flags = self.fua(fua)?;
         let mut at = offset;
+        let mut pieces = self.pieces();
         for piece in payload.chunks(self.piece()) {
+            pieces.next()?;
             let request = Request::new(Command::WRITE, at, piece.len() as u32).with(flags);
             at += piece.len() as u64;
             self.links
@@ -280,7 +330,9 @@ impl Client {
         let (mut at, mut left) = (request.offset, request.length);
         let mut most = volume.longest(request.command);
         let mut declined: Option<Error> = None;
+        let mut pieces = self.pieces();
         while left > 0 {
+            pieces.next()?;
             let length = left.min(most);
             let piece = Request {
                 offset: at,
@@ -322,10 +374,21 @@ impl Client {
         deadline: &Deadline,
     ) -> Result<(), Error> {
         static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+        let mut pieces = self.pieces();
         for (at, n) in split::pieces(offset, length, ZEROES.len().min(self.piece())) {
+            pieces.next()?;
             self.write_until(&ZEROES[..n], at, fua, deadline)?;
         }
         Ok(())
+    }
+
+    fn pieces(&self) -> Pieces<'_> {
+        Pieces {
+            client: self,
+            begun: false,
+            asked: None,
+            until: None,
+        }
     }
 
     /// Until when an operation that begins now must have ended, all its requests together.

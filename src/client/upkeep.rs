@@ -43,8 +43,8 @@ struct Inner {
 struct State {
     live: Vec<Arc<Links>>,
     tasks: VecDeque<Task>,
-    /// Until when everything must be closed, since nbdkit is about to end.
-    ending: Option<Deadline>,
+    /// nbdkit is about to end.
+    ending: bool,
     /// Nothing new is begun.
     over: bool,
 }
@@ -102,9 +102,6 @@ impl Upkeep {
         if state.live.iter().any(|live| Arc::ptr_eq(live, &links)) {
             return;
         }
-        if let Some(until) = state.ending {
-            links.give_grace(until);
-        }
         state.live.push(links);
         self.inner.changed.notify_all();
     }
@@ -129,20 +126,22 @@ impl Upkeep {
             // A panic of the thread's has been caught in it.
             let _ = thread.join();
         }
-        let (live, ending) = {
-            let mut state = lock(&self.inner.state);
-            (std::mem::take(&mut state.live), state.ending)
-        };
-        let until = ending.unwrap_or_else(|| Deadline::after_maybe(self.inner.patience));
+        let live = std::mem::take(&mut lock(&self.inner.state).live);
+        // What hung until now has used up its own time, and nobody else's.
+        let until = Deadline::after_maybe(self.inner.patience);
         std::thread::scope(|scope| {
+            let mut closing = Vec::new();
             for links in &live {
                 let close = move || links.close(until);
-                if std::thread::Builder::new()
-                    .spawn_scoped(scope, close)
-                    .is_err()
-                {
-                    links.close(until);
+                match std::thread::Builder::new().spawn_scoped(scope, close) {
+                    Ok(thread) => closing.push(thread),
+                    Err(_) => links.close(until),
                 }
+            }
+            // The scope waits for what threads do, not for their end, and that is our code as well.
+            for thread in closing {
+                // A panic has ended the connection.
+                let _ = thread.join();
             }
         });
     }
@@ -196,17 +195,22 @@ impl Inner {
     }
 
     fn inspect(&self, live: &[Arc<Links>]) {
-        let waits = live.iter().fold(false, |any, links| any | links.inspect());
+        let waiting: Vec<_> = live.iter().filter(|links| links.inspect()).collect();
         // There is nothing to close any more.
-        lock(&self.state).live.retain(|links| !links.is_lost());
-        let known = lock(&self.state).ending.is_some();
-        if !waits || known || (self.wanted)() {
+        lock(&self.state).live.retain(|links| !links.are_gone());
+        if waiting.is_empty() {
             return;
         }
+        let known = lock(&self.state).ending;
+        if !known {
+            // Not under the lock: to ask may print a message.
+            if (self.wanted)() {
+                return;
+            }
+            lock(&self.state).ending = true;
+        }
         let until = Deadline::after_maybe(self.patience);
-        let mut state = lock(&self.state);
-        state.ending = Some(until);
-        for links in &state.live {
+        for links in waiting {
             links.give_grace(until);
         }
     }

@@ -4,6 +4,7 @@ use std::ffi::{CStr, OsString, c_char};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use zeroize::{Zeroize, Zeroizing};
 
@@ -44,6 +45,19 @@ pub fn password(value: &CStr) -> Option<Zeroizing<Vec<u8>>> {
     Some(copy)
 }
 
+/// nbdkit has told the plugin of its end.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Says whether nbdkit ends. It may do so without having been told to, when its one client has left
+/// (`nbdkit -s`), and then its sleep goes on.
+pub fn set_ending(ending: bool) {
+    ENDING.store(ending, Ordering::Release);
+}
+
+fn is_ending() -> bool {
+    ENDING.load(Ordering::Acquire)
+}
+
 /// Whether the client that this thread serves is still there, and nbdkit goes on; on a thread that
 /// serves no client, whether nbdkit goes on. nbdkit has no question for that, but its sleep ends
 /// early, with an error of nbdkit's own that everybody sees. So it is asked only where somebody has
@@ -51,7 +65,8 @@ pub fn password(value: &CStr) -> Option<Zeroizing<Vec<u8>>> {
 #[must_use]
 pub fn is_wanted() -> bool {
     // SAFETY: takes two numbers.
-    unsafe { sys::nbdkit_nanosleep(0, 1) == 0 }
+    let goes_on = || unsafe { sys::nbdkit_nanosleep(0, 1) == 0 };
+    !is_ending() && goes_on()
 }
 
 /// Sleeps for a second. False if nbdkit, or the client that waits, ends before that; nbdkit has
@@ -60,5 +75,6 @@ pub fn is_wanted() -> bool {
 #[must_use]
 pub fn sleep_a_second() -> bool {
     // SAFETY: takes two numbers.
-    unsafe { sys::nbdkit_nanosleep(1, 0) == 0 }
+    let slept = unsafe { sys::nbdkit_nanosleep(1, 0) == 0 };
+    slept && !is_ending()
 }

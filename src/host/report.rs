@@ -39,9 +39,9 @@ fn c_string(text: &str) -> CString {
     CString::new(text).unwrap_or_default()
 }
 
-/// Forwards the `log` facade, which the rooms below the plugin use, to nbdkit: warnings so that the
-/// user sees them, once for each kind, which is the record's target; everything else, and a warning
-/// that is repeated, to the debug output.
+/// Forwards the `log` facade, which the rooms below the plugin use, to nbdkit: errors so that the user
+/// sees them; warnings too, once for each kind, which is the record's target; everything else, and a
+/// warning that is repeated, to the debug output.
 struct Logger;
 
 /// True the first time for each kind of warning.
@@ -58,10 +58,10 @@ impl log::Log for Logger {
 
     fn log(&self, record: &log::Record<'_>) {
         let text = record.args().to_string();
-        if record.level() == log::Level::Warn && is_first(record.target()) {
-            error(&format!("warning: {text}"));
-        } else {
-            debug(&text);
+        match record.level() {
+            log::Level::Error => error(&text),
+            log::Level::Warn if is_first(record.target()) => error(&format!("warning: {text}")),
+            _ => debug(&text),
         }
     }
 

@@ -109,6 +109,7 @@ impl Upstream {
             retry: config.retry,
             volumes: Volumes::default(),
         };
+        params::set_ending(false);
         let upkeep = Upkeep::new(params::is_wanted, config.timeouts.close);
         let shared = config.shared.then(|| {
             // nbdkit's own sleep cannot be used yet, and signals still end the process.
@@ -229,6 +230,8 @@ impl Upstream {
     /// Disconnects everybody, also clients that nbdkit did not close, and ends a server that we
     /// started. Does nothing the second time.
     pub fn end(&self) {
+        // Before the thread is waited for that asks.
+        params::set_ending(true);
         self.upkeep.end();
         self.server.options.target.end();
     }

@@ -133,6 +133,11 @@ impl Deadline {
         if self.has_passed() {
             return Err(self.passed());
         }
+        self.check_wanted()
+    }
+
+    /// An error if nobody wants the result.
+    pub(super) fn check_wanted(&self) -> Result<(), Error> {
         match self.wanted {
             Some((from, wanted)) if Instant::now() >= from && !wanted() => Err(Error::Unwanted),
             _ => Ok(()),

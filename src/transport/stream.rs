@@ -242,6 +242,7 @@ impl Stream {
     ) -> Result<Ready, Error> {
         if readable && self.tls.as_ref().is_some_and(Session::may_hold_more) {
             // What TLS has already taken from the socket does not show there.
+            deadline.check_wanted()?;
             return Ok(Ready {
                 readable: true,
                 expired: deadline.has_passed(),
@@ -276,7 +277,8 @@ impl Stream {
                     }
                     Err(error) => return Err(error),
                 },
-                Ok(_) | Err(Errno::INTR) => break,
+                // A server that is slow, but never silent for long, holds nobody either.
+                Ok(_) | Err(Errno::INTR) => break deadline.check_wanted()?,
                 Err(errno) => {
                     return Err(Error::Io {
                         call: "poll",

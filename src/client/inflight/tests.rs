@@ -229,6 +229,47 @@ mod models {
         });
     }
 
+    /// Called to look at any moment, before the sleep, in it and while it reads: the call is
+    /// answered, and the request ends all the same.
+    #[test]
+    fn loom_whoever_is_called_to_look_goes_on() {
+        bounded().check(|| {
+            let model = Model::new();
+            let role = model.table.try_read().expect("free");
+            let other = model.clone();
+            let looked = Arc::new(AtomicU32::new(0));
+            let noted = looked.clone();
+            let owner = thread::spawn(move || {
+                let table = &other.table;
+                let ticket = table
+                    .claim(&Deadline::NEVER, |_| Arc::new(UnsafeCell::new(0)))
+                    .expect("a slot");
+                let index = ticket.index();
+                table.wake(table.sent(index));
+                ticket.wait(
+                    &Deadline::NEVER,
+                    || (),
+                    || noted.store(1, Ordering::Release),
+                    || (),
+                    |role| {
+                        // Nothing arrives before it has looked.
+                        match noted.load(Ordering::Acquire) {
+                            0 => thread::yield_now(),
+                            _ => *role.parts().1 |= table.replied(index),
+                        }
+                    },
+                );
+            });
+            let mut seen = Seen::default();
+            while looked.load(Ordering::Acquire) == 0 {
+                model.table.inspect(&mut seen);
+                thread::yield_now();
+            }
+            drop(role);
+            owner.join().expect("no panic");
+        });
+    }
+
     /// The reader abandons everything; nobody is left asleep.
     #[test]
     fn loom_a_lost_connection_ends_every_wait() {
