@@ -90,29 +90,42 @@ fn b1_success_without_an_answer_is_an_error() {
 }
 
 #[test]
-fn b2_extents_without_progress_kill_the_connection() {
+fn b2_extents_of_no_length_are_skipped_where_others_cover_the_query() {
     let mut bench = Bench::new(&[]);
-    let rows: [(&str, &[(u32, u32)]); 4] = [
-        ("none", &[]),
-        ("empty", &[(0, 0)]),
-        ("first empty", &[(0, 3), (LENGTH, 0)]),
-        ("later empty", &[(HALF, 3), (0, 0), (HALF, 3)]),
+    type Extents = &'static [(u32, u32)];
+    let fails = Verdict::Fails(errno::EIO);
+    let whole = Verdict::Extents(&[(LENGTH, 3)]);
+    let rows: [(&str, Extents, Verdict, Verdict); 6] = [
+        ("none", &[], fails, fails),
+        ("empty", &[(0, 0)], fails, fails),
+        ("first empty", &[(0, 0), (LENGTH, 3)], whole, whole),
+        ("last empty", &[(LENGTH, 3), (0, 0)], whole, whole),
+        (
+            "middle empty",
+            &[(HALF, 3), (0, 0), (HALF, 3)],
+            whole,
+            Verdict::Extents(&[(HALF, 3)]),
+        ),
+        (
+            "empty and too short",
+            &[(HALF, 3), (0, 0)],
+            fails,
+            Verdict::Extents(&[(HALF, 3)]),
+        ),
     ];
-    for (row, extents) in rows {
-        status(&mut bench, &format!("B2 {row}"), Verdict::Dead, |cookie| {
+    for (row, extents, all, one) in rows {
+        status(&mut bench, &format!("B2 {row}"), all, |cookie| {
             wire::status(DONE, cookie, id(), extents)
         });
-        status_one(
-            &mut bench,
-            &format!("B2 {row}, one extent asked for"),
-            Verdict::Dead,
-            |cookie| wire::status(DONE, cookie, id(), extents),
-        );
+        let row = format!("B2 {row}, one extent asked for");
+        status_one(&mut bench, &row, one, |cookie| {
+            wire::status(DONE, cookie, id(), extents)
+        });
     }
 }
 
 #[test]
-fn b2_extents_of_a_length_that_does_not_add_up_kill_the_connection() {
+fn b2_extents_of_a_length_that_does_not_add_up_fail_the_query() {
     let mut bench = Bench::new(&[]);
     let whole = wire::join(&[&id().to_be_bytes(), &LENGTH.to_be_bytes(), &[0; 4], &[0; 8]]);
     for length in [0, 3, 5, 11, 13, 19] {
@@ -120,7 +133,7 @@ fn b2_extents_of_a_length_that_does_not_add_up_kill_the_connection() {
         status(
             &mut bench,
             &format!("B2 payload of {length} bytes"),
-            Verdict::Dead,
+            Verdict::Fails(errno::EIO),
             move |cookie| wire::chunk(DONE, wire::chunk_type::BLOCK_STATUS, cookie, &payload),
         );
     }
@@ -181,11 +194,16 @@ fn b4_with_req_one_the_first_extent_counts() {
 }
 
 #[test]
-fn b5_a_context_that_answers_twice_kills_the_connection() {
-    status(&mut Bench::new(&[]), "B5", Verdict::Dead, |cookie| {
-        let once = |flags| wire::status(flags, cookie, id(), &[(LENGTH, 0)]);
-        wire::join(&[&once(MORE), &once(DONE)])
-    });
+fn b5_a_context_that_answers_twice_fails_the_query() {
+    status(
+        &mut Bench::new(&[]),
+        "B5",
+        Verdict::Fails(errno::EIO),
+        |cookie| {
+            let once = |flags| wire::status(flags, cookie, id(), &[(LENGTH, 0)]);
+            wire::join(&[&once(MORE), &once(DONE)])
+        },
+    );
 }
 
 #[test]

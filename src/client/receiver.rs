@@ -12,6 +12,7 @@ use super::error::Cause;
 use super::inflight::{Inflight, SlotSet};
 use crate::proto::Violation;
 use crate::proto::chunks::{MAX_TAKE, Step};
+use crate::proto::consts::Command;
 use crate::proto::reply::{Decoded, decode};
 use crate::proto::request::Cookie;
 use crate::transport::{Blocking, Error, Stream};
@@ -249,5 +250,5 @@ fn room(target: &mut [u8], at: u32, len: u32) -> Result<&mut [u8], Violation> {
     target
         .get_mut(at as usize..)
         .and_then(|rest| rest.get_mut(..len as usize))
-        .ok_or(Violation::Overlap(u64::from(at)))
+        .ok_or(Violation::Misfit(Command::READ))
 }

@@ -1,5 +1,7 @@
 //! Big-endian integers out of and into byte strings: the only place that knows the byte order.
 
+use super::consts::MAX_TEXT;
+
 /// Takes fields from the front of a byte string. Every method answers `None`, and consumes
 /// nothing, when the bytes do not suffice.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +107,14 @@ pub fn printable(bytes: &[u8], limit: usize) -> String {
     text
 }
 
+/// What a server says for people to read, as a message quotes it: short, and without the NUL that C
+/// programs leave at its end.
+pub fn quoted(text: &[u8]) -> String {
+    let end = text.iter().rposition(|byte| *byte != 0);
+    let text = text.get(..end.map_or(0, |last| last + 1)).unwrap_or(text);
+    printable(text, MAX_TEXT)
+}
+
 /// Characters that reorder the text around them and so could disguise a log line.
 fn is_bidi_override(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -132,6 +142,14 @@ mod tests {
         );
         assert_eq!(printable(b"abcdef", 3), "abc...");
         assert_eq!(printable(b"\xff", 3), "\u{fffd}");
+    }
+
+    #[test]
+    fn a_quotation_is_short_and_has_no_nul_at_its_end() {
+        assert_eq!(quoted(b"Read failed\0"), "Read failed");
+        assert_eq!(quoted(b"one\0two\0\0"), "one\\u{0}two");
+        assert_eq!(quoted(b"\0"), "");
+        assert_eq!(quoted(&[b'x'; 201]), "x".repeat(200) + "...");
     }
 
     proptest! {

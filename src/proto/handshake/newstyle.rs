@@ -7,7 +7,7 @@ use super::{
     Described, Error, Goal, Info, Outcome, Progress, Purpose, TlsEstablished, TlsPolicy, enter,
     options,
 };
-use crate::proto::codec::{Reader, printable};
+use crate::proto::codec::{Reader, printable, quoted};
 use crate::proto::consts::{
     BASE_ALLOCATION, HandshakeFlags, MAX_STRING, OPTION_REPLY_MAGIC, OptionReply, OptionType,
     PADDING,
@@ -299,7 +299,7 @@ impl Newstyle {
         let refusal = Refusal {
             option: self.asking,
             reply,
-            text: printable(text, MAX_STRING),
+            text: quoted(text),
             export: printable(self.goal.export.as_bytes(), MAX_STRING),
         };
         log::debug!("{refusal}");
