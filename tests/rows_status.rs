@@ -2,10 +2,11 @@
 
 mod common;
 
+use common::scripted::Gate;
 use common::scripted::bench::{Ask, Bench, LENGTH, OFFSET, Verdict};
 use common::scripted::disk::Disk;
 use common::scripted::peer::Offer;
-use common::scripted::wire::{self, DONE, MORE, cmd_flag, errno};
+use common::scripted::wire::{self, DONE, MORE, cmd, cmd_flag, errno};
 
 const HALF: u32 = LENGTH / 2;
 
@@ -294,6 +295,55 @@ fn b7_a_million_extents_are_cut_somewhere() {
 
     ticket.finished("B7");
     bench.serves_the_next("B7");
+}
+
+/// Sixteen queries for one extent each, and answers of a million extents that do not end.
+#[test]
+fn b7_what_nobody_asked_for_takes_no_memory() {
+    const COUNT: u32 = 1 << 20;
+    let mut bench = Bench::new(&["--threads=16"]);
+    let offer = Offer {
+        size: 1 << 40,
+        ..Offer::default()
+    };
+    let (sent, measured) = (Gate::default(), Gate::default());
+    let ticket = bench.play({
+        let (sent, measured) = (sent.clone(), measured.clone());
+        move |peer| {
+            peer.negotiate(&offer)?;
+            let extents = vec![(LENGTH, 0); COUNT as usize];
+            let requests: Vec<_> = (0..16).map(|_| peer.request()).collect::<Result<_, _>>()?;
+            for request in &requests {
+                peer.send(&wire::status(MORE, request.cookie, id(), &extents))?;
+            }
+            peer.drained()?;
+            sent.open();
+            measured.pass();
+            for request in &requests {
+                peer.send(&wire::none(request.cookie))?;
+                peer.answered(request);
+            }
+            peer.serve(&mut Disk::new(offer.size))
+        }
+    });
+
+    let mut front = bench.open_structured();
+    let before = bench.resident_kib();
+    let queries: Vec<u64> = (0..16)
+        .map(|i| front.submit(cmd::BLOCK_STATUS, cmd_flag::REQ_ONE, i << 30, 1 << 30, &[]))
+        .collect();
+    sent.pass();
+    let grown = bench.resident_kib().saturating_sub(before);
+    measured.open();
+    for query in queries {
+        let answer = front.wait_success(query).map(|success| success.extents);
+        assert_eq!(answer, Ok(vec![(LENGTH, 0)]));
+    }
+    front.close();
+
+    assert!(grown < 16 << 10, "{grown} KiB for sixteen extents");
+    ticket.finished("B7 sixteen");
+    bench.serves_the_next("B7 sixteen");
 }
 
 #[test]

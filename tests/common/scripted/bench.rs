@@ -115,13 +115,21 @@ impl Bench {
 
     /// The most address space nbdkit ever had, in KiB: shows an allocation even if it was never touched.
     pub fn peak_address_space_kib(&self) -> u64 {
+        self.kib("VmPeak:")
+    }
+
+    /// The memory that nbdkit uses now, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        self.kib("VmRSS:")
+    }
+
+    fn kib(&self, key: &str) -> u64 {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.nbdkit.pid())).expect("nbdkit runs");
-        let peak = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmPeak:"))
-            .expect("a VmPeak line");
-        peak.trim()
+        let value = status.lines().find_map(|line| line.strip_prefix(key));
+        let value = value.unwrap_or_else(|| panic!("no line {key}\n{status}"));
+        value
+            .trim()
             .trim_end_matches(" kB")
             .parse()
             .expect("a number")
