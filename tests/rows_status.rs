@@ -141,20 +141,28 @@ fn b2_extents_of_a_length_that_does_not_add_up_fail_the_query() {
 }
 
 #[test]
-fn b3_extents_end_with_the_request() {
+fn b3_extents_may_pass_the_end_of_the_request_but_not_of_the_export() {
+    const REST: u32 = (1 << 20) - OFFSET as u32;
     let mut bench = Bench::new(&[]);
     status(
         &mut bench,
+        "B3 a little longer",
+        Verdict::Extents(&[(HALF, 0), (LENGTH, 3)]),
+        |cookie| wire::status(DONE, cookie, id(), &[(HALF, 0), (LENGTH, 3)]),
+    );
+    status(
+        &mut bench,
         "B3 one too long",
-        Verdict::Extents(&[(LENGTH, 3)]),
+        Verdict::Extents(&[(REST, 3)]),
         |cookie| wire::status(DONE, cookie, id(), &[(u32::MAX, 3)]),
     );
     status(
         &mut bench,
         "B3 last too long",
-        Verdict::Extents(&[(HALF, 3), (HALF, 0)]),
+        Verdict::Extents(&[(HALF, 3), (REST - HALF, 0)]),
         |cookie| wire::status(DONE, cookie, id(), &[(HALF, 3), (u32::MAX, 0)]),
     );
+    // Nobody asked for what follows the extent that reaches the end.
     status(
         &mut bench,
         "B3 far too many",
@@ -168,12 +176,11 @@ fn b3_extents_end_with_the_request() {
             )
         },
     );
-    // nbdkit joins equal neighbours, so their sum must not pass the end either.
     status(
         &mut bench,
         "B3 equal neighbours",
-        Verdict::Extents(&[(LENGTH, 3)]),
-        |cookie| wire::status(DONE, cookie, id(), &[(u32::MAX, 3), (u32::MAX, 3)]),
+        Verdict::Extents(&[(REST, 3)]),
+        |cookie| wire::status(DONE, cookie, id(), &[(HALF, 3), (u32::MAX, 3)]),
     );
 }
 

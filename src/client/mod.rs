@@ -83,9 +83,9 @@ pub struct Zeroing {
     pub fast: bool,
 }
 
-/// Largest range of one status query, bytes. Some servers compose the whole answer in memory, and
-/// lengths near 4 GiB have been the end of others.
-const MAX_STATUS: u32 = 1 << 31;
+/// Most bytes that the extents of one answer cover. nbdkit joins neighbours that are alike, and its
+/// versions before 1.44 abort when one of 4 GiB comes of that (CVE-2025-47711).
+const MAX_DESCRIBED: u32 = u32::MAX;
 
 impl Client {
     /// Connects and enters transmission with an export.
@@ -190,8 +190,9 @@ impl Client {
         }
     }
 
-    /// The allocation of at least the first byte of a range, in order, cut at the range's end. The
-    /// answer may stop early; with `one` it is a single extent.
+    /// The allocation of at least the first byte of a range, in order. The answer may stop early, and
+    /// the last extent may pass the range's end, as the server told it; all are less than 4 GiB. With
+    /// `one` it is a single extent.
     pub fn block_status(
         &self,
         length: u32,
@@ -201,8 +202,11 @@ impl Client {
         if self.export.base_allocation.is_none() {
             return Err(self.unsupported("no base:allocation context was agreed", libc::EINVAL));
         }
+        // The answer may stop early, so the whole blocks of the longest query there is, 2^32-1 bytes,
+        // will do.
+        let odd = length % self.export.minimum_block();
+        let length = if odd < length { length - odd } else { length };
         self.check_range(Command::BLOCK_STATUS, offset, length as usize)?;
-        let length = length.min(MAX_STATUS);
         let mut flags = CommandFlags::empty();
         flags.set(CommandFlags::REQ_ONE, one);
         let request = Request::new(Command::BLOCK_STATUS, offset, length).with(flags);
@@ -210,10 +214,7 @@ impl Client {
             return Ok(Vec::new());
         }
         let mut extents = self.connection.submit(request, Buffer::None)?;
-        split::cut(&mut extents, length);
-        if one {
-            extents.truncate(1);
-        }
+        split::cut(&mut extents, MAX_DESCRIBED);
         Ok(extents)
     }
 

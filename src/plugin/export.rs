@@ -120,8 +120,8 @@ impl Handle {
         self.explained(self.client.cache(length, offset))
     }
 
-    /// Reports extents; cut at the end of the query, because nbdkit before 1.44 aborts on longer
-    /// ones.
+    /// Reports extents. The last one may pass the end of the query, and of the export, where nbdkit
+    /// cuts it.
     pub fn extents(
         &self,
         length: u32,
