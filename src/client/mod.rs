@@ -241,7 +241,8 @@ impl Client {
     }
 
     /// Refuses what no server could do: a range past the end, or between blocks. A zero length is
-    /// fine anywhere, as nothing is sent for it.
+    /// fine between the blocks, as nothing is sent for it; and so is what touches a last block that
+    /// is not whole.
     fn check_range(&self, command: Command, offset: u64, length: usize) -> Result<(), Error> {
         let end = offset.checked_add(length as u64);
         if end.is_none_or(|end| end > self.export.size) {
@@ -257,12 +258,12 @@ impl Client {
                 errno,
             ));
         }
-        let block = u64::from(self.export.minimum_block());
-        if offset % block != 0 || length as u64 % block != 0 {
+        if !self.export.is_aligned(offset, length as u64) {
             return Err(self.unsupported(
                 &format!(
                     "{command} of {length} bytes at offset {offset} is not aligned to the server's \
-                     minimum block size {block}"
+                     minimum block size {}",
+                    self.export.minimum_block()
                 ),
                 libc::EINVAL,
             ));

@@ -144,7 +144,7 @@ fn shake_hands(
 fn describe(server: &Server, export: &Export) {
     log::debug!(
         "{server}: export of {} bytes, {:?}, structured replies {}, base:allocation {}",
-        export.advertised_size,
+        export.size,
         export.flags,
         on(export.structured),
         on(export.base_allocation.is_some()),
@@ -155,12 +155,6 @@ fn describe(server: &Server, export: &Export) {
             sizes.minimum,
             sizes.preferred,
             sizes.maximum
-        );
-    }
-    if export.size != export.advertised_size {
-        log::info!(
-            "{server}: the last {} bytes are less than a block and cannot be reached",
-            export.advertised_size - export.size
         );
     }
 }

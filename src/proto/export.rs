@@ -5,11 +5,8 @@ use super::consts::{DEFAULT_MAX_PAYLOAD, TransmissionFlags};
 /// An export as the server described it, after everything that contradicts the rest was masked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
-    /// Usable bytes: the server's size, rounded down to a whole number of minimum blocks, because
-    /// the rest could not be reached by any legal request.
+    /// Bytes. Need not be a whole number of minimum blocks.
     pub size: u64,
-    /// The server's own figure, bytes.
-    pub advertised_size: u64,
     /// Abilities.
     pub flags: TransmissionFlags,
     /// Block size constraints, where the server sent legal ones.
@@ -29,7 +26,6 @@ impl Export {
     pub fn new(size: u64, flags: TransmissionFlags, structured: bool) -> Self {
         Self {
             size,
-            advertised_size: size,
             flags: consistent(flags, structured),
             block_sizes: None,
             canonical_name: None,
@@ -37,16 +33,6 @@ impl Export {
             structured,
             base_allocation: None,
         }
-    }
-
-    /// Adds the server's block sizes, which also decide how many bytes can be reached.
-    pub fn with_block_sizes(mut self, sizes: Option<BlockSizes>) -> Self {
-        self.size = self.advertised_size;
-        if let Some(sizes) = sizes {
-            self.size -= self.size % u64::from(sizes.minimum);
-        }
-        self.block_sizes = sizes;
-        self
     }
 
     /// Whether the server has all of `flags`.
@@ -57,6 +43,14 @@ impl Export {
     /// Smallest unit of offset and length that the server accepts, bytes.
     pub fn minimum_block(&self) -> u32 {
         self.block_sizes.map_or(1, |sizes| sizes.minimum)
+    }
+
+    /// Whether a request for this range keeps to the server's minimum block. Where the export ends
+    /// within a block no request for that block can; those are asked for as they are.
+    pub fn is_aligned(&self, offset: u64, length: u64) -> bool {
+        let block = u64::from(self.minimum_block());
+        let whole_blocks = self.size - self.size % block;
+        (offset % block == 0 && length % block == 0) || offset.saturating_add(length) > whole_blocks
     }
 
     /// Largest length of one read or write, bytes: a whole number of minimum blocks.
@@ -164,14 +158,37 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_shorter_than_a_block_is_not_offered() {
-        let export = Export::new(10_000, ALL, true).with_block_sizes(BlockSizes::checked(
-            4096,
-            4096,
-            65536 + 100,
-        ));
-        assert_eq!(export.size, 8192);
-        assert_eq!(export.advertised_size, 10_000);
+    fn what_is_within_the_export_depends_on_its_blocks() {
+        let blocks = |minimum| {
+            let mut export = Export::new(10_000, ALL, true);
+            export.block_sizes = BlockSizes::checked(minimum, 4096, 65536 + 100);
+            export
+        };
+        let export = blocks(4096);
         assert_eq!(export.maximum_payload(), 65536);
+        for (offset, length, reachable) in [
+            (0, 8192, true),
+            (4096, 4096, true),
+            (0, 512, false),
+            (512, 4096, false),
+            (4097, 0, false),
+            // The last block is no whole one: whatever touches it is the server's business.
+            (8192, 1808, true),
+            (4096, 5904, true),
+            (9999, 1, true),
+            (100, 9000, true),
+            (8192, 100, true),
+        ] {
+            assert_eq!(
+                export.is_aligned(offset, length),
+                reachable,
+                "{offset}+{length}"
+            );
+        }
+        assert!(blocks(1).is_aligned(1, 1));
+        assert!(
+            !blocks(16).is_aligned(9999, 1),
+            "10,000 bytes are whole blocks"
+        );
     }
 }

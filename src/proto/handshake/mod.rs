@@ -313,7 +313,8 @@ impl Info {
             OptionType::GO,
             "NBD_REP_ACK without NBD_INFO_EXPORT",
         ))?;
-        let mut export = enter(size, flags, structured)?.with_block_sizes(self.block_sizes);
+        let mut export = enter(size, flags, structured)?;
+        export.block_sizes = self.block_sizes;
         export.canonical_name = self.canonical_name;
         export.description = self.description;
         export.base_allocation = context;
