@@ -320,9 +320,15 @@ impl Newstyle {
     }
 
     /// Goes on in clear if the user allows that and the server has no TLS to offer. Servers put it
-    /// in two ways: that they do not know the option, or that their set-up forbids it.
+    /// in three ways: that they do not know the option, that they were built without TLS, or that
+    /// their set-up forbids it.
     fn tls_refused(&mut self, refusal: Refusal) -> Result<Progress, Error> {
-        let none = [OptionReply::ERR_UNSUP, OptionReply::ERR_POLICY].contains(&refusal.reply);
+        let none = [
+            OptionReply::ERR_UNSUP,
+            OptionReply::ERR_PLATFORM,
+            OptionReply::ERR_POLICY,
+        ]
+        .contains(&refusal.reply);
         if self.goal.tls == TlsPolicy::Require {
             return Err(Error::TlsRefused(refusal));
         }

@@ -234,6 +234,7 @@ fn required_tls_is_never_done_without() {
         unfixed,
         refusing(OptionReply::ERR_UNSUP),
         refusing(OptionReply::ERR_POLICY),
+        refusing(OptionReply::ERR_PLATFORM),
         refusing(OptionReply::ERR_TLS_REQD),
     ] {
         let error = require(&server)
@@ -264,7 +265,11 @@ fn allowed_tls_is_done_without_only_if_the_server_has_none() {
             .expect("short name")
             .with_tls(TlsPolicy::Allow)
     };
-    for none in [OptionReply::ERR_UNSUP, OptionReply::ERR_POLICY] {
+    for none in [
+        OptionReply::ERR_UNSUP,
+        OptionReply::ERR_PLATFORM,
+        OptionReply::ERR_POLICY,
+    ] {
         assert!(pursue(allow(), &serve(none)).is_ok());
     }
     assert!(pursue(allow(), &serve(OptionReply::ERR_INVALID)).is_err());
