@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nbdkit_nbd_plugin::client::error::Error;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
+use nbdkit_nbd_plugin::proto::name::ExportName;
 use nbdkit_nbd_plugin::transport::Target;
 use nbdkit_nbd_plugin::transport::tls::{Credentials, Settings};
 
@@ -66,7 +67,7 @@ fn open(socket: &Path) -> Result<Client, Error> {
         handshake_timeout: PATIENCE,
         request_timeout: PATIENCE,
     };
-    Client::open(&options, "")
+    Client::open(&options, &ExportName::default())
 }
 
 /// How many extents there are before `end`.

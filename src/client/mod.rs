@@ -28,6 +28,7 @@ use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::errno::NbdErrno;
 use crate::proto::export::Export;
 use crate::proto::handshake::{Listed, TlsPolicy};
+use crate::proto::name::ExportName;
 use crate::proto::request::Request;
 use crate::transport::Target;
 use crate::transport::tls::Settings;
@@ -55,7 +56,7 @@ pub fn list(options: &Options) -> Result<Vec<Listed>, Error> {
 }
 
 /// Asks a server for the canonical name of its default export.
-pub fn default_export(options: &Options) -> Result<Option<String>, Error> {
+pub fn default_export(options: &Options) -> Result<Option<ExportName>, Error> {
     Ok(open::describe_default(&server(options), options)?.canonical_name)
 }
 
@@ -89,7 +90,7 @@ const MAX_DESCRIBED: u32 = u32::MAX;
 
 impl Client {
     /// Connects and enters transmission with an export.
-    pub fn open(options: &Options, export: &str) -> Result<Self, Error> {
+    pub fn open(options: &Options, export: &ExportName) -> Result<Self, Error> {
         let server = server(options);
         let (stream, export) = open::enter(&server, options, export)?;
         let connection = Connection::new(server.clone(), stream, &export, options.request_timeout)

@@ -8,6 +8,7 @@ use super::error::{Error, OpenError, Server};
 use crate::proto::consts::OptionType;
 use crate::proto::export::Export;
 use crate::proto::handshake::{self, Described, Goal, Handshake, Listed, Outcome, Step};
+use crate::proto::name::ExportName;
 use crate::proto::request::encode_option;
 use crate::transport::tls::Settings;
 use crate::transport::{Blocking, Deadline, Stream};
@@ -16,9 +17,12 @@ use crate::transport::{Blocking, Deadline, Stream};
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Connects, and enters transmission with `export`.
-pub fn enter(server: &Server, options: &Options, export: &str) -> Result<(Stream, Export), Error> {
-    let goal = Goal::open(export).ok_or_else(|| failed(server, OpenError::LongName))?;
-    match reach(server, options, goal)? {
+pub fn enter(
+    server: &Server,
+    options: &Options,
+    export: &ExportName,
+) -> Result<(Stream, Export), Error> {
+    match reach(server, options, Goal::open(export))? {
         (stream, Outcome::Export(export)) => {
             describe(server, &export);
             Ok((stream, *export))

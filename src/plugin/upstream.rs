@@ -12,6 +12,7 @@ use crate::config::{Config, ExportName};
 use crate::host::lists::Exports;
 use crate::host::params;
 use crate::proto::handshake::TlsPolicy;
+use crate::proto::name;
 use crate::transport::Target;
 use crate::transport::command::Child;
 use crate::transport::fd::Inherited;
@@ -96,7 +97,9 @@ impl Upstream {
                 std::thread::sleep(Duration::from_secs(1));
                 true
             };
-            *lock(shared) = Some(Arc::new(upstream.connect("", pause)?));
+            *lock(shared) = Some(Arc::new(
+                upstream.connect(&name::ExportName::default(), pause)?,
+            ));
         }
         Ok(upstream)
     }
@@ -122,12 +125,12 @@ impl Upstream {
     /// A connection for a client that asks for the export `wanted`.
     pub fn open(
         &self,
-        wanted: impl FnOnce() -> Result<String, Failure>,
+        wanted: impl FnOnce() -> Result<name::ExportName, Failure>,
     ) -> Result<Session, Failure> {
         let pause = params::sleep_a_second;
         let Some(shared) = &self.shared else {
             let wanted = match self.export {
-                ExportName::Fixed(_) => String::new(),
+                ExportName::Fixed(_) => name::ExportName::default(),
                 ExportName::Dynamic => wanted()?,
             };
             return Ok(Session {
@@ -140,7 +143,7 @@ impl Upstream {
             Some(client) => client,
             // The server went away. Those who use the old connection see their requests fail;
             // whoever comes now gets a new one.
-            None => Arc::new(self.connect("", pause)?),
+            None => Arc::new(self.connect(&name::ExportName::default(), pause)?),
         };
         *shared = Some(client.clone());
         Ok(Session {
@@ -158,18 +161,15 @@ impl Upstream {
                 .ok_or_else(Failure::by_host);
         }
         for export in client::list(&self.options)? {
-            if !exports.add(&export.name, &export.description) {
-                log::debug!(
-                    "nbdkit does not list export \"{}\"",
-                    export.name.escape_debug()
-                );
+            if !exports.add(export.name.as_bytes(), &export.description) {
+                log::debug!("nbdkit does not list export \"{}\"", export.name);
             }
         }
         Ok(())
     }
 
     /// The name behind the empty name. Not knowing is no failure: the server may still open it.
-    pub fn default_export(&self) -> String {
+    pub fn default_export(&self) -> name::ExportName {
         match &self.export {
             ExportName::Fixed(name) => name.clone(),
             ExportName::Dynamic => client::default_export(&self.options)
@@ -192,7 +192,7 @@ impl Upstream {
     }
 
     /// Connects, and tries again as often as the user said, if time can help.
-    fn connect(&self, wanted: &str, pause: Pause) -> Result<Client, Failure> {
+    fn connect(&self, wanted: &name::ExportName, pause: Pause) -> Result<Client, Failure> {
         let export = match &self.export {
             ExportName::Fixed(name) => name,
             ExportName::Dynamic => wanted,

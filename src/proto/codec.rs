@@ -79,8 +79,9 @@ impl Writer {
 
     /// Appends a string behind its 32-bit length. Strings here are export names and context
     /// names, which were checked to be at most [`MAX_STRING`](super::consts::MAX_STRING) bytes.
-    pub fn string(self, text: &str) -> Self {
-        self.u32(text.len() as u32).bytes(text.as_bytes())
+    pub fn string(self, text: impl AsRef<[u8]>) -> Self {
+        let bytes = text.as_ref();
+        self.u32(bytes.len() as u32).bytes(bytes)
     }
 
     /// The finished byte string.

@@ -1,6 +1,7 @@
 //! What a handshake agreed on: the export's size and abilities, made consistent.
 
 use super::consts::{DEFAULT_MAX_PAYLOAD, TransmissionFlags};
+use super::name::ExportName;
 
 /// An export as the server described it, after everything that contradicts the rest was masked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,7 +13,7 @@ pub struct Export {
     /// Block size constraints, where the server sent legal ones.
     pub block_sizes: Option<BlockSizes>,
     /// The name that the server gives the export, where it said so.
-    pub canonical_name: Option<String>,
+    pub canonical_name: Option<ExportName>,
     /// A text for people, where the server sent one.
     pub description: Option<String>,
     /// Whether reads are answered by structured replies.

@@ -15,12 +15,14 @@ pub mod coverage;
 pub mod errno;
 pub mod export;
 pub mod handshake;
+pub mod name;
 pub mod reply;
 pub mod request;
 
 use self::codec::quoted;
 use self::consts::{ChunkType, Command, OptionReply, OptionType};
 use self::errno::NbdErrno;
+use self::name::ExportName;
 
 /// The server broke the protocol in a way that leaves what follows on the connection without a
 /// known meaning, so that it cannot be used any further. See [`Fault`] for what one request can
@@ -155,7 +157,7 @@ pub struct Refusal {
     /// The server's text, already made printable; may be empty.
     pub text: String,
     /// The export that was asked for.
-    pub export: String,
+    pub export: ExportName,
 }
 
 impl Refusal {

@@ -8,6 +8,7 @@ use std::path::Path;
 use nbdkit_nbd_plugin::client::error::Error;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
+use nbdkit_nbd_plugin::proto::name::ExportName;
 use nbdkit_nbd_plugin::transport::Target;
 use nbdkit_nbd_plugin::transport::tls::{Credentials, Settings};
 
@@ -27,5 +28,5 @@ pub fn open(socket: &Path) -> Result<Client, Error> {
         handshake_timeout: None,
         request_timeout: None,
     };
-    Client::open(&options, "")
+    Client::open(&options, &ExportName::default())
 }

@@ -12,10 +12,10 @@ mod options;
 use self::newstyle::Newstyle;
 use super::codec::Reader;
 use super::consts::{
-    INIT_MAGIC, MAX_EXPORT_SIZE, MAX_STRING, NEWSTYLE_MAGIC, OLDSTYLE_MAGIC, OptionType,
-    TransmissionFlags,
+    INIT_MAGIC, MAX_EXPORT_SIZE, NEWSTYLE_MAGIC, OLDSTYLE_MAGIC, OptionType, TransmissionFlags,
 };
 use super::export::{BlockSizes, Export};
+use super::name::ExportName;
 use super::{Refusal, Violation};
 
 /// What the caller does next.
@@ -47,7 +47,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     /// The export's name.
-    pub name: String,
+    pub name: ExportName,
     /// A text for people; may be empty.
     pub description: String,
 }
@@ -56,7 +56,7 @@ pub struct Listed {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Described {
     /// The name that the server gives the export, where it said so.
-    pub canonical_name: Option<String>,
+    pub canonical_name: Option<ExportName>,
 }
 
 /// Proof that what follows on a connection is protected by TLS. Only `transport`, which does it, can
@@ -102,7 +102,7 @@ pub enum Error {
 /// What the user wants of the server.
 #[derive(Clone, Debug)]
 pub struct Goal {
-    export: String,
+    export: ExportName,
     purpose: Purpose,
     tls: TlsPolicy,
 }
@@ -115,20 +115,19 @@ enum Purpose {
 }
 
 impl Goal {
-    /// To open an export by name; the empty name is the server's default export. `None` if the name
-    /// is longer than the protocol allows.
-    pub fn open(export: &str) -> Option<Self> {
-        (export.len() <= MAX_STRING).then(|| Self {
-            export: export.to_owned(),
+    /// To open an export by name.
+    pub fn open(export: &ExportName) -> Self {
+        Self {
+            export: export.clone(),
             purpose: Purpose::Open,
             tls: TlsPolicy::Off,
-        })
+        }
     }
 
     /// To learn which exports there are.
     pub fn list() -> Self {
         Self {
-            export: String::new(),
+            export: ExportName::default(),
             purpose: Purpose::List,
             tls: TlsPolicy::Off,
         }
@@ -137,7 +136,7 @@ impl Goal {
     /// To learn about the default export without opening it.
     pub fn describe_default() -> Self {
         Self {
-            export: String::new(),
+            export: ExportName::default(),
             purpose: Purpose::Describe,
             tls: TlsPolicy::Off,
         }
@@ -154,7 +153,7 @@ impl Goal {
         match self.purpose {
             Purpose::Open => None,
             Purpose::List => Some(Outcome::Listing(vec![Listed {
-                name: String::new(),
+                name: ExportName::default(),
                 description: String::new(),
             }])),
             Purpose::Describe => Some(Outcome::Described(Described::default())),
@@ -303,7 +302,7 @@ struct Info {
     listing: Vec<Listed>,
     export: Option<(u64, u16)>,
     block_sizes: Option<BlockSizes>,
-    canonical_name: Option<String>,
+    canonical_name: Option<ExportName>,
     description: Option<String>,
 }
 

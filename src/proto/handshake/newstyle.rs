@@ -7,10 +7,9 @@ use super::{
     Described, Error, Goal, Info, Outcome, Progress, Purpose, TlsEstablished, TlsPolicy, enter,
     options,
 };
-use crate::proto::codec::{Reader, printable, quoted};
+use crate::proto::codec::{Reader, quoted};
 use crate::proto::consts::{
-    BASE_ALLOCATION, HandshakeFlags, MAX_STRING, OPTION_REPLY_MAGIC, OptionReply, OptionType,
-    PADDING,
+    BASE_ALLOCATION, HandshakeFlags, OPTION_REPLY_MAGIC, OptionReply, OptionType, PADDING,
 };
 use crate::proto::request::encode_option;
 use crate::proto::{Refusal, Violation};
@@ -88,7 +87,7 @@ impl Newstyle {
             Stage::Flags => "its handshake flags".to_owned(),
             Stage::ExportNameAnswer => format!(
                 "its answer to NBD_OPT_EXPORT_NAME (servers refuse an export, here \"{}\", by closing)",
-                printable(self.goal.export.as_bytes(), MAX_STRING)
+                self.goal.export
             ),
             Stage::StartTls => "its side of the TLS handshake".to_owned(),
             Stage::ReplyHeader | Stage::ReplyPayload { .. } => {
@@ -286,7 +285,7 @@ impl Newstyle {
             log::debug!("ignoring an export whose listing does not add up");
             return;
         };
-        self.listed_bytes += entry.name.len() + entry.description.len();
+        self.listed_bytes += entry.name.as_bytes().len() + entry.description.len();
         if self.info.listing.len() < MAX_LISTED && self.listed_bytes <= MAX_LISTED_BYTES {
             self.info.listing.push(entry);
         } else {
@@ -300,7 +299,7 @@ impl Newstyle {
             option: self.asking,
             reply,
             text: quoted(text),
-            export: printable(self.goal.export.as_bytes(), MAX_STRING),
+            export: self.goal.export.clone(),
         };
         log::debug!("{refusal}");
         match self.asking {

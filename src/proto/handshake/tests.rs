@@ -7,9 +7,13 @@ use proptest::prelude::*;
 
 const FLAGS: u16 = 0x0d0d;
 
+fn name(text: &str) -> ExportName {
+    ExportName::new(text).expect("a name")
+}
+
 /// Plays `server` to a handshake. The result is the export and everything the client sent.
 fn play(export: &str, server: &[u8]) -> Result<(Export, Vec<u8>), Option<Error>> {
-    let goal = Goal::open(export).expect("short name");
+    let goal = Goal::open(&name(export));
     match pursue(goal, server)? {
         (Outcome::Export(export), sent) => Ok((*export, sent)),
         (other, _) => panic!("{other:?}"),
@@ -198,7 +202,7 @@ fn an_option_that_never_stops_is_a_violation() {
 
 /// What a client that requires TLS makes of a server.
 fn require(server: &[u8]) -> Result<(Outcome, Vec<u8>), Option<Error>> {
-    let goal = Goal::open("secret").expect("short name");
+    let goal = Goal::open(&name("secret"));
     pursue(goal.with_tls(TlsPolicy::Require), server)
 }
 
@@ -260,11 +264,7 @@ fn allowed_tls_is_done_without_only_if_the_server_has_none() {
             .bytes(&full_server()[18..])
             .finish()
     };
-    let allow = || {
-        Goal::open("")
-            .expect("short name")
-            .with_tls(TlsPolicy::Allow)
-    };
+    let allow = || Goal::open(&name("")).with_tls(TlsPolicy::Allow);
     for none in [
         OptionReply::ERR_UNSUP,
         OptionReply::ERR_PLATFORM,
@@ -290,18 +290,24 @@ fn a_list_keeps_what_adds_up() {
     let server = listing(&[
         Writer::default().string("").bytes(b"the default").finish(),
         Writer::default().string("disk/1").finish(),
+        Writer::default().string("nul\0").finish(),
+        Writer::default().string(b"caf\xe9").finish(),
         Writer::default().u32(u32::MAX).bytes(b"x").finish(),
-        Writer::default().string(&"x".repeat(4097)).finish(),
+        Writer::default().string("x".repeat(4097)).finish(),
         Writer::default().u16(1).finish(),
     ]);
     let (outcome, sent) = pursue(Goal::list(), &server).expect("list");
-    let listed = |name: &str, description: &str| Listed {
-        name: name.to_owned(),
+    let listed = |text: &[u8], description: &str| Listed {
+        name: ExportName::new(text).expect("a name"),
         description: description.to_owned(),
     };
     assert_eq!(
         outcome,
-        Outcome::Listing(vec![listed("", "the default"), listed("disk/1", "")])
+        Outcome::Listing(vec![
+            listed(b"", "the default"),
+            listed(b"disk/1", ""),
+            listed(b"caf\xe9", ""),
+        ])
     );
     let abort = crate::proto::request::encode_option(OptionType::ABORT, &[]);
     assert!(sent.ends_with(&abort), "the server is told that we leave");
@@ -317,7 +323,7 @@ fn a_list_is_bounded() {
 #[test]
 fn a_lists_texts_are_bounded_too() {
     let entry = Writer::default()
-        .string(&"x".repeat(4096))
+        .string("x".repeat(4096))
         .bytes(&[b'y'; 4096])
         .finish();
     let (outcome, _) = pursue(Goal::list(), &listing(&vec![entry; 2000])).expect("list");
@@ -343,16 +349,16 @@ fn a_refused_list_is_an_error() {
 
 #[test]
 fn the_default_exports_name_is_asked_for() {
-    let name = Writer::default()
+    let told = Writer::default()
         .u16(InfoType::NAME.0)
         .bytes(b"disk")
         .finish();
     let server = newstyle(HandshakeFlags::all())
-        .bytes(&reply(OptionType::INFO, OptionReply::INFO, &name))
+        .bytes(&reply(OptionType::INFO, OptionReply::INFO, &told))
         .bytes(&reply(OptionType::INFO, OptionReply::ACK, b""))
         .finish();
     let (outcome, _) = pursue(Goal::describe_default(), &server).expect("info");
-    let canonical_name = Some("disk".to_owned());
+    let canonical_name = Some(name("disk"));
     assert_eq!(outcome, Outcome::Described(Described { canonical_name }));
 }
 
