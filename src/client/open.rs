@@ -13,8 +13,8 @@ use crate::proto::request::encode_option;
 use crate::transport::tls::Settings;
 use crate::transport::{Blocking, Deadline, Stream};
 
-/// How long a server may take to close a connection that we left.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a server may take to close a connection that we left: several times what a far one needs.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Connects, and enters transmission with `export`.
 pub fn enter(
@@ -53,9 +53,13 @@ pub fn describe_default(server: &Server, options: &Options) -> Result<Described,
     }
 }
 
-/// Waits a little until the server has closed a connection that was left by `NBD_OPT_ABORT`, so that
-/// it can get rid of its reply. The reply may be missing; it is of no interest.
+/// Ends a connection that was left by `NBD_OPT_ABORT`. Nothing more is sent, and saying so at once
+/// keeps a server that waits for us to close from waiting. Then it has a little time to close its
+/// side, so that it can get rid of its reply and need not complain of us. The reply may be missing;
+/// it is of no interest.
 fn leave(stream: &Stream) {
+    // Under TLS this says so there, too: servers complain of who leaves without a word.
+    stream.finish_sending();
     let deadline = Deadline::after(LEAVE_TIMEOUT);
     let mut scrap = [0; 64];
     while !deadline.has_passed() {
@@ -67,8 +71,6 @@ fn leave(stream: &Stream) {
             break;
         }
     }
-    // TLS servers complain of who leaves without a word.
-    stream.finish_sending();
 }
 
 fn failed(server: &Server, cause: OpenError) -> Error {
