@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nbdkit_nbd_plugin::client::error::Error;
+use nbdkit_nbd_plugin::client::manners::Manners;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
 use nbdkit_nbd_plugin::proto::name::ExportName;
@@ -66,6 +67,7 @@ fn open(socket: &Path) -> Result<Client, Error> {
         connect_timeout: PATIENCE,
         handshake_timeout: PATIENCE,
         request_timeout: PATIENCE,
+        manners: Manners::default(),
     };
     Client::open(&options, &ExportName::default())
 }

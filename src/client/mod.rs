@@ -11,6 +11,7 @@ pub mod error;
 pub mod inflight;
 #[allow(unsafe_code)]
 mod loan;
+pub mod manners;
 mod open;
 mod outbox;
 mod receiver;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use self::connection::Connection;
 use self::error::{Error, Server};
 use self::loan::Buffer;
+use self::manners::Manners;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
@@ -48,6 +50,8 @@ pub struct Options {
     pub handshake_timeout: Option<Duration>,
     /// Longest time from a request to its complete answer; `None` for ever.
     pub request_timeout: Option<Duration>,
+    /// What was learnt about the server on earlier connections.
+    pub manners: Manners,
 }
 
 /// Asks a server which exports it has.

@@ -3,15 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use super::Options;
 use super::error::{Error, OpenError, Server};
+use crate::proto::Violation;
 use crate::proto::consts::OptionType;
 use crate::proto::export::Export;
-use crate::proto::handshake::{self, Described, Goal, Handshake, Listed, Outcome, Step};
+use crate::proto::handshake::{self, Described, Goal, Handshake, Ladder, Listed, Outcome, Step};
 use crate::proto::name::ExportName;
 use crate::proto::request::encode_option;
 use crate::transport::tls::Settings;
-use crate::transport::{Blocking, Deadline, Stream};
+use crate::transport::{self, Blocking, Deadline, Stream};
 
 /// How long a server may take to close a connection that we left: several times what a far one needs.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -42,8 +45,11 @@ pub fn list(server: &Server, options: &Options) -> Result<Vec<Listed>, Error> {
     }
 }
 
-/// Asks about the default export.
+/// Asks about the default export, unless it is known that the server cannot be asked.
 pub fn describe_default(server: &Server, options: &Options) -> Result<Described, Error> {
+    if !options.manners.ladder().can_describe() {
+        return Ok(Described::default());
+    }
     match reach(server, options, Goal::describe_default())? {
         (stream, Outcome::Described(described)) => {
             leave(&stream);
@@ -80,30 +86,93 @@ fn failed(server: &Server, cause: OpenError) -> Error {
     }
 }
 
-/// Connects and shakes hands. Whatever the goal, the same TLS policy and deadlines apply.
+/// Reaches a goal, if need be with fewer questions, one connection for each step. What led there is
+/// remembered; what did not may have had another cause.
 fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outcome), Error> {
+    let mut goal = goal.with_ladder(options.manners.ladder());
+    let mut first = None;
+    loop {
+        let mut end = End::default();
+        let cause = match attempt(server, options, goal.clone(), &mut end) {
+            Ok(reached) => {
+                if first.is_some() {
+                    options.manners.remember(goal.ladder());
+                }
+                return Ok(reached);
+            }
+            Err(cause) => cause,
+        };
+        let Some(ladder) = end.lower.filter(|_| hung_up(&cause)) else {
+            // That the server was gone meanwhile says less than how it went, unless it left last words.
+            let last_words = matches!(cause, OpenError::Connect(transport::Error::ServerEnded(_)));
+            let told = first.filter(|_| !end.asked && !last_words);
+            return Err(failed(server, told.unwrap_or(cause)));
+        };
+        log::info!("{server}: {cause}; trying again without this question");
+        goal = goal.with_ladder(ladder);
+        first.get_or_insert(cause);
+    }
+}
+
+/// How far a failed attempt came.
+#[derive(Default)]
+struct End {
+    /// The server was asked something.
+    asked: bool,
+    /// What to try if it hung up.
+    lower: Option<Ladder>,
+}
+
+/// Whether the server hung up or lost its place, and was not just silent.
+fn hung_up(cause: &OpenError) -> bool {
+    use transport::Error::{Closed, Io};
+    match cause {
+        OpenError::Broken { error, .. } => match error {
+            Closed => true,
+            Io { errno, .. } => [Errno::CONNRESET, Errno::PIPE].contains(errno),
+            _ => false,
+        },
+        OpenError::Handshake(handshake::Error::Violation(violation)) => matches!(
+            violation,
+            Violation::OptionMagic { .. } | Violation::OptionEcho { .. }
+        ),
+        _ => false,
+    }
+}
+
+/// Connects and shakes hands. Whatever the goal, the same TLS policy and deadlines apply. On failure
+/// `end` tells how it ended.
+fn attempt(
+    server: &Server,
+    options: &Options,
+    goal: Goal,
+    end: &mut End,
+) -> Result<(Stream, Outcome), OpenError> {
     let connecting = Deadline::after_maybe(options.connect_timeout);
     let mut stream = options
         .target
         .connect(connecting)
-        .map_err(|error| failed(server, OpenError::Connect(error)))?;
+        .map_err(OpenError::Connect)?;
     log::debug!("{server}: connected");
     let deadline = Deadline::after_maybe(options.handshake_timeout);
-    let goal = goal.with_tls(options.tls_policy);
-    let outcome = shake_hands(&mut stream, goal, &options.tls, deadline)
-        .map_err(|cause| failed(server, cause))?;
-    Ok((stream, outcome))
+    let mut machine = Handshake::new(goal.with_tls(options.tls_policy));
+    let shaken = shake_hands(&mut stream, &mut machine, &options.tls, deadline);
+    *end = End {
+        asked: machine.has_asked(),
+        lower: machine.step_down(),
+    };
+    shaken?;
+    Ok((stream, machine.finish().ok_or(OpenError::Goal)?))
 }
 
 /// Runs the handshake machine over a stream. One deadline covers all of it, so a server cannot
 /// stretch it by saying little, but often.
 fn shake_hands(
     stream: &mut Stream,
-    goal: Goal,
+    machine: &mut Handshake,
     tls: &Settings,
     deadline: Deadline,
-) -> Result<Outcome, OpenError> {
-    let mut machine = Handshake::new(goal);
+) -> Result<(), OpenError> {
     let mut bytes = Vec::new();
     loop {
         let broken = |machine: &Handshake, error| match machine.may_be_refused() {
@@ -116,7 +185,7 @@ fn shake_hands(
         match machine.step() {
             Step::Send(bytes) => match stream.send_all(&bytes, deadline) {
                 // What is said at the end is a courtesy, and the server may be gone.
-                Err(error) if !machine.is_done() => return Err(broken(&machine, error)),
+                Err(error) if !machine.is_done() => return Err(broken(machine, error)),
                 _ => (),
             },
             Step::Receive(n) => {
@@ -124,7 +193,7 @@ fn shake_hands(
                 bytes.resize(n, 0);
                 stream
                     .receive_exact(&mut bytes, deadline)
-                    .map_err(|error| broken(&machine, error))?;
+                    .map_err(|error| broken(machine, error))?;
                 if let Err(error) = machine.received(&bytes) {
                     if matches!(error, handshake::Error::Refused(_)) {
                         // The connection is healthy, and servers like to be told.
@@ -139,10 +208,10 @@ fn shake_hands(
             Step::StartTls => {
                 let proof = stream
                     .start_tls(tls, deadline)
-                    .map_err(|error| broken(&machine, error))?;
+                    .map_err(|error| broken(machine, error))?;
                 machine.tls_established(proof);
             }
-            Step::Done => return machine.finish().ok_or(OpenError::Goal),
+            Step::Done => return Ok(()),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::guard::Failure;
 use crate::client::error::Error;
+use crate::client::manners::Manners;
 use crate::client::{self, Client, Options};
 use crate::config::target::Place;
 use crate::config::{Config, ExportName};
@@ -86,6 +87,7 @@ impl Upstream {
                 connect_timeout: config.timeouts.connect,
                 handshake_timeout: config.timeouts.handshake,
                 request_timeout: config.timeouts.request,
+                manners: Manners::default(),
             },
             export: config.export.clone(),
             retry: config.retry,

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use nbdkit_nbd_plugin::client::error::Error;
+use nbdkit_nbd_plugin::client::manners::Manners;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
 use nbdkit_nbd_plugin::proto::name::ExportName;
@@ -27,6 +28,7 @@ pub fn open(socket: &Path) -> Result<Client, Error> {
         connect_timeout: None,
         handshake_timeout: None,
         request_timeout: None,
+        manners: Manners::default(),
     };
     Client::open(&options, &ExportName::default())
 }

@@ -3,12 +3,14 @@
 //! It begins with the greeting that both styles share and passes to `oldstyle` or `newstyle`.
 //! The order of options is the one that works with every server met so far: structured replies,
 //! the metadata context, then `NBD_OPT_GO`; `NBD_OPT_EXPORT_NAME` where the server knows no
-//! better. Everything said in answer to an option counts only if that option succeeds.
+//! better. Servers that cannot stand being asked are what `ladder` is for. Everything said in answer to an option counts only if that option succeeds.
 
+mod ladder;
 mod newstyle;
 mod oldstyle;
 mod options;
 
+pub use self::ladder::Ladder;
 use self::newstyle::Newstyle;
 use super::codec::Reader;
 use super::consts::{
@@ -105,6 +107,7 @@ pub struct Goal {
     export: ExportName,
     purpose: Purpose,
     tls: TlsPolicy,
+    ladder: Ladder,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +124,7 @@ impl Goal {
             export: export.clone(),
             purpose: Purpose::Open,
             tls: TlsPolicy::Off,
+            ladder: Ladder::default(),
         }
     }
 
@@ -130,6 +134,7 @@ impl Goal {
             export: ExportName::default(),
             purpose: Purpose::List,
             tls: TlsPolicy::Off,
+            ladder: Ladder::default(),
         }
     }
 
@@ -139,12 +144,23 @@ impl Goal {
             export: ExportName::default(),
             purpose: Purpose::Describe,
             tls: TlsPolicy::Off,
+            ladder: Ladder::default(),
         }
     }
 
     /// The same, with TLS.
     pub fn with_tls(self, tls: TlsPolicy) -> Self {
         Self { tls, ..self }
+    }
+
+    /// The same, with no more questions than these.
+    pub fn with_ladder(self, ladder: Ladder) -> Self {
+        Self { ladder, ..self }
+    }
+
+    /// The questions that may be asked.
+    pub fn ladder(&self) -> Ladder {
+        self.ladder
     }
 
     /// What to answer where the server's style leaves no way to ask: it has one export, which goes
@@ -255,6 +271,20 @@ impl Handshake {
     /// credentials.
     pub fn may_be_refused(&self) -> bool {
         matches!(&self.state, State::Newstyle(newstyle) if newstyle.may_be_refused())
+    }
+
+    /// Whether the server was asked something, and not only listened to.
+    pub fn has_asked(&self) -> bool {
+        matches!(&self.state, State::Newstyle(newstyle) if newstyle.has_asked())
+    }
+
+    /// If the server hangs up or loses its place at this point: the questions that another connection
+    /// may be tried with. `None` if no question is to blame, or if nobody can do without it.
+    pub fn step_down(&self) -> Option<Ladder> {
+        match &self.state {
+            State::Newstyle(newstyle) => newstyle.step_down(),
+            _ => None,
+        }
     }
 
     /// What the server owes us at this point, for messages.

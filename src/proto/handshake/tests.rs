@@ -391,6 +391,133 @@ fn sizes_above_two_to_the_63_are_refused() {
     }
 }
 
+/// Plays `server` until it has no more to say, and the connection ends; the next rung then.
+fn rung_below(ladder: Ladder, server: &[u8]) -> Option<Ladder> {
+    let mut machine = Handshake::new(Goal::open(&name("")).with_ladder(ladder));
+    let mut rest = server;
+    loop {
+        match machine.step() {
+            Step::Send(_) => (),
+            Step::Receive(n) => match rest.split_at_checked(n) {
+                Some((head, tail)) if machine.received(head).is_ok() => rest = tail,
+                _ => return machine.step_down(),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_question_that_was_not_answered_is_dropped() {
+    const ALL: Ladder = Ladder {
+        structured: true,
+        go: true,
+    };
+    const NO_STRUCTURED: Ladder = Ladder {
+        structured: false,
+        ..ALL
+    };
+    const NO_GO: Ladder = Ladder { go: false, ..ALL };
+    const NOTHING: Ladder = Ladder {
+        structured: false,
+        go: false,
+    };
+    let greeting = newstyle(HandshakeFlags::all()).finish();
+    let then = |replies: &[Vec<u8>]| [&greeting[..], &replies.concat()].concat();
+    let ack = |option| reply(option, OptionReply::ACK, b"");
+    let unknown = |option| reply(option, OptionReply::ERR_UNSUP, b"");
+    let structured = ack(OptionType::STRUCTURED_REPLY);
+    let plain = unknown(OptionType::STRUCTURED_REPLY);
+    let context = ack(OptionType::SET_META_CONTEXT);
+
+    for (said, from, below) in [
+        (then(&[]), ALL, Some(NO_STRUCTURED)),
+        (
+            then(std::slice::from_ref(&structured)),
+            ALL,
+            Some(NO_STRUCTURED),
+        ),
+        (
+            then(&[structured.clone(), context.clone()]),
+            ALL,
+            Some(NO_GO),
+        ),
+        // What was refused is not asked again.
+        (then(std::slice::from_ref(&plain)), ALL, Some(NOTHING)),
+        (then(&[]), NO_STRUCTURED, Some(NOTHING)),
+        (then(&[]), NO_GO, Some(NOTHING)),
+        // Garbage instead of a reply, and the reply to another option.
+        (then(&[vec![0; 20]]), ALL, Some(NO_STRUCTURED)),
+        (then(&[plain.clone(), plain.clone()]), ALL, Some(NOTHING)),
+        // A refusal by closing, a server that knew the question, and what is no option's fault.
+        (then(&[]), NOTHING, None),
+        (then(&[plain, unknown(OptionType::GO)]), ALL, None),
+        (then(&[structured, context, info_export(1)]), ALL, None),
+        (greeting[..17].to_vec(), ALL, None),
+        (vec![0; 20], ALL, None),
+    ] {
+        assert_eq!(rung_below(from, &said), below, "{from:?} {said:02x?}");
+    }
+}
+
+#[test]
+fn no_more_is_asked_than_the_ladder_allows() {
+    let goal = |structured, go| Goal::open(&name("x")).with_ladder(Ladder { structured, go });
+    let greeting = newstyle(HandshakeFlags::all());
+    let options = |sent: &[u8]| {
+        sent[4..]
+            .windows(12)
+            .filter(|window| window.starts_with(b"IHAVEOPT"))
+            .map(|window| u32::from(window[11]))
+            .collect::<Vec<_>>()
+    };
+    let server = full_server();
+    let (_, sent) = pursue(goal(true, true), &server).expect("handshake");
+    assert_eq!(options(&sent), [8, 10, 7]);
+
+    let server = newstyle(HandshakeFlags::all())
+        .bytes(&info_export(5))
+        .bytes(&reply(OptionType::GO, OptionReply::ACK, b""))
+        .finish();
+    let (_, sent) = pursue(goal(false, true), &server).expect("handshake");
+    assert_eq!(options(&sent), [7]);
+
+    let server = greeting.u64(5).u16(FLAGS).finish();
+    let (_, sent) = pursue(goal(false, false), &server).expect("handshake");
+    assert_eq!(options(&sent), [1]);
+
+    let context = Writer::default().u32(7).bytes(b"base:allocation").finish();
+    let server = newstyle(HandshakeFlags::all())
+        .bytes(&reply(OptionType::STRUCTURED_REPLY, OptionReply::ACK, b""))
+        .bytes(&reply(
+            OptionType::SET_META_CONTEXT,
+            OptionReply::META_CONTEXT,
+            &context,
+        ))
+        .bytes(&reply(OptionType::SET_META_CONTEXT, OptionReply::ACK, b""))
+        .u64(5)
+        .u16(FLAGS)
+        .finish();
+    let (outcome, sent) = pursue(goal(true, false), &server).expect("handshake");
+    assert_eq!(options(&sent), [8, 10, 1]);
+    let structured = |export: &Export| export.structured && export.base_allocation == Some(7);
+    assert!(matches!(outcome, Outcome::Export(export) if structured(&export)));
+}
+
+/// Nobody knows how large such an export is.
+#[test]
+fn an_option_reply_is_never_taken_for_a_size() {
+    let refusal = reply(OptionType::EXPORT_NAME, OptionReply::ERR_UNKNOWN, b"");
+    let server = newstyle(HandshakeFlags::NO_ZEROES).bytes(&refusal).finish();
+    assert!(matches!(
+        play("", &server),
+        Err(Some(Error::Violation(Violation::OptionContent(
+            OptionType::EXPORT_NAME,
+            _
+        ))))
+    ));
+}
+
 proptest! {
     /// Damage of one bit never makes the machine panic, ask for unbounded input, or loop.
     #[test]

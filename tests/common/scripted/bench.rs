@@ -140,6 +140,11 @@ impl Bench {
         self.nbdkit.socket()
     }
 
+    /// The server itself.
+    pub fn server(&self) -> &Scripted {
+        &self.server
+    }
+
     /// The next connection to the server plays `script`.
     pub fn play(
         &self,
@@ -186,7 +191,8 @@ impl Bench {
     }
 
     /// A row about the handshake: opening must fail, and nbdkit must explain it in one line that names the
-    /// socket, the phase and `says`. Played twice, the second time one byte at a time.
+    /// socket, the phase and `says`. Played twice, the second time one byte at a time. Where the plugin tries
+    /// once more with fewer questions, it finds nobody.
     pub fn refuses(
         &mut self,
         row: &str,
@@ -198,7 +204,10 @@ impl Bench {
             let row = &named(row, dribble);
             let before = self.nbdkit.stderr().len();
             let ticket = self.server.play_as(Arc::clone(&script), dribble);
-            match Front::open(self.socket()) {
+            self.server.close_others(true);
+            let opened = Front::open(self.socket());
+            self.server.close_others(false);
+            match opened {
                 Ok(_) => panic!("{row}: opened"),
                 Err(Refused { .. }) => self.explained(row, before, says),
             }
