@@ -539,7 +539,7 @@ fn server_that_insists_on_tls_is_explained() {
     let server = Guarded::new();
     let front = server.forward(&["tls=off"]);
     let line = refused(&front);
-    says(&line, &["handshake", "TLS is required"]);
+    says(&line, &["handshake", "insists on TLS", "tls=require"]);
 }
 
 #[test]
@@ -580,6 +580,10 @@ fn export_that_needs_tls() {
     });
     says(
         &line,
-        &["NBD_OPT_GO", "TLS is required", "this one is locked"],
+        &[
+            "NBD_OPT_GO",
+            "insists on TLS (use tls=require), or has no export named",
+            "this one is locked",
+        ],
     );
 }

@@ -174,7 +174,7 @@ impl Receiver {
             let header = match self.current {
                 Some(_) => None,
                 None => match decode(&self.buffer[self.start..self.end], self.structured)? {
-                    Decoded::Need(_) => return Ok(()),
+                    Decoded::Need => return Ok(()),
                     Decoded::Header(header, used) => {
                         self.start += used;
                         self.current = Some(header.cookie());

@@ -30,7 +30,7 @@ use self::name::ExportName;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// The first bytes are not NBD's.
-    #[error("not an NBD server (it sent 0x{0:016x} instead of NBDMAGIC)")]
+    #[error("not an NBD server ({})", stranger(*.0))]
     NotNbd(u64),
     /// The greeting is of no known style.
     #[error("unknown handshake style 0x{0:016x}")]
@@ -107,6 +107,18 @@ pub enum Violation {
     Misfit(Command),
 }
 
+/// Who greets with these eight bytes.
+fn stranger(greeting: u64) -> String {
+    let bytes = greeting.to_be_bytes();
+    if bytes.starts_with(b"SSH-") {
+        "this is an SSH server".to_owned()
+    } else if bytes.starts_with(b"HTTP/") {
+        "this is a web server".to_owned()
+    } else {
+        format!("it sent 0x{greeting:016x} instead of NBDMAGIC")
+    }
+}
+
 /// What is wrong inside of a reply whose framing is certain: one request fails, the connection
 /// lives on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -158,6 +170,8 @@ pub struct Refusal {
     pub text: String,
     /// The export that was asked for.
     pub export: ExportName,
+    /// Whether it was asked under TLS.
+    pub protected: bool,
 }
 
 impl Refusal {
@@ -165,8 +179,18 @@ impl Refusal {
     fn reason(&self) -> String {
         let meaning = match self.reply {
             OptionReply::ERR_UNKNOWN => format!("no export named \"{}\"", self.export),
+            OptionReply::ERR_TLS_REQD if self.protected => {
+                "it insists on TLS, which the connection has".to_owned()
+            }
             OptionReply::ERR_TLS_REQD => {
-                format!("TLS is required, or no export named \"{}\"", self.export)
+                const ADVICE: &str = "it insists on TLS (use tls=require)";
+                match self.option {
+                    // What it hides from us may as well be nothing.
+                    OptionType::GO | OptionType::INFO => {
+                        format!("{ADVICE}, or has no export named \"{}\"", self.export)
+                    }
+                    _ => ADVICE.to_owned(),
+                }
             }
             OptionReply::ERR_POLICY => "forbidden by the server's policy".to_owned(),
             OptionReply::ERR_SHUTDOWN => "the server is shutting down".to_owned(),

@@ -325,6 +325,7 @@ impl Newstyle {
             reply,
             text: quoted(text),
             export: self.goal.export.clone(),
+            protected: self.tls.is_some(),
         };
         log::debug!("{refusal}");
         match self.asking {

@@ -183,6 +183,66 @@ fn a_refusal_carries_the_servers_text_made_printable() {
 }
 
 #[test]
+fn a_long_text_of_a_server_is_cut() {
+    let refusal = reply(OptionType::LIST, OptionReply::ERR_POLICY, &[b'x'; 5000]);
+    let server = newstyle(HandshakeFlags::all()).bytes(&refusal).finish();
+    let error = pursue(Goal::list(), &server).expect_err("refused");
+    let told = error.expect("not cut short").to_string();
+    assert!(
+        told.ends_with(&format!("({}...)", "x".repeat(200))),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_server_that_insists_on_tls_is_told_with_what_to_do() {
+    let refused = |goal: Goal, replies: &[Vec<u8>]| {
+        let server = newstyle(HandshakeFlags::all())
+            .bytes(&replies.concat())
+            .finish();
+        let error = pursue(goal, &server).expect_err("refused");
+        error.expect("not cut short").to_string()
+    };
+    let insists = |option| reply(option, OptionReply::ERR_TLS_REQD, b"");
+    let opening = [
+        insists(OptionType::STRUCTURED_REPLY),
+        insists(OptionType::GO),
+    ];
+    assert_eq!(
+        refused(Goal::open(&name("x")), &opening),
+        "server refused NBD_OPT_GO: it insists on TLS (use tls=require), or has no export named \"x\""
+    );
+    assert_eq!(
+        refused(Goal::list(), &[insists(OptionType::LIST)]),
+        "server refused NBD_OPT_LIST: it insists on TLS (use tls=require)"
+    );
+    let consent = reply(OptionType::STARTTLS, OptionReply::ACK, b"");
+    assert_eq!(
+        refused(
+            Goal::open(&name("x")).with_tls(TlsPolicy::Require),
+            &[&[consent][..], &opening].concat()
+        ),
+        "server refused NBD_OPT_GO: it insists on TLS, which the connection has"
+    );
+}
+
+#[test]
+fn who_greets_like_another_is_recognised() {
+    for (greeting, told) in [
+        (&b"SSH-2.0-OpenSSH_9.2p1"[..], "this is an SSH server"),
+        (b"HTTP/1.0 200 OK\r\n", "this is a web server"),
+        (
+            b"220 mail.example.org ESMTP",
+            "it sent 0x323230206d61696c instead of NBDMAGIC",
+        ),
+    ] {
+        let error = play("", greeting).expect_err("no NBD server");
+        let told = format!("not an NBD server ({told})");
+        assert_eq!(error.expect("not cut short").to_string(), told);
+    }
+}
+
+#[test]
 fn an_option_that_never_stops_is_a_violation() {
     let mut server = newstyle(HandshakeFlags::all())
         .bytes(&reply(
