@@ -73,19 +73,33 @@ pub struct Reply {
     context: Option<u32>,
     coverage: Coverage,
     error: Option<Box<WireError>>,
-    descriptors: Vec<Descriptor>,
-    /// Bytes from the request's offset that the descriptors cover, also those that are not kept.
-    described: u64,
-    status_seen: bool,
-    /// A descriptor of no length came before the range was covered.
-    empty_descriptor: bool,
-    /// Longest payload of a chunk that is put up with, bytes.
-    longest: u32,
-    /// How many more bytes without an answer in them are put up with.
-    patience: u32,
+    /// For a status query only, which few requests are: a small reply is quickly moved.
+    status: Option<Box<Status>>,
+    /// Bytes so far that were no answer.
+    wasted: u32,
     /// The chunk at hand is the last one.
     last: bool,
     body: Body,
+}
+
+/// What a status query was answered with.
+#[derive(Debug, Default)]
+struct Status {
+    descriptors: Vec<Descriptor>,
+    /// Bytes from the request's offset that the descriptors cover, also those that are not kept.
+    described: u64,
+    /// Our context was reported.
+    seen: bool,
+    /// A descriptor of no length came before the range was covered.
+    empty: bool,
+}
+
+impl Status {
+    /// Whether it is all that `request` needs.
+    fn suffices(&self, request: Request) -> bool {
+        let one = request.flags.contains(CommandFlags::REQ_ONE) && self.described > 0;
+        one || self.described >= u64::from(request.length)
+    }
 }
 
 /// Where in a chunk the stream stands.
@@ -131,12 +145,8 @@ impl Reply {
             context,
             coverage: Coverage::new(length),
             error: None,
-            descriptors: Vec::new(),
-            described: 0,
-            status_seen: false,
-            empty_descriptor: false,
-            longest: longest(length),
-            patience: longest(length).saturating_mul(2),
+            status: (request.command == Command::BLOCK_STATUS).then(Box::default),
+            wasted: 0,
             last: false,
             body: Body::Header,
         }
@@ -219,15 +229,16 @@ impl Reply {
                 wanted: self.request.length,
             });
         }
-        if self.request.command == Command::BLOCK_STATUS {
-            if self.empty_descriptor && !self.is_described() {
-                return Err(Fault::EmptyDescriptor.into());
-            }
-            if self.descriptors.is_empty() {
-                return Err(WireError::NoStatus);
-            }
+        let Some(status) = self.status else {
+            return Ok(Vec::new());
+        };
+        if status.empty && !status.suffices(self.request) {
+            return Err(Fault::EmptyDescriptor.into());
         }
-        Ok(self.descriptors)
+        if status.descriptors.is_empty() {
+            return Err(WireError::NoStatus);
+        }
+        Ok(status.descriptors)
     }
 
     fn begin_simple(&mut self, error: Option<NbdErrno>, structured: bool) -> Result<(), Violation> {
@@ -261,7 +272,7 @@ impl Reply {
         length: u32,
     ) -> Result<(), Violation> {
         let command = self.request.command;
-        if length > self.longest {
+        if length > self.longest() {
             return Err(Violation::ChunkLength {
                 command,
                 chunk,
@@ -315,11 +326,21 @@ impl Reply {
     /// chunks, be they long or many.
     fn spend(&mut self, length: u32) -> Result<(), Violation> {
         let cost = length.saturating_add(MAX_HEADER_LENGTH as u32);
-        self.patience = self
-            .patience
-            .checked_sub(cost)
-            .ok_or(Violation::Endless(self.request.command))?;
+        self.wasted = self.wasted.saturating_add(cost);
+        if self.wasted > self.longest().saturating_mul(2) {
+            return Err(Violation::Endless(self.request.command));
+        }
         Ok(())
+    }
+
+    /// Longest payload of a chunk, bytes. What comes with more is no mistake in a chunk but the end
+    /// of all order.
+    fn longest(&self) -> u32 {
+        let asked = match self.request.command {
+            Command::READ => self.request.length,
+            _ => 0,
+        };
+        DEFAULT_MAX_PAYLOAD.max(asked).saturating_add(MAX_OVERHEAD)
     }
 
     /// Deals with the bytes of a `Take`; `None` if there were too few of them.
@@ -384,15 +405,16 @@ impl Reply {
     }
 
     fn begin_status(&mut self, context: u32, left: u32) -> Result<(), Violation> {
-        if Some(context) != self.context {
+        let ours = (self.context == Some(context)).then_some(self.status.as_mut());
+        let Some(status) = ours.flatten() else {
             self.spend(left)?;
             self.skip(left);
             return Ok(());
-        }
-        if self.status_seen {
+        };
+        if status.seen {
             return self.refuse(Fault::RepeatedContext(context), left);
         }
-        self.status_seen = true;
+        status.seen = true;
         if left == 0 {
             self.end_chunk();
         } else {
@@ -401,32 +423,29 @@ impl Reply {
         Ok(())
     }
 
-    /// Whether enough descriptors are known for an answer.
-    fn is_described(&self) -> bool {
-        let one = self.request.flags.contains(CommandFlags::REQ_ONE) && self.described > 0;
-        one || self.described >= u64::from(self.request.length)
-    }
-
     fn descriptors(&mut self, mut reader: Reader<'_>, left: u32) {
-        let taken = reader.rest().len() as u32;
-        while let (Some(length), Some(status)) = (reader.u32(), reader.u32()) {
-            if self.is_described() {
-                break;
+        let left = left.saturating_sub(reader.rest().len() as u32);
+        let Some(status) = &mut self.status else {
+            return self.skip(left);
+        };
+        while let (Some(length), Some(bits)) = (reader.u32(), reader.u32()) {
+            if status.suffices(self.request) {
+                return self.skip(left);
             }
             if length == 0 {
-                self.empty_descriptor = true;
+                status.empty = true;
                 continue;
             }
-            self.described += u64::from(length);
-            if self.descriptors.len() < MAX_DESCRIPTORS {
-                self.descriptors.push(Descriptor {
+            status.described += u64::from(length);
+            if status.descriptors.len() < MAX_DESCRIPTORS {
+                status.descriptors.push(Descriptor {
                     length,
-                    status: Allocation::from_bits_truncate(status),
+                    status: Allocation::from_bits_truncate(bits),
                 });
             }
         }
-        match left.saturating_sub(taken) {
-            left if left == 0 || self.is_described() => self.skip(left),
+        match left {
+            0 => self.end_chunk(),
             left => self.body = Body::Descriptors { left },
         }
     }
@@ -480,12 +499,6 @@ impl Reply {
     fn end_chunk(&mut self) {
         self.body = if self.last { Body::Done } else { Body::Header };
     }
-}
-
-/// Longest payload of a chunk, bytes, in the reply to a read of `length` bytes, or 0 for another
-/// request. What comes with more is no mistake in a chunk but the end of all order.
-fn longest(length: u32) -> u32 {
-    DEFAULT_MAX_PAYLOAD.max(length).saturating_add(MAX_OVERHEAD)
 }
 
 #[cfg(test)]

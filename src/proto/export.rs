@@ -49,9 +49,10 @@ impl Export {
     /// Whether a request for this range keeps to the server's minimum block. Where the export ends
     /// within a block no request for that block can; those are asked for as they are.
     pub fn is_aligned(&self, offset: u64, length: u64) -> bool {
+        // A power of two.
         let block = u64::from(self.minimum_block());
-        let whole_blocks = self.size - self.size % block;
-        (offset % block == 0 && length % block == 0) || offset.saturating_add(length) > whole_blocks
+        let odd = |bytes: u64| bytes & (block - 1);
+        odd(offset | length) == 0 || offset.saturating_add(length) > self.size - odd(self.size)
     }
 
     /// Largest length of one read or write, bytes: a whole number of minimum blocks.
