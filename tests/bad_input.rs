@@ -204,7 +204,6 @@ fn words_that_are_not_utf_8() {
         return;
     }
     for (before, key) in [
-        (PLACE, "export"),
         (PLACE, "retry"),
         (PLACE, "shared"),
         (PLACE, "tls-username"),
