@@ -224,7 +224,6 @@ fn words_that_are_not_utf_8() {
         return;
     }
     for (before, key) in [
-        (PLACE, "export"),
         (PLACE, "retry"),
         (PLACE, "shared"),
         (PLACE, "tls-username"),

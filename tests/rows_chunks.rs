@@ -1,5 +1,6 @@
 //! Rows C of the catalogue, except what is about the bytes of a read (rows_coverage.rs): servers that send
-//! malformed, misplaced or unknown chunks.
+//! malformed, misplaced or unknown chunks. Where the header of a chunk says how long it is, the fault is the
+//! request's and the connection lives.
 
 mod common;
 
@@ -13,13 +14,13 @@ const END: u64 = OFFSET + LENGTH as u64;
 #[test]
 fn c1_none_must_be_the_last_chunk_and_empty() {
     let mut bench = Bench::new(&[]);
-    bench.read_row("C1 without DONE", Verdict::Dead, |cookie| {
+    bench.read_row("C1 without DONE", Verdict::Fails(errno::EIO), |cookie| {
         wire::join(&[
             &all(MORE, cookie),
             &wire::chunk(MORE, chunk_type::NONE, cookie, &[]),
         ])
     });
-    bench.read_row("C1 with payload", Verdict::Dead, |cookie| {
+    bench.read_row("C1 with payload", Verdict::Fails(errno::EIO), |cookie| {
         wire::join(&[
             &all(MORE, cookie),
             &wire::chunk(DONE, chunk_type::NONE, cookie, b"x"),
@@ -28,15 +29,15 @@ fn c1_none_must_be_the_last_chunk_and_empty() {
 }
 
 #[test]
-fn c4_data_without_data_kills_the_connection() {
+fn c4_data_without_data_fails_the_read() {
     let mut bench = Bench::new(&[]);
     for length in [8, 7, 0] {
         bench.read_row(
             &format!("C4 length {length}"),
-            Verdict::Dead,
+            Verdict::Fails(errno::EIO),
             move |cookie| {
                 wire::chunk(
-                    MORE,
+                    DONE,
                     chunk_type::OFFSET_DATA,
                     cookie,
                     &OFFSET.to_be_bytes()[..length],
@@ -47,26 +48,30 @@ fn c4_data_without_data_kills_the_connection() {
 }
 
 #[test]
-fn c6_malformed_holes_kill_the_connection() {
+fn c6_malformed_holes_fail_the_read() {
     let mut bench = Bench::new(&[]);
     let good = wire::join(&[&OFFSET.to_be_bytes(), &LENGTH.to_be_bytes()]);
     for (row, payload) in [
         ("length 11", good[..11].to_vec()),
         ("length 13", wire::join(&[&good, &[0]])),
     ] {
-        bench.read_row(&format!("C6 {row}"), Verdict::Dead, move |cookie| {
-            wire::chunk(DONE, chunk_type::OFFSET_HOLE, cookie, &payload)
-        });
+        bench.read_row(
+            &format!("C6 {row}"),
+            Verdict::Fails(errno::EIO),
+            move |cookie| wire::chunk(DONE, chunk_type::OFFSET_HOLE, cookie, &payload),
+        );
     }
     for size in [0, u32::MAX] {
-        bench.read_row(&format!("C6 size {size}"), Verdict::Dead, move |cookie| {
-            wire::hole(DONE, cookie, OFFSET, size)
-        });
+        bench.read_row(
+            &format!("C6 size {size}"),
+            Verdict::Fails(errno::EIO),
+            move |cookie| wire::hole(DONE, cookie, OFFSET, size),
+        );
     }
 }
 
 #[test]
-fn c7_chunks_that_do_not_belong_to_the_command_kill_the_connection() {
+fn c7_chunks_that_do_not_belong_to_the_command_fail_it() {
     let mut bench = Bench::new(&[]);
     for kind in [
         cmd::WRITE,
@@ -81,14 +86,14 @@ fn c7_chunks_that_do_not_belong_to_the_command_kill_the_connection() {
             &format!("C7 data to command {kind}"),
             &Offer::default(),
             &ask,
-            Verdict::Dead,
+            Verdict::Fails(errno::EIO),
             |request| all(DONE, request.cookie),
         );
         bench.row(
             &format!("C7 hole to command {kind}"),
             &Offer::default(),
             &ask,
-            Verdict::Dead,
+            Verdict::Fails(errno::EIO),
             |request| wire::hole(DONE, request.cookie, OFFSET, LENGTH),
         );
     }
@@ -98,7 +103,7 @@ fn c7_chunks_that_do_not_belong_to_the_command_kill_the_connection() {
             &format!("C7 status to command {kind}"),
             &Offer::default(),
             &ask,
-            Verdict::Dead,
+            Verdict::Fails(errno::EIO),
             |request| {
                 wire::status(
                     DONE,
@@ -112,12 +117,12 @@ fn c7_chunks_that_do_not_belong_to_the_command_kill_the_connection() {
 }
 
 #[test]
-fn c9_unknown_chunk_types_kill_the_connection() {
+fn c9_unknown_chunk_types_fail_the_read() {
     let mut bench = Bench::new(&[]);
     for kind in [3, 4, 6, 7, 0x7fff] {
         bench.read_row(
             &format!("C9 type {kind:#x}"),
-            Verdict::Dead,
+            Verdict::Fails(errno::EIO),
             move |cookie| {
                 wire::join(&[
                     &wire::chunk(MORE, kind, cookie, &[0; 16]),
@@ -147,30 +152,48 @@ fn c10_unknown_error_chunks_are_errors() {
 }
 
 #[test]
-fn c11_error_chunks_that_do_not_add_up_kill_the_connection() {
+fn c11_error_chunks_that_do_not_add_up_are_errors() {
     let mut bench = Bench::new(&[]);
     let whole = wire::error_payload(errno::EIO, b"");
     for length in [0, 3, 4, 5] {
         let payload = whole[..length].to_vec();
         bench.read_row(
             &format!("C11 length {length}"),
-            Verdict::Dead,
+            Verdict::Fails(errno::EIO),
             move |cookie| wire::chunk(DONE, chunk_type::ERROR, cookie, &payload),
         );
     }
     bench.read_row(
         "C11 message longer than the rest",
-        Verdict::Dead,
+        Verdict::Fails(errno::EIO),
         |cookie| {
             let mut payload = wire::error_payload(errno::EIO, b"text");
             payload.pop();
             wire::chunk(DONE, chunk_type::ERROR, cookie, &payload)
         },
     );
-    bench.read_row("C11 no room for the offset", Verdict::Dead, |cookie| {
-        let payload = wire::join(&[&wire::error_payload(errno::EIO, b"text"), &[0; 7]]);
-        wire::chunk(DONE, chunk_type::ERROR_OFFSET, cookie, &payload)
+    bench.read_row(
+        "C11 no room for the offset",
+        Verdict::Fails(errno::EIO),
+        |cookie| {
+            let payload = wire::join(&[&wire::error_payload(errno::EIO, b"text"), &[0; 7]]);
+            wire::chunk(DONE, chunk_type::ERROR_OFFSET, cookie, &payload)
+        },
+    );
+}
+
+/// nbd-server 3.25 to 3.27 do this at every bad sector.
+#[test]
+fn c11_the_number_counts_although_the_length_of_the_text_is_swapped() {
+    let mut bench = Bench::new(&[]);
+    let fails = Verdict::Fails(errno::ENOSPC);
+    bench.read_row("C11 swapped", fails, |cookie| {
+        let mut payload = wire::error_payload(errno::ENOSPC, b"Write failed\0");
+        payload.swap(4, 5);
+        wire::chunk(DONE, chunk_type::ERROR, cookie, &payload)
     });
+    let stderr = bench.nbdkit().stderr();
+    assert!(stderr.contains("NBD_ENOSPC (Write failed)"), "{stderr}");
 }
 
 #[test]

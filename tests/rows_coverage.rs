@@ -48,39 +48,53 @@ fn c2_a_read_with_missing_bytes_fails() {
 }
 
 #[test]
-fn c3_bytes_that_come_twice_kill_the_connection() {
+fn c3_bytes_that_come_twice_fail_the_read() {
     let mut bench = Bench::new(&[]);
     let half = LENGTH / 2;
     let middle = OFFSET + u64::from(half);
 
-    bench.read_row("C3 everything twice", Verdict::Dead, |cookie| {
-        wire::join(&[&all(MORE, cookie), &all(DONE, cookie)])
-    });
-    bench.read_row("C3 one byte twice", Verdict::Dead, move |cookie| {
-        wire::join(&[
-            &piece(MORE, cookie, OFFSET, half),
-            &piece(DONE, cookie, middle - 1, half + 1),
-        ])
-    });
-    bench.read_row("C3 right sum with a gap", Verdict::Dead, move |cookie| {
-        wire::join(&[
-            &piece(MORE, cookie, OFFSET, half),
-            &piece(DONE, cookie, OFFSET, half),
-        ])
-    });
-    bench.read_row("C3 right sum, gap first", Verdict::Dead, move |cookie| {
-        wire::join(&[
-            &piece(MORE, cookie, middle, half),
-            &piece(DONE, cookie, middle - 1, half),
-        ])
-    });
-    bench.read_row("C3 hole over data", Verdict::Dead, |cookie| {
+    bench.read_row(
+        "C3 everything twice",
+        Verdict::Fails(errno::EIO),
+        |cookie| wire::join(&[&all(MORE, cookie), &all(DONE, cookie)]),
+    );
+    bench.read_row(
+        "C3 one byte twice",
+        Verdict::Fails(errno::EIO),
+        move |cookie| {
+            wire::join(&[
+                &piece(MORE, cookie, OFFSET, half),
+                &piece(DONE, cookie, middle - 1, half + 1),
+            ])
+        },
+    );
+    bench.read_row(
+        "C3 right sum with a gap",
+        Verdict::Fails(errno::EIO),
+        move |cookie| {
+            wire::join(&[
+                &piece(MORE, cookie, OFFSET, half),
+                &piece(DONE, cookie, OFFSET, half),
+            ])
+        },
+    );
+    bench.read_row(
+        "C3 right sum, gap first",
+        Verdict::Fails(errno::EIO),
+        move |cookie| {
+            wire::join(&[
+                &piece(MORE, cookie, middle, half),
+                &piece(DONE, cookie, middle - 1, half),
+            ])
+        },
+    );
+    bench.read_row("C3 hole over data", Verdict::Fails(errno::EIO), |cookie| {
         wire::join(&[
             &all(MORE, cookie),
             &wire::hole(DONE, cookie, OFFSET, LENGTH),
         ])
     });
-    bench.read_row("C3 data over hole", Verdict::Dead, |cookie| {
+    bench.read_row("C3 data over hole", Verdict::Fails(errno::EIO), |cookie| {
         wire::join(&[
             &wire::hole(MORE, cookie, OFFSET, LENGTH),
             &all(DONE, cookie),
@@ -89,7 +103,7 @@ fn c3_bytes_that_come_twice_kill_the_connection() {
 }
 
 #[test]
-fn c5_content_outside_of_the_request_kills_the_connection() {
+fn c5_content_outside_of_the_request_fails_the_read() {
     let mut bench = Bench::new(&[]);
     for (row, offset) in [
         ("below", 0),
@@ -101,16 +115,22 @@ fn c5_content_outside_of_the_request_kills_the_connection() {
         ("wrapping around", u64::MAX - 3),
         ("wrapping to the request", u64::MAX - u64::from(LENGTH) + 1),
     ] {
-        bench.read_row(&format!("C5 data {row}"), Verdict::Dead, move |cookie| {
-            wire::data(DONE, cookie, offset, &[0x66; LENGTH as usize])
-        });
-        bench.read_row(&format!("C5 hole {row}"), Verdict::Dead, move |cookie| {
-            wire::hole(DONE, cookie, offset, LENGTH)
-        });
+        bench.read_row(
+            &format!("C5 data {row}"),
+            Verdict::Fails(errno::EIO),
+            move |cookie| wire::data(DONE, cookie, offset, &[0x66; LENGTH as usize]),
+        );
+        bench.read_row(
+            &format!("C5 hole {row}"),
+            Verdict::Fails(errno::EIO),
+            move |cookie| wire::hole(DONE, cookie, offset, LENGTH),
+        );
     }
-    bench.read_row("C5 data one byte too long", Verdict::Dead, |cookie| {
-        wire::data(DONE, cookie, OFFSET, &[0x66; LENGTH as usize + 1])
-    });
+    bench.read_row(
+        "C5 data one byte too long",
+        Verdict::Fails(errno::EIO),
+        |cookie| wire::data(DONE, cookie, OFFSET, &[0x66; LENGTH as usize + 1]),
+    );
 }
 
 /// nbdkit keeps DF to itself, so the server never sees it here, and two chunks are as good as one.

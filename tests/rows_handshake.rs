@@ -85,33 +85,34 @@ fn h2_a_server_that_closes_during_the_greeting_is_refused() {
 #[test]
 fn h3_something_that_is_not_an_nbd_server_is_refused() {
     let mut bench = Bench::new(&[]);
-    let mut openings: Vec<(String, Vec<u8>)> = vec![
+    const STRANGER: &str = "not an NBD server";
+    let mut openings: Vec<(String, &str, Vec<u8>)> = vec![
         (
             "HTTP".into(),
+            "not an NBD server (this is a web server)",
             b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n".to_vec(),
         ),
         (
             "SSH".into(),
+            "not an NBD server (this is an SSH server)",
             b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n".to_vec(),
         ),
         (
             "TLS alert".into(),
+            STRANGER,
             wire::join(&[&[0x15, 3, 1, 0, 2, 2, 40], &[0; 16]]),
         ),
     ];
     for magic in RESERVED_MAGICS {
         openings.push((
             format!("{magic:#x}"),
+            STRANGER,
             wire::join(&[&magic.to_be_bytes(), &[0; 20]]),
         ));
     }
 
-    for (name, opening) in openings {
-        bench.refuses(
-            &format!("H3 {name}"),
-            "not an NBD server",
-            stall_after(opening),
-        );
+    for (name, says, opening) in openings {
+        bench.refuses(&format!("H3 {name}"), says, stall_after(opening));
     }
 }
 

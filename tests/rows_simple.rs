@@ -284,7 +284,7 @@ fn m7_a_reply_to_the_disconnect_is_ignored() {
 }
 
 #[test]
-fn m8_a_simple_reply_to_a_structured_read_kills_the_connection() {
+fn m8_simple_success_for_a_structured_read_kills_the_connection() {
     let mut bench = Bench::new(&[]);
     bench.row(
         "M8 success",
@@ -293,13 +293,17 @@ fn m8_a_simple_reply_to_a_structured_read_kills_the_connection() {
         Verdict::Dead,
         good_read,
     );
-    let verdict = Verdict::DeadAfter(Err(errno::EIO));
-    bench.row(
+}
+
+#[test]
+fn m8_a_simple_error_to_a_structured_read_is_an_error() {
+    let fails = Verdict::Fails(errno::ENOSPC);
+    Bench::new(&[]).row(
         "M8 error",
         &Offer::default(),
         &Ask::read(),
-        verdict,
-        |request| wire::simple(request.cookie, errno::EIO),
+        fails,
+        |request| wire::simple(request.cookie, errno::ENOSPC),
     );
 }
 

@@ -2,10 +2,11 @@
 
 mod common;
 
+use common::scripted::Gate;
 use common::scripted::bench::{Ask, Bench, LENGTH, OFFSET, Verdict};
 use common::scripted::disk::Disk;
 use common::scripted::peer::Offer;
-use common::scripted::wire::{self, DONE, MORE, cmd_flag, errno};
+use common::scripted::wire::{self, DONE, MORE, cmd, cmd_flag, errno};
 
 const HALF: u32 = LENGTH / 2;
 
@@ -90,29 +91,42 @@ fn b1_success_without_an_answer_is_an_error() {
 }
 
 #[test]
-fn b2_extents_without_progress_kill_the_connection() {
+fn b2_extents_of_no_length_are_skipped_where_others_cover_the_query() {
     let mut bench = Bench::new(&[]);
-    let rows: [(&str, &[(u32, u32)]); 4] = [
-        ("none", &[]),
-        ("empty", &[(0, 0)]),
-        ("first empty", &[(0, 3), (LENGTH, 0)]),
-        ("later empty", &[(HALF, 3), (0, 0), (HALF, 3)]),
+    type Extents = &'static [(u32, u32)];
+    let fails = Verdict::Fails(errno::EIO);
+    let whole = Verdict::Extents(&[(LENGTH, 3)]);
+    let rows: [(&str, Extents, Verdict, Verdict); 6] = [
+        ("none", &[], fails, fails),
+        ("empty", &[(0, 0)], fails, fails),
+        ("first empty", &[(0, 0), (LENGTH, 3)], whole, whole),
+        ("last empty", &[(LENGTH, 3), (0, 0)], whole, whole),
+        (
+            "middle empty",
+            &[(HALF, 3), (0, 0), (HALF, 3)],
+            whole,
+            Verdict::Extents(&[(HALF, 3)]),
+        ),
+        (
+            "empty and too short",
+            &[(HALF, 3), (0, 0)],
+            fails,
+            Verdict::Extents(&[(HALF, 3)]),
+        ),
     ];
-    for (row, extents) in rows {
-        status(&mut bench, &format!("B2 {row}"), Verdict::Dead, |cookie| {
+    for (row, extents, all, one) in rows {
+        status(&mut bench, &format!("B2 {row}"), all, |cookie| {
             wire::status(DONE, cookie, id(), extents)
         });
-        status_one(
-            &mut bench,
-            &format!("B2 {row}, one extent asked for"),
-            Verdict::Dead,
-            |cookie| wire::status(DONE, cookie, id(), extents),
-        );
+        let row = format!("B2 {row}, one extent asked for");
+        status_one(&mut bench, &row, one, |cookie| {
+            wire::status(DONE, cookie, id(), extents)
+        });
     }
 }
 
 #[test]
-fn b2_extents_of_a_length_that_does_not_add_up_kill_the_connection() {
+fn b2_extents_of_a_length_that_does_not_add_up_fail_the_query() {
     let mut bench = Bench::new(&[]);
     let whole = wire::join(&[&id().to_be_bytes(), &LENGTH.to_be_bytes(), &[0; 4], &[0; 8]]);
     for length in [0, 3, 5, 11, 13, 19] {
@@ -120,27 +134,35 @@ fn b2_extents_of_a_length_that_does_not_add_up_kill_the_connection() {
         status(
             &mut bench,
             &format!("B2 payload of {length} bytes"),
-            Verdict::Dead,
+            Verdict::Fails(errno::EIO),
             move |cookie| wire::chunk(DONE, wire::chunk_type::BLOCK_STATUS, cookie, &payload),
         );
     }
 }
 
 #[test]
-fn b3_extents_end_with_the_request() {
+fn b3_extents_may_pass_the_end_of_the_request_but_not_of_the_export() {
+    const REST: u32 = (1 << 20) - OFFSET as u32;
     let mut bench = Bench::new(&[]);
     status(
         &mut bench,
+        "B3 a little longer",
+        Verdict::Extents(&[(HALF, 0), (LENGTH, 3)]),
+        |cookie| wire::status(DONE, cookie, id(), &[(HALF, 0), (LENGTH, 3)]),
+    );
+    status(
+        &mut bench,
         "B3 one too long",
-        Verdict::Extents(&[(LENGTH, 3)]),
+        Verdict::Extents(&[(REST, 3)]),
         |cookie| wire::status(DONE, cookie, id(), &[(u32::MAX, 3)]),
     );
     status(
         &mut bench,
         "B3 last too long",
-        Verdict::Extents(&[(HALF, 3), (HALF, 0)]),
+        Verdict::Extents(&[(HALF, 3), (REST - HALF, 0)]),
         |cookie| wire::status(DONE, cookie, id(), &[(HALF, 3), (u32::MAX, 0)]),
     );
+    // Nobody asked for what follows the extent that reaches the end.
     status(
         &mut bench,
         "B3 far too many",
@@ -154,12 +176,11 @@ fn b3_extents_end_with_the_request() {
             )
         },
     );
-    // nbdkit joins equal neighbours, so their sum must not pass the end either.
     status(
         &mut bench,
         "B3 equal neighbours",
-        Verdict::Extents(&[(LENGTH, 3)]),
-        |cookie| wire::status(DONE, cookie, id(), &[(u32::MAX, 3), (u32::MAX, 3)]),
+        Verdict::Extents(&[(REST, 3)]),
+        |cookie| wire::status(DONE, cookie, id(), &[(HALF, 3), (u32::MAX, 3)]),
     );
 }
 
@@ -181,11 +202,16 @@ fn b4_with_req_one_the_first_extent_counts() {
 }
 
 #[test]
-fn b5_a_context_that_answers_twice_kills_the_connection() {
-    status(&mut Bench::new(&[]), "B5", Verdict::Dead, |cookie| {
-        let once = |flags| wire::status(flags, cookie, id(), &[(LENGTH, 0)]);
-        wire::join(&[&once(MORE), &once(DONE)])
-    });
+fn b5_a_context_that_answers_twice_fails_the_query() {
+    status(
+        &mut Bench::new(&[]),
+        "B5",
+        Verdict::Fails(errno::EIO),
+        |cookie| {
+            let once = |flags| wire::status(flags, cookie, id(), &[(LENGTH, 0)]);
+            wire::join(&[&once(MORE), &once(DONE)])
+        },
+    );
 }
 
 #[test]
@@ -276,6 +302,55 @@ fn b7_a_million_extents_are_cut_somewhere() {
 
     ticket.finished("B7");
     bench.serves_the_next("B7");
+}
+
+/// Sixteen queries for one extent each, and answers of very many extents that do not end.
+#[test]
+fn b7_what_nobody_asked_for_takes_no_memory() {
+    const COUNT: u32 = 1 << 18;
+    let mut bench = Bench::new(&["--threads=16"]);
+    let offer = Offer {
+        size: 1 << 40,
+        ..Offer::default()
+    };
+    let (sent, measured) = (Gate::default(), Gate::default());
+    let ticket = bench.play({
+        let (sent, measured) = (sent.clone(), measured.clone());
+        move |peer| {
+            peer.negotiate(&offer)?;
+            let extents = vec![(LENGTH, 0); COUNT as usize];
+            let requests: Vec<_> = (0..16).map(|_| peer.request()).collect::<Result<_, _>>()?;
+            for request in &requests {
+                peer.send(&wire::status(MORE, request.cookie, id(), &extents))?;
+            }
+            peer.drained()?;
+            sent.open();
+            measured.pass();
+            for request in &requests {
+                peer.send(&wire::none(request.cookie))?;
+                peer.answered(request);
+            }
+            peer.serve(&mut Disk::new(offer.size))
+        }
+    });
+
+    let mut front = bench.open_structured();
+    let before = bench.resident_kib();
+    let queries: Vec<u64> = (0..16)
+        .map(|i| front.submit(cmd::BLOCK_STATUS, cmd_flag::REQ_ONE, i << 30, 1 << 30, &[]))
+        .collect();
+    sent.pass();
+    let grown = bench.resident_kib().saturating_sub(before);
+    measured.open();
+    for query in queries {
+        let answer = front.wait_success(query).map(|success| success.extents);
+        assert_eq!(answer, Ok(vec![(LENGTH, 0)]));
+    }
+    front.close();
+
+    assert!(grown < 8 << 10, "{grown} KiB for sixteen extents");
+    ticket.finished("B7 sixteen");
+    bench.serves_the_next("B7 sixteen");
 }
 
 #[test]

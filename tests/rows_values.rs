@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::{Arc, Mutex};
 
-use common::scripted::bench::{Bench, LENGTH, OFFSET};
+use common::scripted::bench::{Ask, Bench, LENGTH, OFFSET};
 use common::scripted::disk::{Disk, pattern};
 use common::scripted::peer::{Offer, Peer};
 use common::scripted::wire::{self, cmd, errno, flag};
@@ -306,7 +306,9 @@ fn v6_unaligned_requests_are_refused_and_never_sent() {
             let mut disk = Disk::new(offer.size);
             loop {
                 let request = peer.request()?;
-                let aligned = request.offset % 4096 == 0 && request.length % 4096 == 0;
+                let end = request.offset + u64::from(request.length);
+                let aligned =
+                    request.offset % 4096 == 0 && (request.length % 4096 == 0 || end == offer.size);
                 assert!(aligned, "sent although unaligned: {request:?}");
                 if request.kind == cmd::FLUSH {
                     // The test's own sign that it is through; the bench serves the rest.
@@ -316,7 +318,7 @@ fn v6_unaligned_requests_are_refused_and_never_sent() {
             }
         },
         |front| {
-            assert_eq!(front.export().size, 1 << 20, "the tail cannot be reached");
+            assert_eq!(front.export().size, (1 << 20) + 100);
             for (offset, length) in [(0, 512), (512, 4096), (4096, 4097), (1, 1)] {
                 assert_eq!(
                     front.read(offset, length),
@@ -343,4 +345,86 @@ fn v6_unaligned_requests_are_refused_and_never_sent() {
             assert_eq!(front.flush(), Ok(()));
         },
     );
+}
+
+/// What is left of a disk behind its last whole block is read and written with exactly its bytes.
+#[test]
+fn v6_the_odd_end_of_a_disk_is_served() {
+    const SIZE: u64 = (256 << 10) + 100;
+    let offer = Offer {
+        size: SIZE,
+        block_sizes: Some((4096, 4096, 64 << 10)),
+        ..Offer::default()
+    };
+    let mut bench = Bench::new(&[]);
+    let ticket = bench.play(move |peer| {
+        peer.negotiate(&offer)?;
+        let mut disk = Disk::new(SIZE);
+        loop {
+            let request = peer.request()?;
+            if request.kind == cmd::DISC {
+                return peer.expect_closed();
+            }
+            // Parts of a larger request keep to the blocks, too.
+            assert_eq!(request.offset % 4096, 0, "{request:?}");
+            peer.answer(&request, &mut disk)?;
+        }
+    });
+
+    let mut front = bench.open();
+    assert_eq!(front.export().size, SIZE);
+    let all = front.read(0, SIZE as u32);
+    assert!(all == Ok(pattern(0, SIZE as usize)), "all of it");
+    let tail = SIZE - 100;
+    assert_eq!(front.read(tail, 100), Ok(pattern(tail, 100)));
+    assert_eq!(front.write(tail - 4096, &[7; 4196]), Ok(()));
+    assert_eq!(front.read(tail, 100), Ok(vec![7; 100]));
+    assert_eq!(front.zero(tail, 100, 0), Ok(()));
+    assert_eq!(front.read(tail, 100), Ok(vec![0; 100]));
+    assert_eq!(front.trim(tail, 100), Ok(()));
+    front.close();
+    ticket.finished("V6 odd end");
+    bench.serves_the_next("V6 odd end");
+}
+
+#[test]
+fn v6_what_a_server_refuses_at_its_odd_end_is_that_requests_error() {
+    let offer = Offer {
+        size: 10_000,
+        block_sizes: Some((4096, 4096, 64 << 10)),
+        ..Offer::default()
+    };
+    let ask = Ask {
+        offset: 8192,
+        length: 1808,
+        ..Ask::read()
+    };
+    let mut bench = Bench::new(&[]);
+    let ticket = bench.play({
+        let ask = ask.clone();
+        move |peer| {
+            peer.negotiate(&offer)?;
+            let mut disk = Disk::new(offer.size);
+            let request = peer.request()?;
+            assert_eq!((request.offset, request.length), (ask.offset, ask.length));
+            peer.send(&wire::error(
+                wire::DONE,
+                request.cookie,
+                errno::EINVAL,
+                b"not aligned",
+            ))?;
+            peer.answered(&request);
+            peer.serve(&mut disk)
+        }
+    });
+    let mut front = bench.open();
+    assert_eq!(front.read(ask.offset, ask.length), Err(errno::EINVAL));
+    assert_eq!(
+        front.read(4096, 4096),
+        Ok(pattern(4096, 4096)),
+        "the connection lives"
+    );
+    front.close();
+    ticket.finished("V6 refused");
+    bench.serves_the_next("V6 refused");
 }

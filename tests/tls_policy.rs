@@ -131,6 +131,9 @@ const REFUSALS: [u32; 8] = [
     0x8000_00ff,
 ];
 
+/// Those of them that say that there is no TLS to be had: unknown, switched off, not built in.
+const HAS_NONE: [u32; 3] = [rep::ERR_UNSUP, rep::ERR_POLICY, rep::ERR_PLATFORM];
+
 #[test]
 fn required_from_an_oldstyle_server() {
     if !ready() {
@@ -235,7 +238,7 @@ fn wanted_from_a_server_that_does_not_know_it() {
     if !ready() {
         return;
     }
-    for reply in [rep::ERR_UNSUP, rep::ERR_POLICY] {
+    for reply in HAS_NONE {
         goes_on_in_clear("NBD_OPT_STARTTLS", move |peer, offer| {
             wished(peer)?;
             peer.reply(opt::STARTTLS, reply, b"")?;
@@ -264,7 +267,7 @@ fn wanted_and_refused_for_another_reason() {
     // These do not say that the server has no TLS.
     let mut stage = Stage::with("tls=on");
     for reply in REFUSALS {
-        if reply == rep::ERR_UNSUP || reply == rep::ERR_POLICY {
+        if HAS_NONE.contains(&reply) {
             continue;
         }
         let line = stage.refuses_after_the_wish(move |peer| {
@@ -536,7 +539,7 @@ fn server_that_insists_on_tls_is_explained() {
     let server = Guarded::new();
     let front = server.forward(&["tls=off"]);
     let line = refused(&front);
-    says(&line, &["handshake", "TLS is required"]);
+    says(&line, &["handshake", "insists on TLS", "tls=require"]);
 }
 
 #[test]
@@ -577,6 +580,10 @@ fn export_that_needs_tls() {
     });
     says(
         &line,
-        &["NBD_OPT_GO", "TLS is required", "this one is locked"],
+        &[
+            "NBD_OPT_GO",
+            "insists on TLS (use tls=require), or has no export named",
+            "this one is locked",
+        ],
     );
 }

@@ -5,8 +5,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nbdkit_nbd_plugin::client::error::Error;
+use nbdkit_nbd_plugin::client::manners::Manners;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
+use nbdkit_nbd_plugin::proto::name::ExportName;
 use nbdkit_nbd_plugin::transport::Target;
 use nbdkit_nbd_plugin::transport::tls::Settings;
 
@@ -83,8 +85,12 @@ fn open(socket: &Path, export: &str) -> Result<Client, Error> {
         request_timeout: PATIENCE,
         close_timeout: PATIENCE,
         wanted: None,
+        manners: Manners::default(),
     };
-    Client::open(&options, export)
+    Client::open(
+        &options,
+        &ExportName::new(export.as_bytes().to_vec()).unwrap_or_default(),
+    )
 }
 
 /// How many extents there are before `end`.

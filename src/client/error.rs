@@ -146,9 +146,6 @@ pub enum OpenError {
     /// The handshake failed.
     #[error("handshake: {0}")]
     Handshake(handshake::Error),
-    /// The protocol has no room for such a name.
-    #[error("export names are at most 4096 bytes long")]
-    LongName,
     /// The handshake came to another end than was asked for: a mistake of ours.
     #[error("handshake: unexpected end")]
     Goal,
@@ -173,11 +170,7 @@ impl OpenError {
             Self::Handshake(handshake::Error::Refused(refusal)) => {
                 refusal.reply == OptionReply::ERR_SHUTDOWN
             }
-            Self::Credentials(_)
-            | Self::Handshake(_)
-            | Self::LongName
-            | Self::Goal
-            | Self::Panic => false,
+            Self::Credentials(_) | Self::Handshake(_) | Self::Goal | Self::Panic => false,
         }
     }
 }

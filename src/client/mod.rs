@@ -17,6 +17,7 @@ pub mod inflight;
 pub mod links;
 #[allow(unsafe_code)]
 mod loan;
+pub mod manners;
 mod open;
 mod outbox;
 mod receiver;
@@ -32,6 +33,7 @@ use self::connection::{Connection, Patience};
 use self::error::{Error, Server};
 use self::links::Links;
 use self::loan::Buffer;
+use self::manners::Manners;
 use self::volume::Volumes;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
@@ -39,6 +41,7 @@ use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::errno::NbdErrno;
 use crate::proto::export::Export;
 use crate::proto::handshake::{Listed, TlsPolicy};
+use crate::proto::name::ExportName;
 use crate::proto::request::Request;
 use crate::transport::tls::Settings;
 use crate::transport::{Deadline, Target, Wanted};
@@ -64,6 +67,8 @@ pub struct Options {
     /// Whether the client that a thread serves is still there, and nbdkit goes on. Asked on that
     /// thread, and only where it has waited for a second. `None` where nobody can be asked.
     pub wanted: Option<Wanted>,
+    /// What was learnt about the server on earlier connections.
+    pub manners: Manners,
 }
 
 /// Asks a server which exports it has.
@@ -72,7 +77,7 @@ pub fn list(options: &Options) -> Result<Vec<Listed>, Error> {
 }
 
 /// Asks a server for the canonical name of its default export.
-pub fn default_export(options: &Options) -> Result<Option<String>, Error> {
+pub fn default_export(options: &Options) -> Result<Option<ExportName>, Error> {
     Ok(open::describe_default(&server(options), options)?.canonical_name)
 }
 
@@ -86,7 +91,7 @@ pub fn server(options: &Options) -> Server {
 pub fn connect(
     options: &Options,
     volumes: &Volumes,
-    export: &str,
+    export: &ExportName,
     shared: bool,
 ) -> Result<Arc<Links>, Error> {
     let server = server(options);
@@ -168,9 +173,9 @@ pub struct Zeroing {
 /// message.
 const ASK: Duration = Duration::from_secs(1);
 
-/// Largest range of one status query, bytes. Some servers compose the whole answer in memory, and
-/// lengths near 4 GiB have been the end of others.
-const MAX_STATUS: u32 = 1 << 31;
+/// Most bytes that the extents of one answer cover. nbdkit joins neighbours that are alike, and its
+/// versions before 1.44 abort when one of 4 GiB comes of that (CVE-2025-47711).
+const MAX_DESCRIBED: u32 = u32::MAX;
 
 impl Client {
     /// A client that goes by these links.
@@ -184,7 +189,7 @@ impl Client {
     }
 
     /// Opens an export for one client alone, which nobody else looks after.
-    pub fn open(options: &Options, export: &str) -> Result<Self, Error> {
+    pub fn open(options: &Options, export: &ExportName) -> Result<Self, Error> {
         let links = connect(options, &Volumes::default(), export, false)?;
         Ok(Self::new(links, options))
     }
@@ -295,8 +300,9 @@ impl Client {
         }
     }
 
-    /// The allocation of at least the first byte of a range, in order, cut at the range's end. The
-    /// answer may stop early; with `one` it is a single extent.
+    /// The allocation of at least the first byte of a range, in order. The answer may stop early, and
+    /// the last extent may pass the range's end, as the server told it; all are less than 4 GiB. With
+    /// `one` it is a single extent.
     pub fn block_status(
         &self,
         length: u32,
@@ -306,8 +312,11 @@ impl Client {
         if self.export().base_allocation.is_none() {
             return Err(self.unsupported("no base:allocation context was agreed", libc::EINVAL));
         }
+        // The answer may stop early, so the whole blocks of the longest query there is, 2^32-1 bytes,
+        // will do.
+        let odd = length % self.export().minimum_block();
+        let length = if odd < length { length - odd } else { length };
         self.check_range(Command::BLOCK_STATUS, offset, length as usize)?;
-        let length = length.min(MAX_STATUS);
         let mut flags = CommandFlags::empty();
         flags.set(CommandFlags::REQ_ONE, one);
         let request = Request::new(Command::BLOCK_STATUS, offset, length).with(flags);
@@ -315,10 +324,7 @@ impl Client {
             return Ok(Vec::new());
         }
         let mut extents = self.links.submit(request, Buffer::None, &self.deadline())?;
-        split::cut(&mut extents, length);
-        if one {
-            extents.truncate(1);
-        }
+        split::cut(&mut extents, MAX_DESCRIBED);
         Ok(extents)
     }
 
@@ -403,7 +409,8 @@ impl Client {
     }
 
     /// Refuses what no server could do: a range past the end, or between blocks. A zero length is
-    /// fine anywhere, as nothing is sent for it.
+    /// fine between the blocks, as nothing is sent for it; and so is what touches a last block that
+    /// is not whole.
     fn check_range(&self, command: Command, offset: u64, length: usize) -> Result<(), Error> {
         let end = offset.checked_add(length as u64);
         if end.is_none_or(|end| end > self.export().size) {
@@ -419,12 +426,12 @@ impl Client {
                 errno,
             ));
         }
-        let block = u64::from(self.export().minimum_block());
-        if offset % block != 0 || length as u64 % block != 0 {
+        if !self.export().is_aligned(offset, length as u64) {
             return Err(self.unsupported(
                 &format!(
                     "{command} of {length} bytes at offset {offset} is not aligned to the server's \
-                     minimum block size {block}"
+                     minimum block size {}",
+                    self.export().minimum_block()
                 ),
                 libc::EINVAL,
             ));

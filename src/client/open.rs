@@ -3,25 +3,34 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use super::Options;
 use super::error::{Error, OpenError, Server};
+use crate::proto::Violation;
 use crate::proto::consts::OptionType;
 use crate::proto::export::Export;
-use crate::proto::handshake::{self, Described, Goal, Handshake, Listed, Outcome, Step, TlsPolicy};
+use crate::proto::handshake::{
+    self, Described, Goal, Handshake, Ladder, Listed, Outcome, Step, TlsPolicy,
+};
+use crate::proto::name::ExportName;
 use crate::proto::request::encode_option;
 use crate::transport::tls::{Credentials, Prepared};
 use crate::transport::{self, Blocking, Deadline, Stream};
 
-/// How long a server may take to close a connection that we left.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a server may take to close a connection that we left: several times what a far one needs.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A time for which nobody needs to be told what is waited for.
 const LEAST_REMINDER: Duration = Duration::from_millis(900);
 
 /// Connects, and enters transmission with `export`.
-pub fn enter(server: &Server, options: &Options, export: &str) -> Result<(Stream, Export), Error> {
-    let goal = Goal::open(export).ok_or_else(|| failed(server, OpenError::LongName))?;
-    match reach(server, options, goal)? {
+pub fn enter(
+    server: &Server,
+    options: &Options,
+    export: &ExportName,
+) -> Result<(Stream, Export), Error> {
+    match reach(server, options, Goal::open(export))? {
         (stream, Outcome::Export(export)) => {
             describe(server, &export);
             Ok((stream, *export))
@@ -41,8 +50,11 @@ pub fn list(server: &Server, options: &Options) -> Result<Vec<Listed>, Error> {
     }
 }
 
-/// Asks about the default export.
+/// Asks about the default export, unless it is known that the server cannot be asked.
 pub fn describe_default(server: &Server, options: &Options) -> Result<Described, Error> {
+    if !options.manners.ladder().can_describe() {
+        return Ok(Described::default());
+    }
     match reach(server, options, Goal::describe_default())? {
         (stream, Outcome::Described(described)) => {
             leave(&stream);
@@ -52,9 +64,13 @@ pub fn describe_default(server: &Server, options: &Options) -> Result<Described,
     }
 }
 
-/// Waits a little until the server has closed a connection that was left by `NBD_OPT_ABORT`, so that
-/// it can get rid of its reply. The reply may be missing; it is of no interest.
+/// Ends a connection that was left by `NBD_OPT_ABORT`. Nothing more is sent, and saying so at once
+/// keeps a server that waits for us to close from waiting. Then it has a little time to close its
+/// side, so that it can get rid of its reply and need not complain of us. The reply may be missing;
+/// it is of no interest.
 fn leave(stream: &Stream) {
+    // Under TLS this says so there, too: servers complain of who leaves without a word.
+    stream.finish_sending();
     let deadline = Deadline::after(LEAVE_TIMEOUT);
     let mut scrap = [0; 64];
     while !deadline.has_passed() {
@@ -66,8 +82,6 @@ fn leave(stream: &Stream) {
             break;
         }
     }
-    // TLS servers complain of who leaves without a word.
-    stream.finish_sending();
 }
 
 fn failed(server: &Server, cause: OpenError) -> Error {
@@ -77,44 +91,114 @@ fn failed(server: &Server, cause: OpenError) -> Error {
     }
 }
 
-/// Connects and shakes hands. Whatever the goal, the same TLS policy and deadlines apply.
+/// Reaches a goal, if need be with fewer questions, one connection for each step. What led there is
+/// remembered; what did not may have had another cause.
 fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outcome), Error> {
+    let mut goal = goal.with_ladder(options.manners.ladder());
+    let mut first = None;
+    loop {
+        let mut end = End::default();
+        let cause = match attempt(server, options, goal.clone(), &mut end) {
+            Ok(reached) => {
+                if first.is_some() {
+                    options.manners.remember(goal.ladder());
+                }
+                return Ok(reached);
+            }
+            Err(cause) => cause,
+        };
+        let Some(ladder) = end.lower.filter(|_| hung_up(&cause)) else {
+            // That the server was gone meanwhile says less than how it went, unless it left last words.
+            let last_words = matches!(cause, OpenError::Connect(transport::Error::ServerEnded(_)));
+            let told = first.filter(|_| !end.asked && !last_words);
+            return Err(failed(server, told.unwrap_or(cause)));
+        };
+        log::info!("{server}: {cause}; trying again without this question");
+        goal = goal.with_ladder(ladder);
+        first.get_or_insert(cause);
+    }
+}
+
+/// How far a failed attempt came.
+#[derive(Default)]
+struct End {
+    /// The server was asked something.
+    asked: bool,
+    /// What to try if it hung up.
+    lower: Option<Ladder>,
+}
+
+/// Whether the server hung up or lost its place, and was not just silent.
+fn hung_up(cause: &OpenError) -> bool {
+    use transport::Error::{Closed, Io};
+    match cause {
+        OpenError::Broken { error, .. } => match error {
+            Closed => true,
+            Io { errno, .. } => [Errno::CONNRESET, Errno::PIPE].contains(errno),
+            _ => false,
+        },
+        OpenError::Handshake(handshake::Error::Violation(violation)) => matches!(
+            violation,
+            Violation::OptionMagic { .. } | Violation::OptionEcho { .. }
+        ),
+        _ => false,
+    }
+}
+
+/// Connects and shakes hands. Whatever the goal, the same TLS policy and deadlines apply. On failure
+/// `end` tells how it ended.
+fn attempt(
+    server: &Server,
+    options: &Options,
+    goal: Goal,
+    end: &mut End,
+) -> Result<(Stream, Outcome), OpenError> {
     // A file that is of no use does not cost the server a connection.
     let tls = match options.tls_policy {
         TlsPolicy::Off => None,
         TlsPolicy::Allow | TlsPolicy::Require => Some(options.tls.prepare()),
     };
-    let tls = tls
-        .transpose()
-        .map_err(|error| failed(server, OpenError::Credentials(error)))?;
+    let tls = tls.transpose().map_err(OpenError::Credentials)?;
     let connecting = Deadline::after_maybe(options.connect_timeout).while_wanted(options.wanted);
     let mut stream = options
         .target
         .connect(connecting)
-        .map_err(|error| failed(server, OpenError::Connect(error)))?;
+        .map_err(OpenError::Connect)?;
     let deadline = Deadline::after_maybe(options.handshake_timeout).while_wanted(options.wanted);
-    let mut awaiting = options.target.await_greeting(&stream, deadline.third());
+    await_greeting(server, options, &stream, deadline)?;
+    let mut machine = Handshake::new(goal.with_tls(options.tls_policy));
+    let shaken = shake_hands(server, &mut stream, &mut machine, tls.as_ref(), deadline);
+    *end = End {
+        asked: machine.has_asked(),
+        lower: machine.step_down(),
+    };
+    shaken?;
+    Ok((stream, machine.finish().ok_or(OpenError::Goal)?))
+}
+
+/// Waits until a server that is only being started has said something.
+fn await_greeting(
+    server: &Server,
+    options: &Options,
+    stream: &Stream,
+    deadline: Deadline,
+) -> Result<(), OpenError> {
+    let target = &options.target;
+    let mut awaiting = target.await_greeting(stream, deadline.third());
     if matches!(awaiting, Err(transport::Error::Timeout(_))) && !deadline.has_passed() {
-        say_what_is_awaited(server, deadline.third(), &options.target.awaited());
-        awaiting = options.target.await_greeting(&stream, deadline);
+        say_what_is_awaited(server, deadline.third(), &target.awaited());
+        awaiting = target.await_greeting(stream, deadline);
     }
-    awaiting.map_err(|error| {
-        let cause = match error {
-            // No connection came about, and that is why.
-            transport::Error::ServerEnded(_) | transport::Error::TunnelEnded(_) => {
-                OpenError::Connect(error)
-            }
-            error => OpenError::Broken {
-                error,
-                awaited: options.target.awaited(),
-            },
-        };
-        failed(server, cause)
-    })?;
-    let goal = goal.with_tls(options.tls_policy);
-    let outcome = shake_hands(server, &mut stream, goal, tls.as_ref(), deadline)
-        .map_err(|cause| failed(server, cause))?;
-    Ok((stream, outcome))
+    awaiting.map_err(|error| match error {
+        // No connection came about, and that is why.
+        transport::Error::ServerEnded(_) | transport::Error::TunnelEnded(_) => {
+            OpenError::Connect(error)
+        }
+        error => OpenError::Broken {
+            error,
+            awaited: target.awaited(),
+        },
+    })
 }
 
 /// Runs the handshake machine over a stream. One deadline covers all of it, so a server cannot
@@ -122,11 +206,10 @@ fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outc
 fn shake_hands(
     server: &Server,
     stream: &mut Stream,
-    goal: Goal,
+    machine: &mut Handshake,
     tls: Option<&Prepared<'_>>,
     deadline: Deadline,
-) -> Result<Outcome, OpenError> {
-    let mut machine = Handshake::new(goal);
+) -> Result<(), OpenError> {
     let mut reminder = Some(deadline.third());
     let certificates =
         tls.is_some_and(|tls| matches!(tls.settings().credentials, Credentials::X509(_)));
@@ -147,17 +230,17 @@ fn shake_hands(
         match machine.step() {
             Step::Send(bytes) => match stream.send_all(&bytes, deadline) {
                 // What is said at the end is a courtesy, and the server may be gone.
-                Err(error) if !machine.is_done() => return Err(broken(&machine, error)),
+                Err(error) if !machine.is_done() => return Err(broken(machine, error)),
                 _ => (),
             },
             Step::Receive(n) => {
                 // The machine bounds n.
                 bytes.resize(n, 0);
-                remind(server, stream, &machine, &mut reminder)
-                    .map_err(|error| broken(&machine, error))?;
+                remind(server, stream, machine, &mut reminder)
+                    .map_err(|error| broken(machine, error))?;
                 stream
                     .receive_exact(&mut bytes, deadline)
-                    .map_err(|error| broken(&machine, error))?;
+                    .map_err(|error| broken(machine, error))?;
                 if let Err(error) = machine.received(&bytes) {
                     if matches!(error, handshake::Error::Refused(_)) {
                         // The connection is healthy, and servers like to be told.
@@ -174,10 +257,10 @@ fn shake_hands(
                 let tls = tls.ok_or(OpenError::Goal)?;
                 let proof = stream
                     .start_tls(tls, deadline)
-                    .map_err(|error| broken(&machine, error))?;
+                    .map_err(|error| broken(machine, error))?;
                 machine.tls_established(proof);
             }
-            Step::Done => return machine.finish().ok_or(OpenError::Goal),
+            Step::Done => return Ok(()),
         }
     }
 }
@@ -215,7 +298,7 @@ fn say_what_is_awaited(server: &Server, deadline: Deadline, awaited: &str) {
 fn describe(server: &Server, export: &Export) {
     log::debug!(
         "{server}: export of {} bytes, {:?}, structured replies {}, base:allocation {}",
-        export.advertised_size,
+        export.size,
         export.flags,
         on(export.structured),
         on(export.base_allocation.is_some()),
@@ -226,12 +309,6 @@ fn describe(server: &Server, export: &Export) {
             sizes.minimum,
             sizes.preferred,
             sizes.maximum
-        );
-    }
-    if export.size != export.advertised_size {
-        log::info!(
-            "{server}: the last {} bytes are less than a block and cannot be reached",
-            export.advertised_size - export.size
         );
     }
 }

@@ -18,6 +18,7 @@ use super::flight::Flight;
 use super::inflight::{Inflight, SlotSet};
 use crate::proto::Violation;
 use crate::proto::chunks::{MAX_TAKE, Step};
+use crate::proto::consts::Command;
 use crate::proto::reply::{Decoded, Header, MAX_HEADER_LENGTH, decode};
 use crate::proto::request::Cookie;
 use crate::transport::{Blocking, Stream};
@@ -185,7 +186,7 @@ impl Receiver {
             let header = match self.current {
                 Some(_) => None,
                 None => match decode(&self.buffer[self.start..self.end], self.structured)? {
-                    Decoded::Need(_) => return Ok(()),
+                    Decoded::Need => return Ok(()),
                     Decoded::Header(header, used) => {
                         self.start += used;
                         // Not under the slot's lock: whoever takes the log may be slow.
@@ -269,5 +270,5 @@ fn room(target: &mut [u8], at: u32, len: u32) -> Result<&mut [u8], Violation> {
     target
         .get_mut(at as usize..)
         .and_then(|rest| rest.get_mut(..len as usize))
-        .ok_or(Violation::Overlap(u64::from(at)))
+        .ok_or(Violation::Misfit(Command::READ))
 }

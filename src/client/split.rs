@@ -14,9 +14,9 @@ pub fn pieces(offset: u64, length: u32, most: usize) -> impl Iterator<Item = (u6
     })
 }
 
-/// Cuts extents so that together they are at most `length` bytes long.
-pub fn cut(extents: &mut Vec<Descriptor>, length: u32) {
-    let mut left = length;
+/// Cuts extents so that together they are at most `most` bytes long.
+pub fn cut(extents: &mut Vec<Descriptor>, most: u32) {
+    let mut left = most;
     let mut keep = 0;
     for extent in extents.iter_mut() {
         if left == 0 {
@@ -42,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn extents_are_cut_at_the_end_of_the_request() {
+    fn extents_are_cut_at_their_sum() {
         let extent = |length| Descriptor {
             length,
             status: Allocation::ZERO,
@@ -50,5 +50,9 @@ mod tests {
         let mut extents = vec![extent(10), extent(u32::MAX), extent(7)];
         cut(&mut extents, 100);
         assert_eq!(extents, [extent(10), extent(90)]);
+
+        let mut extents = vec![extent(1 << 31), extent(1 << 31)];
+        cut(&mut extents, u32::MAX);
+        assert_eq!(extents, [extent(1 << 31), extent((1 << 31) - 1)]);
     }
 }

@@ -114,11 +114,9 @@ mod tests {
     use crate::proto::export::BlockSizes;
 
     fn export(size: u64) -> Export {
-        Export::new(size, TransmissionFlags::HAS_FLAGS, true).with_block_sizes(BlockSizes::checked(
-            4096,
-            4096,
-            (32 << 20) + 5,
-        ))
+        let mut export = Export::new(size, TransmissionFlags::HAS_FLAGS, true);
+        export.block_sizes = BlockSizes::checked(4096, 4096, (32 << 20) + 5);
+        export
     }
 
     fn lengths(volume: &Volume, from: u32) -> Vec<u32> {
@@ -139,8 +137,9 @@ mod tests {
         let volume = Volume::new(export(1 << 40));
         assert_eq!(volume.shorter(LEAST_PIECE), None);
         assert_eq!(volume.shorter(512), None);
-        let small = BlockSizes::checked(1, 512, 4096).expect("legal");
-        let small = Volume::new(export(1 << 40).with_block_sizes(Some(small)));
+        let mut small = export(1 << 40);
+        small.block_sizes = BlockSizes::checked(1, 512, 4096);
+        let small = Volume::new(small);
         assert_eq!(lengths(&small, 1 << 20), [4096], "a small payload is tried");
     }
 

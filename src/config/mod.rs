@@ -11,6 +11,7 @@ use std::time::Duration;
 use self::target::{Place, TargetParams};
 use self::tls::TlsParams;
 use crate::proto::handshake::TlsPolicy;
+use crate::proto::name;
 use crate::transport::tls::Settings;
 
 /// What the user typed wrong.
@@ -147,7 +148,7 @@ pub fn is_password(key: &str) -> bool {
 #[derive(Clone, Debug, Default)]
 pub struct Params {
     target: TargetParams,
-    export: Option<String>,
+    export: Option<name::ExportName>,
     dynamic_export: bool,
     retry: u32,
     shared: bool,
@@ -276,7 +277,7 @@ impl Params {
 }
 
 /// The place and the export name that a URI gives.
-fn from_uri(text: &str, tls: &mut TlsParams) -> Result<(Place, Option<String>), Error> {
+fn from_uri(text: &str, tls: &mut TlsParams) -> Result<(Place, Option<name::ExportName>), Error> {
     let uri = uri::parse(text)?;
     tls.merge(uri.tls, uri.username, uri.options)?;
     let place = match uri.place {
@@ -311,7 +312,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExportName {
     /// This one, whatever the client asks for.
-    Fixed(String),
+    Fixed(name::ExportName),
     /// The one that the client asks for.
     Dynamic,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{Error, uri};
 use crate::proto::codec::printable;
-use crate::proto::consts::MAX_STRING;
+use crate::proto::name::ExportName;
 use crate::transport::Deadline;
 use crate::transport::resolve::knows_service;
 
@@ -185,15 +185,9 @@ pub fn path(key: &'static str, value: &[u8]) -> Result<PathBuf, Error> {
     Ok(PathBuf::from(OsStr::from_bytes(value)))
 }
 
-/// An export name: the protocol demands UTF-8 and limits the length.
-pub fn export_name(key: &'static str, value: &[u8]) -> Result<String, Error> {
-    if value.len() > MAX_STRING {
-        return Err(bad(key, value, NAME_TOO_LONG));
-    }
-    match std::str::from_utf8(value) {
-        Ok(name) => Ok(name.to_owned()),
-        Err(_) => Err(bad(key, value, "must be UTF-8")),
-    }
+/// An export name: any bytes but NUL, which cannot come here; the protocol limits the length.
+pub fn export_name(key: &'static str, value: &[u8]) -> Result<ExportName, Error> {
+    ExportName::new(value).ok_or_else(|| bad(key, value, NAME_TOO_LONG))
 }
 
 /// A time: seconds, with a fraction or the unit `s` or `ms` if wanted. Zero is no limit.

@@ -84,15 +84,24 @@ fn a_child_or_a_descriptor_is_shared() {
 #[test]
 fn the_uris_export_wins() {
     let config = complete(&[("uri", "nbd://h"), ("export", "x")]).expect("legal");
-    assert_eq!(config.export, ExportName::Fixed(String::new()));
+    assert_eq!(
+        config.export,
+        ExportName::Fixed(name::ExportName::default())
+    );
     let config = complete(&[("uri", "nbd://h/y"), ("export", "x")]).expect("legal");
-    assert_eq!(config.export, ExportName::Fixed("y".to_owned()));
+    assert_eq!(
+        config.export,
+        ExportName::Fixed(name::ExportName::new("y").expect("a name"))
+    );
 }
 
 #[test]
 fn defaults_are_those_of_the_manual() {
     let config = complete(&[("socket", "/a")]).expect("legal");
-    assert_eq!(config.export, ExportName::Fixed(String::new()));
+    assert_eq!(
+        config.export,
+        ExportName::Fixed(name::ExportName::default())
+    );
     assert_eq!(config.retry, 0);
     assert_eq!(config.timeouts.connect, Some(Duration::from_secs(30)));
     assert_eq!(config.timeouts.handshake, Some(Duration::from_secs(120)));

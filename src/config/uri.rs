@@ -21,7 +21,7 @@ use std::path::PathBuf;
 pub use self::error::Error;
 use self::query::Query;
 use super::params::shown;
-use crate::proto::consts::MAX_STRING;
+use crate::proto::name::ExportName;
 use crate::transport::ssh::{self, Far, Route};
 use crate::transport::unix;
 
@@ -41,7 +41,7 @@ pub struct Uri {
     /// TLS may still be wanted by other means; [`TlsOptions::username`] is then empty.
     pub username: Option<String>,
     /// The export name; empty is the server's default.
-    pub export: String,
+    pub export: ExportName,
     /// What the query says about TLS; empty unless [`tls`](Self::tls).
     pub options: TlsOptions,
 }
@@ -129,10 +129,10 @@ fn parse_all(text: &str) -> Result<Uri, Error> {
     if username.is_some() && query.options.username.is_some() {
         return Err(Error::TwoUserNames);
     }
-    let export = decoded_text("export name", export)?;
-    if export.len() > MAX_STRING {
-        return Err(Error::LongExport(export.len()));
-    }
+    let export = decoded("export name", export)?;
+    let length = export.len();
+    // A NUL was refused before.
+    let export = ExportName::new(export).ok_or(Error::LongExport(length))?;
     Ok(Uri {
         place,
         tls: scheme.tls,

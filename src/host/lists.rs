@@ -51,7 +51,7 @@ impl Exports {
 
     /// Appends an export. False if nbdkit refused it, with its own message.
     #[must_use]
-    pub fn add(&mut self, name: &str, description: &str) -> bool {
+    pub fn add(&mut self, name: &[u8], description: &str) -> bool {
         let (Ok(name), Ok(description)) = (CString::new(name), CString::new(description)) else {
             return false;
         };
@@ -87,8 +87,8 @@ pub fn export_name() -> Option<Vec<u8>> {
 
 /// Gives a string to nbdkit, which keeps it until the connection of the running callback ends.
 /// Null where there is no memory for it.
-pub fn intern(text: &str) -> *const c_char {
-    let Ok(text) = CString::new(text) else {
+pub fn intern(text: impl AsRef<[u8]>) -> *const c_char {
+    let Ok(text) = CString::new(text.as_ref()) else {
         return std::ptr::null();
     };
     // SAFETY: a terminated string, which nbdkit copies.

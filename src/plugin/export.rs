@@ -11,6 +11,7 @@ use crate::client::error::Error;
 use crate::host::lists::{self, Exports, Extents, intern};
 use crate::proto::consts::TransmissionFlags;
 use crate::proto::export::BlockSizes;
+use crate::proto::name::ExportName;
 
 /// Largest preferred block size that nbdkit accepts, bytes.
 const MAX_PREFERRED: u32 = 32 << 20;
@@ -29,7 +30,8 @@ impl Handle {
         let upstream = state::upstream()?;
         let client = upstream.open(|| {
             let name = lists::export_name().ok_or_else(Failure::by_host)?;
-            String::from_utf8(name).map_err(|_| Failure::misuse("the export name is not UTF-8"))
+            // nbdkit has the protocol's limit, too.
+            ExportName::new(name).ok_or_else(|| Failure::misuse("the export name is too long"))
         })?;
         Ok(Self {
             upstream,
@@ -120,8 +122,8 @@ impl Handle {
         self.explained(self.client.cache(length, offset))
     }
 
-    /// Reports extents; cut at the end of the query, because nbdkit before 1.44 aborts on longer
-    /// ones.
+    /// Reports extents. The last one may pass the end of the query, and of the export, where nbdkit
+    /// cuts it.
     pub fn extents(
         &self,
         length: u32,
@@ -147,7 +149,7 @@ pub fn list(exports: &mut Exports) -> Result<(), Failure> {
 
 /// The name of the default export, kept by nbdkit.
 pub fn default_export() -> Result<*const c_char, Failure> {
-    Ok(intern(&state::upstream()?.default_export()))
+    Ok(intern(state::upstream()?.default_export().as_bytes()))
 }
 
 /// Bends legal block sizes until nbdkit accepts them; it refuses the client otherwise.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::guard::Failure;
 use crate::client::error::Error;
 use crate::client::links::{Links, Shared};
+use crate::client::manners::Manners;
 use crate::client::upkeep::Upkeep;
 use crate::client::volume::Volumes;
 use crate::client::{self, Client, Options};
@@ -15,6 +16,7 @@ use crate::config::{Config, ExportName};
 use crate::host::lists::Exports;
 use crate::host::params;
 use crate::proto::handshake::TlsPolicy;
+use crate::proto::name;
 use crate::transport::Target;
 use crate::transport::command::Child;
 use crate::transport::fd::Inherited;
@@ -104,6 +106,7 @@ impl Upstream {
                 request_timeout: config.timeouts.request,
                 close_timeout: config.timeouts.close,
                 wanted: None,
+                manners: Manners::default(),
             },
             export: config.export.clone(),
             retry: config.retry,
@@ -117,7 +120,7 @@ impl Upstream {
                 std::thread::sleep(Duration::from_secs(1));
                 true
             };
-            let links = server.connect("", pause, true)?;
+            let links = server.connect(&name::ExportName::default(), pause, true)?;
             upkeep.register(links.clone());
             Ok::<_, Error>(Arc::new(Shared::with(links)))
         });
@@ -153,13 +156,13 @@ impl Upstream {
     /// A connection for a client that asks for the export `wanted`.
     pub fn open(
         &self,
-        wanted: impl FnOnce() -> Result<String, Failure>,
+        wanted: impl FnOnce() -> Result<name::ExportName, Failure>,
     ) -> Result<Session, Failure> {
         let server = &self.server;
         let links = match &self.shared {
             None => {
                 let wanted = match server.export {
-                    ExportName::Fixed(_) => String::new(),
+                    ExportName::Fixed(_) => name::ExportName::default(),
                     ExportName::Dynamic => wanted()?,
                 };
                 let links = server.connect(&wanted, params::sleep_a_second, false)?;
@@ -180,7 +183,9 @@ impl Upstream {
         let name = client::server(&self.server.options);
         let attempt = || -> client::links::Attempt {
             let server = self.server.clone();
-            Box::new(move || server.connect("", params::sleep_a_second, true))
+            Box::new(move || {
+                server.connect(&name::ExportName::default(), params::sleep_a_second, true)
+            })
         };
         let links = shared.join(&self.upkeep, &name, params::is_wanted, attempt)?;
         self.upkeep.register(links.clone());
@@ -204,18 +209,15 @@ impl Upstream {
                 .ok_or_else(Failure::by_host);
         }
         for export in client::list(&self.server.options)? {
-            if !exports.add(&export.name, &export.description) {
-                log::debug!(
-                    "nbdkit does not list export \"{}\"",
-                    export.name.escape_debug()
-                );
+            if !exports.add(export.name.as_bytes(), &export.description) {
+                log::debug!("nbdkit does not list export \"{}\"", export.name);
             }
         }
         Ok(())
     }
 
     /// The name behind the empty name. Not knowing is no failure: the server may still open it.
-    pub fn default_export(&self) -> String {
+    pub fn default_export(&self) -> name::ExportName {
         match &self.server.export {
             ExportName::Fixed(name) => name.clone(),
             ExportName::Dynamic => client::default_export(&self.server.options)
@@ -239,7 +241,12 @@ impl Upstream {
 
 impl Server {
     /// Connects, and tries again as often as the user said, if time can help.
-    fn connect(&self, wanted: &str, pause: Pause, shared: bool) -> Result<Arc<Links>, Error> {
+    fn connect(
+        &self,
+        wanted: &name::ExportName,
+        pause: Pause,
+        shared: bool,
+    ) -> Result<Arc<Links>, Error> {
         let export = match &self.export {
             ExportName::Fixed(name) => name,
             ExportName::Dynamic => wanted,

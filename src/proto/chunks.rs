@@ -4,24 +4,31 @@
 //! them over, put so many into the request's buffer, skip so many. Payload never passes through
 //! it. A read succeeds only if data and holes covered every byte exactly once; an error chunk does
 //! not end a reply, it only decides how the reply will end ("Structured reply chunk message").
+//!
+//! The header of a chunk says how long it is, so whatever is wrong inside of one is a [`Fault`] of
+//! this reply: nothing of the chunk is used, it is skipped, and the request fails. A [`Violation`]
+//! is left for what puts the meaning of the next byte in doubt, and for more bytes than a reply
+//! can be made of.
 
-use super::codec::{Reader, printable};
-use super::consts::{Allocation, ChunkFlags, ChunkType, Command, MAX_STRING};
+use super::codec::Reader;
+use super::consts::{
+    Allocation, ChunkFlags, ChunkType, Command, CommandFlags, DEFAULT_MAX_PAYLOAD, MAX_TEXT,
+};
 use super::coverage::Coverage;
 use super::errno::NbdErrno;
-use super::reply::Header;
+use super::reply::{Header, MAX_HEADER_LENGTH};
 use super::request::Request;
-use super::{Violation, WireError};
+use super::{Fault, Violation, WireError};
 
-/// Most block descriptors that are kept of one reply; more are read and forgotten. nbdkit keeps
-/// no more either.
-const MAX_DESCRIPTORS: usize = 1 << 20;
-/// Longest payload of a status chunk, bytes. Several times what is kept; more is not meant well.
-const MAX_STATUS_PAYLOAD: u32 = 4 + 4 * 8 * MAX_DESCRIPTORS as u32;
+/// Most block descriptors that are kept of one reply; more are read and forgotten. Whoever asked
+/// goes on where the answer ends.
+const MAX_DESCRIPTORS: usize = 1 << 16;
+/// What a chunk may have around its data, bytes.
+const MAX_OVERHEAD: u32 = 8;
 /// Most descriptor bytes that are taken in one step.
 const DESCRIPTOR_STEP: u32 = 4096;
 /// A step never takes more bytes at once than this.
-pub const MAX_TAKE: usize = MAX_STRING;
+pub const MAX_TAKE: usize = DESCRIPTOR_STEP as usize;
 
 /// What the next bytes of the stream are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,11 +73,33 @@ pub struct Reply {
     context: Option<u32>,
     coverage: Coverage,
     error: Option<Box<WireError>>,
-    descriptors: Vec<Descriptor>,
-    status_seen: bool,
+    /// For a status query only, which few requests are: a small reply is quickly moved.
+    status: Option<Box<Status>>,
+    /// Bytes so far that were no answer.
+    wasted: u32,
     /// The chunk at hand is the last one.
     last: bool,
     body: Body,
+}
+
+/// What a status query was answered with.
+#[derive(Debug, Default)]
+struct Status {
+    descriptors: Vec<Descriptor>,
+    /// Bytes from the request's offset that the descriptors cover, also those that are not kept.
+    described: u64,
+    /// Our context was reported.
+    seen: bool,
+    /// A descriptor of no length came before the range was covered.
+    empty: bool,
+}
+
+impl Status {
+    /// Whether it is all that `request` needs.
+    fn suffices(&self, request: Request) -> bool {
+        let one = request.flags.contains(CommandFlags::REQ_ONE) && self.described > 0;
+        one || self.described >= u64::from(request.length)
+    }
 }
 
 /// Where in a chunk the stream stands.
@@ -116,8 +145,8 @@ impl Reply {
             context,
             coverage: Coverage::new(length),
             error: None,
-            descriptors: Vec::new(),
-            status_seen: false,
+            status: (request.command == Command::BLOCK_STATUS).then(Box::default),
+            wasted: 0,
             last: false,
             body: Body::Header,
         }
@@ -163,11 +192,8 @@ impl Reply {
     pub fn taken(&mut self, bytes: &[u8]) -> Result<(), Violation> {
         // The lengths were asked for by `step`; too few bytes would be our own mistake, and a
         // violation is the harmless way to notice it.
-        self.accept(bytes).unwrap_or(Err(Violation::ChunkLength {
-            command: self.request.command,
-            chunk: ChunkType::NONE,
-            length: bytes.len() as u32,
-        }))
+        self.accept(bytes)
+            .unwrap_or(Err(Violation::Misfit(self.request.command)))
     }
 
     /// Notes that `len` bytes of a [`Step::Fill`], [`Step::Zero`] or [`Step::Skip`] were dealt
@@ -203,28 +229,37 @@ impl Reply {
                 wanted: self.request.length,
             });
         }
-        if self.request.command == Command::BLOCK_STATUS && !self.status_seen {
+        let Some(status) = self.status else {
+            return Ok(Vec::new());
+        };
+        if status.empty && !status.suffices(self.request) {
+            return Err(Fault::EmptyDescriptor.into());
+        }
+        if status.descriptors.is_empty() {
             return Err(WireError::NoStatus);
         }
-        Ok(self.descriptors)
+        Ok(status.descriptors)
     }
 
     fn begin_simple(&mut self, error: Option<NbdErrno>, structured: bool) -> Result<(), Violation> {
         let reading = self.request.command == Command::READ;
-        if reading && structured {
-            return Err(Violation::SimpleRead);
-        }
         self.last = true;
-        if let Some(errno) = error {
-            self.fail(errno, String::new());
-        } else if reading {
-            self.body = Body::Data {
-                at: 0,
-                left: self.request.length,
-            };
-            // Structured replies were not agreed, so this is the only reply and nothing overlaps.
-            let _ = self.coverage.add(0, self.request.length);
-            return Ok(());
+        match error {
+            // Sixteen bytes whose meaning is in no doubt, whatever was agreed.
+            Some(errno) => self.fail(WireError::server(errno, b"")),
+            // Whether payload follows is anybody's guess.
+            None if reading && structured => return Err(Violation::SimpleRead),
+            None if reading => {
+                self.body = Body::Data {
+                    at: 0,
+                    left: self.request.length,
+                };
+                // Structured replies were not agreed, so this is the only reply and nothing
+                // overlaps.
+                let _ = self.coverage.add(0, self.request.length);
+                return Ok(());
+            }
+            None => (),
         }
         self.end_chunk();
         Ok(())
@@ -237,75 +272,104 @@ impl Reply {
         length: u32,
     ) -> Result<(), Violation> {
         let command = self.request.command;
+        if length > self.longest() {
+            return Err(Violation::ChunkLength {
+                command,
+                chunk,
+                length,
+            });
+        }
         self.last = flags.contains(ChunkFlags::DONE);
-        let bad_length = Err(Violation::ChunkLength {
-            command,
-            chunk,
-            length,
-        });
-        self.body = match (chunk, command) {
-            (ChunkType::NONE, _) => {
-                if length != 0 {
-                    return bad_length;
-                }
-                if !self.last {
-                    return Err(Violation::NotDone(command));
-                }
-                Body::Done
+        if chunk == ChunkType::NONE && !self.last {
+            // Nothing can follow, so whoever forgot the flag is done all the same. Should there be
+            // more, it is a reply to nobody.
+            self.fail(Fault::NotDone.into());
+            self.last = true;
+        }
+        match (chunk, command) {
+            (ChunkType::NONE, _) if length == 0 => self.end_chunk(),
+            (ChunkType::OFFSET_DATA, Command::READ)
+                if (9..=self.request.length.saturating_add(8)).contains(&length) =>
+            {
+                self.body = Body::DataOffset { data: length - 8 };
             }
-            (ChunkType::OFFSET_DATA, Command::READ) => match length.checked_sub(8) {
-                None | Some(0) => return bad_length,
-                Some(data) => Body::DataOffset { data },
-            },
-            (ChunkType::OFFSET_HOLE, Command::READ) if length == 12 => Body::Hole,
-            (ChunkType::BLOCK_STATUS, Command::BLOCK_STATUS) => match length.checked_sub(4) {
-                Some(left) if left != 0 && left % 8 == 0 && length <= MAX_STATUS_PAYLOAD => {
-                    Body::ContextId { left }
-                }
-                _ => return bad_length,
-            },
-            (ChunkType::OFFSET_HOLE, Command::READ) => return bad_length,
-            (error, _) if error.is_error() => match length.checked_sub(6) {
-                // The text is at most 64 KiB long, an offset or two may follow it.
-                Some(left) if left <= 0xffff + 64 => {
-                    let offset = if error == ChunkType::ERROR_OFFSET {
-                        8
-                    } else {
-                        0
-                    };
-                    Body::Error { left, offset }
-                }
-                _ => return bad_length,
-            },
-            _ => return Err(Violation::Chunk { command, chunk }),
-        };
+            (ChunkType::OFFSET_HOLE, Command::READ) if length == 12 => self.body = Body::Hole,
+            (ChunkType::BLOCK_STATUS, Command::BLOCK_STATUS) if length % 8 == 4 => {
+                self.body = Body::ContextId { left: length - 4 };
+            }
+            (error, _) if error.is_error() && length >= 6 => {
+                self.spend(length)?;
+                let offset = if error == ChunkType::ERROR_OFFSET {
+                    8
+                } else {
+                    0
+                };
+                self.body = Body::Error {
+                    left: length - 6,
+                    offset,
+                };
+            }
+            (ChunkType::NONE, _)
+            | (ChunkType::OFFSET_DATA | ChunkType::OFFSET_HOLE, Command::READ)
+            | (ChunkType::BLOCK_STATUS, Command::BLOCK_STATUS) => {
+                self.refuse(Fault::Length { chunk, length }, length)?;
+            }
+            (error, _) if error.is_error() => {
+                self.refuse(Fault::Length { chunk, length }, length)?;
+            }
+            _ => self.refuse(Fault::Chunk(chunk), length)?,
+        }
         Ok(())
+    }
+
+    /// Pays for a chunk that does not bring the reply nearer to its end: nobody is kept busy by such
+    /// chunks, be they long or many.
+    fn spend(&mut self, length: u32) -> Result<(), Violation> {
+        let cost = length.saturating_add(MAX_HEADER_LENGTH as u32);
+        self.wasted = self.wasted.saturating_add(cost);
+        if self.wasted > self.longest().saturating_mul(2) {
+            return Err(Violation::Endless(self.request.command));
+        }
+        Ok(())
+    }
+
+    /// Longest payload of a chunk, bytes. What comes with more is no mistake in a chunk but the end
+    /// of all order.
+    fn longest(&self) -> u32 {
+        let asked = match self.request.command {
+            Command::READ => self.request.length,
+            _ => 0,
+        };
+        DEFAULT_MAX_PAYLOAD.max(asked).saturating_add(MAX_OVERHEAD)
     }
 
     /// Deals with the bytes of a `Take`; `None` if there were too few of them.
     fn accept(&mut self, bytes: &[u8]) -> Option<Result<(), Violation>> {
         let mut reader = Reader::new(bytes);
-        Some(match self.body {
+        match self.body {
             Body::DataOffset { data } => {
                 let offset = reader.u64()?;
-                self.cover(ChunkType::OFFSET_DATA, offset, data)
-                    .map(|at| self.body = Body::Data { at, left: data })
+                match self.cover(ChunkType::OFFSET_DATA, offset, data) {
+                    Ok(at) => self.body = Body::Data { at, left: data },
+                    Err(fault) => return Some(self.refuse(fault, data)),
+                }
             }
             Body::Hole => {
                 let (offset, length) = (reader.u64()?, reader.u32()?);
-                self.cover(ChunkType::OFFSET_HOLE, offset, length)
-                    .map(|at| self.body = Body::Zeroes { at, left: length })
+                match self.cover(ChunkType::OFFSET_HOLE, offset, length) {
+                    Ok(at) => self.body = Body::Zeroes { at, left: length },
+                    Err(fault) => return Some(self.refuse(fault, 0)),
+                }
             }
-            Body::ContextId { left } => self.begin_status(reader.u32()?, left),
+            Body::ContextId { left } => return Some(self.begin_status(reader.u32()?, left)),
             Body::Descriptors { left } => self.descriptors(reader, left),
             Body::Error { left, offset } => {
                 let (errno, text) = (reader.u32()?, u32::from(reader.u16()?));
-                self.begin_error(errno, text, left, offset)
+                self.begin_error(errno, text, left, offset);
             }
             Body::ErrorText { errno, left, .. } => {
-                self.fail(errno, printable(bytes, MAX_STRING));
+                self.fail(WireError::server(errno, bytes));
                 self.skip(left);
-                Ok(())
             }
             Body::Header
             | Body::Data { .. }
@@ -314,13 +378,13 @@ impl Reply {
             | Body::Done => {
                 return None;
             }
-        })
+        }
+        Some(Ok(()))
     }
 
     /// Checks that read data or a hole lies inside the request and is new; says where it goes.
-    fn cover(&mut self, chunk: ChunkType, offset: u64, length: u32) -> Result<u32, Violation> {
-        let outside = Violation::OutOfRange {
-            command: self.request.command,
+    fn cover(&mut self, chunk: ChunkType, offset: u64, length: u32) -> Result<u32, Fault> {
+        let outside = Fault::OutOfRange {
             chunk,
             offset,
             length,
@@ -335,87 +399,93 @@ impl Reply {
         // Below the request's length, which is 32 bits wide.
         let at = at as u32;
         if !self.coverage.add(at, length) {
-            return Err(Violation::Overlap(offset));
+            return Err(Fault::Overlap(offset));
         }
         Ok(at)
     }
 
     fn begin_status(&mut self, context: u32, left: u32) -> Result<(), Violation> {
-        let Some(ours) = self.context else {
-            return Err(Violation::UnexpectedContext(context));
-        };
-        if context != ours {
+        let ours = (self.context == Some(context)).then_some(self.status.as_mut());
+        let Some(status) = ours.flatten() else {
+            self.spend(left)?;
             self.skip(left);
             return Ok(());
+        };
+        if status.seen {
+            return self.refuse(Fault::RepeatedContext(context), left);
         }
-        if self.status_seen {
-            return Err(Violation::RepeatedContext(context));
+        status.seen = true;
+        if left == 0 {
+            self.end_chunk();
+        } else {
+            self.body = Body::Descriptors { left };
         }
-        self.status_seen = true;
-        self.body = Body::Descriptors { left };
         Ok(())
     }
 
-    fn descriptors(&mut self, mut reader: Reader<'_>, left: u32) -> Result<(), Violation> {
-        let taken = reader.rest().len() as u32;
-        while let (Some(length), Some(status)) = (reader.u32(), reader.u32()) {
-            if length == 0 {
-                return Err(Violation::EmptyDescriptor);
+    fn descriptors(&mut self, mut reader: Reader<'_>, left: u32) {
+        let left = left.saturating_sub(reader.rest().len() as u32);
+        let Some(status) = &mut self.status else {
+            return self.skip(left);
+        };
+        while let (Some(length), Some(bits)) = (reader.u32(), reader.u32()) {
+            if status.suffices(self.request) {
+                return self.skip(left);
             }
-            if self.descriptors.len() < MAX_DESCRIPTORS {
-                self.descriptors.push(Descriptor {
+            if length == 0 {
+                status.empty = true;
+                continue;
+            }
+            status.described += u64::from(length);
+            if status.descriptors.len() < MAX_DESCRIPTORS {
+                status.descriptors.push(Descriptor {
                     length,
-                    status: Allocation::from_bits_truncate(status),
+                    status: Allocation::from_bits_truncate(bits),
                 });
             }
         }
-        match left.saturating_sub(taken) {
+        match left {
             0 => self.end_chunk(),
             left => self.body = Body::Descriptors { left },
         }
-        Ok(())
     }
 
-    fn begin_error(
-        &mut self,
-        errno: u32,
-        text: u32,
-        left: u32,
-        offset: u32,
-    ) -> Result<(), Violation> {
-        let after = left.checked_sub(text).filter(|after| *after >= offset);
-        let Some(after) = after else {
-            return Err(Violation::ChunkLength {
-                command: self.request.command,
-                chunk: ChunkType::ERROR,
-                length: left + 6,
-            });
-        };
+    fn begin_error(&mut self, errno: u32, text: u32, left: u32, offset: u32) {
         // Zero is no error number, but an error chunk stays an error.
         let errno = if errno == 0 {
             NbdErrno::EIO
         } else {
             NbdErrno(errno)
         };
-        let kept = text.min(MAX_STRING as u32);
-        let left = after + (text - kept);
-        if kept == 0 {
-            self.fail(errno, String::new());
+        // nbd-server 3.25 to 3.27 swap the bytes of the text's length. The number stands in front of
+        // it and the chunk's end is certain, so a length that does not fit costs nothing: what is
+        // there is the text.
+        let text = text.min(left.saturating_sub(offset));
+        // One byte more than is shown shows that it was cut.
+        let text = text.min(MAX_TEXT as u32 + 1);
+        if text == 0 {
+            self.fail(WireError::server(errno, b""));
             self.skip(left);
         } else {
             self.body = Body::ErrorText {
                 errno,
-                text: kept,
-                left,
+                text,
+                left: left - text,
             };
         }
-        Ok(())
     }
 
     /// Keeps the first error: it is the cause of those that follow.
-    fn fail(&mut self, errno: NbdErrno, text: String) {
-        self.error
-            .get_or_insert_with(|| Box::new(WireError::Server { errno, text }));
+    fn fail(&mut self, error: WireError) {
+        self.error.get_or_insert_with(|| Box::new(error));
+    }
+
+    /// Fails the request for what is wrong with a chunk, of which `left` bytes are to come.
+    fn refuse(&mut self, fault: Fault, left: u32) -> Result<(), Violation> {
+        self.spend(left)?;
+        self.fail(fault.into());
+        self.skip(left);
+        Ok(())
     }
 
     fn skip(&mut self, left: u32) {

@@ -1,5 +1,7 @@
 //! Big-endian integers out of and into byte strings: the only place that knows the byte order.
 
+use super::consts::MAX_TEXT;
+
 /// Takes fields from the front of a byte string. Every method answers `None`, and consumes
 /// nothing, when the bytes do not suffice.
 #[derive(Clone, Copy, Debug)]
@@ -77,8 +79,9 @@ impl Writer {
 
     /// Appends a string behind its 32-bit length. Strings here are export names and context
     /// names, which were checked to be at most [`MAX_STRING`](super::consts::MAX_STRING) bytes.
-    pub fn string(self, text: &str) -> Self {
-        self.u32(text.len() as u32).bytes(text.as_bytes())
+    pub fn string(self, text: impl AsRef<[u8]>) -> Self {
+        let bytes = text.as_ref();
+        self.u32(bytes.len() as u32).bytes(bytes)
     }
 
     /// The finished byte string.
@@ -103,6 +106,14 @@ pub fn printable(bytes: &[u8], limit: usize) -> String {
         text.push_str("...");
     }
     text
+}
+
+/// What a server says for people to read, as a message quotes it: short, and without the NUL that C
+/// programs leave at its end.
+pub fn quoted(text: &[u8]) -> String {
+    let end = text.iter().rposition(|byte| *byte != 0);
+    let text = text.get(..end.map_or(0, |last| last + 1)).unwrap_or(text);
+    printable(text, MAX_TEXT)
 }
 
 /// Characters that reorder the text around them and so could disguise a log line.
@@ -132,6 +143,14 @@ mod tests {
         );
         assert_eq!(printable(b"abcdef", 3), "abc...");
         assert_eq!(printable(b"\xff", 3), "\u{fffd}");
+    }
+
+    #[test]
+    fn a_quotation_is_short_and_has_no_nul_at_its_end() {
+        assert_eq!(quoted(b"Read failed\0"), "Read failed");
+        assert_eq!(quoted(b"one\0two\0\0"), "one\\u{0}two");
+        assert_eq!(quoted(b"\0"), "");
+        assert_eq!(quoted(&[b'x'; 201]), "x".repeat(200) + "...");
     }
 
     proptest! {

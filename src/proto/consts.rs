@@ -28,6 +28,8 @@ pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 pub const PADDING: usize = 124;
 /// Longest string that the protocol allows, in bytes.
 pub const MAX_STRING: usize = 4096;
+/// Most bytes of a text from a server that a message quotes.
+pub const MAX_TEXT: usize = 200;
 /// Largest payload of a request or reply that may be assumed where the server advertises none.
 pub const DEFAULT_MAX_PAYLOAD: u32 = 32 * 1024 * 1024;
 /// Largest export size that nbdkit, and nearly every host, can express.

@@ -1,21 +1,19 @@
 //! What a handshake agreed on: the export's size and abilities, made consistent.
 
 use super::consts::{DEFAULT_MAX_PAYLOAD, TransmissionFlags};
+use super::name::ExportName;
 
 /// An export as the server described it, after everything that contradicts the rest was masked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
-    /// Usable bytes: the server's size, rounded down to a whole number of minimum blocks, because
-    /// the rest could not be reached by any legal request.
+    /// Bytes. Need not be a whole number of minimum blocks.
     pub size: u64,
-    /// The server's own figure, bytes.
-    pub advertised_size: u64,
     /// Abilities.
     pub flags: TransmissionFlags,
     /// Block size constraints, where the server sent legal ones.
     pub block_sizes: Option<BlockSizes>,
     /// The name that the server gives the export, where it said so.
-    pub canonical_name: Option<String>,
+    pub canonical_name: Option<ExportName>,
     /// A text for people, where the server sent one.
     pub description: Option<String>,
     /// Whether reads are answered by structured replies.
@@ -29,7 +27,6 @@ impl Export {
     pub fn new(size: u64, flags: TransmissionFlags, structured: bool) -> Self {
         Self {
             size,
-            advertised_size: size,
             flags: consistent(flags, structured),
             block_sizes: None,
             canonical_name: None,
@@ -39,22 +36,12 @@ impl Export {
         }
     }
 
-    /// Adds the server's block sizes, which also decide how many bytes can be reached.
-    pub fn with_block_sizes(mut self, sizes: Option<BlockSizes>) -> Self {
-        self.size = self.advertised_size;
-        if let Some(sizes) = sizes {
-            self.size -= self.size % u64::from(sizes.minimum);
-        }
-        self.block_sizes = sizes;
-        self
-    }
-
     /// Whether whoever was told of one of the two could have been told of the other. How replies are
     /// framed and what contexts are called is a connection's own affair.
     pub fn offers_the_same(&self, other: &Self) -> bool {
         let facts = |export: &Self| {
             (
-                export.advertised_size,
+                export.size,
                 export.flags,
                 export.block_sizes,
                 export.base_allocation.is_some(),
@@ -73,6 +60,15 @@ impl Export {
     /// Smallest unit of offset and length that the server accepts, bytes.
     pub fn minimum_block(&self) -> u32 {
         self.block_sizes.map_or(1, |sizes| sizes.minimum)
+    }
+
+    /// Whether a request for this range keeps to the server's minimum block. Where the export ends
+    /// within a block no request for that block can; those are asked for as they are.
+    pub fn is_aligned(&self, offset: u64, length: u64) -> bool {
+        // A power of two.
+        let block = u64::from(self.minimum_block());
+        let odd = |bytes: u64| bytes & (block - 1);
+        odd(offset | length) == 0 || offset.saturating_add(length) > self.size - odd(self.size)
     }
 
     /// Largest length of one read or write, bytes: a whole number of minimum blocks.
@@ -180,14 +176,37 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_shorter_than_a_block_is_not_offered() {
-        let export = Export::new(10_000, ALL, true).with_block_sizes(BlockSizes::checked(
-            4096,
-            4096,
-            65536 + 100,
-        ));
-        assert_eq!(export.size, 8192);
-        assert_eq!(export.advertised_size, 10_000);
+    fn what_is_within_the_export_depends_on_its_blocks() {
+        let blocks = |minimum| {
+            let mut export = Export::new(10_000, ALL, true);
+            export.block_sizes = BlockSizes::checked(minimum, 4096, 65536 + 100);
+            export
+        };
+        let export = blocks(4096);
         assert_eq!(export.maximum_payload(), 65536);
+        for (offset, length, reachable) in [
+            (0, 8192, true),
+            (4096, 4096, true),
+            (0, 512, false),
+            (512, 4096, false),
+            (4097, 0, false),
+            // The last block is no whole one: whatever touches it is the server's business.
+            (8192, 1808, true),
+            (4096, 5904, true),
+            (9999, 1, true),
+            (100, 9000, true),
+            (8192, 100, true),
+        ] {
+            assert_eq!(
+                export.is_aligned(offset, length),
+                reachable,
+                "{offset}+{length}"
+            );
+        }
+        assert!(blocks(1).is_aligned(1, 1));
+        assert!(
+            !blocks(16).is_aligned(9999, 1),
+            "10,000 bytes are whole blocks"
+        );
     }
 }

@@ -15,18 +15,22 @@ pub mod coverage;
 pub mod errno;
 pub mod export;
 pub mod handshake;
+pub mod name;
 pub mod reply;
 pub mod request;
 
+use self::codec::quoted;
 use self::consts::{ChunkType, Command, OptionReply, OptionType};
 use self::errno::NbdErrno;
+use self::name::ExportName;
 
-/// The server broke the protocol. The connection cannot be used any further, because what follows
-/// on it has no known meaning.
+/// The server broke the protocol in a way that leaves what follows on the connection without a
+/// known meaning, so that it cannot be used any further. See [`Fault`] for what one request can
+/// carry alone.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// The first bytes are not NBD's.
-    #[error("not an NBD server (it sent 0x{0:016x} instead of NBDMAGIC)")]
+    #[error("not an NBD server ({})", stranger(*.0))]
     NotNbd(u64),
     /// The greeting is of no known style.
     #[error("unknown handshake style 0x{0:016x}")]
@@ -80,18 +84,11 @@ pub enum Violation {
     /// A reply answers a request that is not in flight.
     #[error("reply with unknown cookie 0x{0:016x}")]
     Cookie(u64),
-    /// A simple reply to a read although structured replies were agreed.
+    /// Simple success for a read although structured replies were agreed: whether data follow is
+    /// anybody's guess.
     #[error("simple reply to NBD_CMD_READ although structured replies were agreed")]
     SimpleRead,
-    /// A chunk of a type that the command cannot have.
-    #[error("{command}: unexpected chunk {chunk}")]
-    Chunk {
-        /// The request's command.
-        command: Command,
-        /// The chunk that came.
-        chunk: ChunkType,
-    },
-    /// A chunk of a length that its type cannot have.
+    /// A chunk that claims to be longer than any can be.
     #[error("{command}: {chunk} with a payload of {length} bytes")]
     ChunkLength {
         /// The request's command.
@@ -101,14 +98,48 @@ pub enum Violation {
         /// Its length, bytes.
         length: u32,
     },
+    /// Chunk after chunk that is no answer.
+    #[error("{0}: a reply without end")]
+    Endless(Command),
+    /// A step of a reply that does not fit the request's buffer or the bytes at hand. The reply
+    /// machine rules it out; should it happen, nothing is touched.
+    #[error("{0}: a reply that does not fit the request")]
+    Misfit(Command),
+}
+
+/// Who greets with these eight bytes.
+fn stranger(greeting: u64) -> String {
+    let bytes = greeting.to_be_bytes();
+    if bytes.starts_with(b"SSH-") {
+        "this is an SSH server".to_owned()
+    } else if bytes.starts_with(b"HTTP/") {
+        "this is a web server".to_owned()
+    } else {
+        format!("it sent 0x{greeting:016x} instead of NBDMAGIC")
+    }
+}
+
+/// What is wrong inside of a reply whose framing is certain: one request fails, the connection
+/// lives on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// A chunk of a type that is unknown, or that the command cannot have.
+    #[error("unexpected chunk {0}")]
+    Chunk(ChunkType),
+    /// A chunk of a length that its type cannot have.
+    #[error("{chunk} with a payload of {length} bytes")]
+    Length {
+        /// The chunk that came.
+        chunk: ChunkType,
+        /// Its length, bytes.
+        length: u32,
+    },
     /// `NBD_REPLY_TYPE_NONE` that does not end its reply.
-    #[error("{0}: NBD_REPLY_TYPE_NONE without NBD_REPLY_FLAG_DONE")]
-    NotDone(Command),
+    #[error("NBD_REPLY_TYPE_NONE without NBD_REPLY_FLAG_DONE")]
+    NotDone,
     /// Read data or a hole outside the requested range.
-    #[error("{command}: {chunk} at offset {offset}, length {length}, is outside the request")]
+    #[error("{chunk} at offset {offset}, length {length}, is outside the request")]
     OutOfRange {
-        /// The request's command.
-        command: Command,
         /// The chunk that came.
         chunk: ChunkType,
         /// Where the chunk claims to be, bytes from the start of the export.
@@ -117,17 +148,14 @@ pub enum Violation {
         length: u32,
     },
     /// Read data or a hole for bytes that were already answered.
-    #[error("NBD_CMD_READ: the bytes at offset {0} were answered twice")]
+    #[error("the bytes at offset {0} were answered twice")]
     Overlap(u64),
-    /// A block descriptor of no length.
-    #[error("NBD_CMD_BLOCK_STATUS: block descriptor of length 0")]
+    /// A block descriptor of no length, where others do not cover the range.
+    #[error("block descriptor of length 0")]
     EmptyDescriptor,
     /// Two status chunks for one metadata context.
-    #[error("NBD_CMD_BLOCK_STATUS: context {0} was answered twice")]
+    #[error("context {0} was answered twice")]
     RepeatedContext(u32),
-    /// A status chunk where no metadata context was negotiated.
-    #[error("NBD_CMD_BLOCK_STATUS: unexpected status of context {0}")]
-    UnexpectedContext(u32),
 }
 
 /// The server declined an option, in its own words.
@@ -141,7 +169,9 @@ pub struct Refusal {
     /// The server's text, already made printable; may be empty.
     pub text: String,
     /// The export that was asked for.
-    pub export: String,
+    pub export: ExportName,
+    /// Whether it was asked under TLS.
+    pub protected: bool,
 }
 
 impl Refusal {
@@ -149,8 +179,18 @@ impl Refusal {
     fn reason(&self) -> String {
         let meaning = match self.reply {
             OptionReply::ERR_UNKNOWN => format!("no export named \"{}\"", self.export),
+            OptionReply::ERR_TLS_REQD if self.protected => {
+                "it insists on TLS, which the connection has".to_owned()
+            }
             OptionReply::ERR_TLS_REQD => {
-                format!("TLS is required, or no export named \"{}\"", self.export)
+                const ADVICE: &str = "it insists on TLS (use tls=require)";
+                match self.option {
+                    // What it hides from us may as well be nothing.
+                    OptionType::GO | OptionType::INFO => {
+                        format!("{ADVICE}, or has no export named \"{}\"", self.export)
+                    }
+                    _ => ADVICE.to_owned(),
+                }
             }
             OptionReply::ERR_POLICY => "forbidden by the server's policy".to_owned(),
             OptionReply::ERR_SHUTDOWN => "the server is shutting down".to_owned(),
@@ -185,14 +225,30 @@ pub enum WireError {
     },
     /// A status query ended without any status.
     NoStatus,
+    /// The reply came to its end, but was not in order.
+    Malformed(Fault),
+}
+
+impl From<Fault> for WireError {
+    fn from(fault: Fault) -> Self {
+        Self::Malformed(fault)
+    }
 }
 
 impl WireError {
+    /// The server's own error, with its text as it came.
+    pub(crate) fn server(errno: NbdErrno, text: &[u8]) -> Self {
+        Self::Server {
+            errno,
+            text: quoted(text),
+        }
+    }
+
     /// This machine's error number for it.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Server { errno, .. } => errno.local(),
-            Self::Incomplete { .. } | Self::NoStatus => libc::EIO,
+            Self::Incomplete { .. } | Self::NoStatus | Self::Malformed(_) => libc::EIO,
         }
     }
 }
@@ -208,6 +264,7 @@ impl fmt::Display for WireError {
                 write!(f, "server answered only {got} of {wanted} bytes")
             }
             Self::NoStatus => f.write_str("server answered without a status"),
+            Self::Malformed(fault) => write!(f, "the server's answer is wrong: {fault}"),
         }
     }
 }

@@ -42,8 +42,8 @@ pub enum Header {
 pub enum Decoded {
     /// The header, and how many bytes it took.
     Header(Header, usize),
-    /// So many bytes must be there before more can be said.
-    Need(usize),
+    /// More bytes must be there before more can be said.
+    Need,
 }
 
 impl Header {
@@ -84,14 +84,12 @@ impl fmt::Display for Header {
 pub fn decode(bytes: &[u8], structured: bool) -> Result<Decoded, Violation> {
     let mut reader = Reader::new(bytes);
     let Some(magic) = reader.u32() else {
-        return Ok(Decoded::Need(4));
+        return Ok(Decoded::Need);
     };
     match magic {
-        SIMPLE_REPLY_MAGIC => {
-            Ok(simple(reader).map_or(Decoded::Need(16), |h| Decoded::Header(h, 16)))
-        }
+        SIMPLE_REPLY_MAGIC => Ok(simple(reader).map_or(Decoded::Need, |h| Decoded::Header(h, 16))),
         STRUCTURED_REPLY_MAGIC if structured => {
-            Ok(chunk(reader).map_or(Decoded::Need(20), |h| Decoded::Header(h, 20)))
+            Ok(chunk(reader).map_or(Decoded::Need, |h| Decoded::Header(h, 20)))
         }
         _ => Err(Violation::ReplyMagic(magic)),
     }
@@ -137,14 +135,14 @@ mod tests {
             error: Some(NbdErrno::ENOSPC),
         };
         assert_eq!(decode(&bytes, true), Ok(Decoded::Header(header, 16)));
-        assert_eq!(decode(&bytes[..3], true), Ok(Decoded::Need(4)));
-        assert_eq!(decode(&bytes[..4], true), Ok(Decoded::Need(16)));
+        assert_eq!(decode(&bytes[..3], true), Ok(Decoded::Need));
+        assert_eq!(decode(&bytes[..15], true), Ok(Decoded::Need));
     }
 
     #[test]
     fn a_chunk_is_a_violation_unless_agreed() {
         let bytes = Writer::default().u32(STRUCTURED_REPLY_MAGIC).finish();
-        assert_eq!(decode(&bytes, true), Ok(Decoded::Need(20)));
+        assert_eq!(decode(&bytes, true), Ok(Decoded::Need));
         assert_eq!(
             decode(&bytes, false),
             Err(Violation::ReplyMagic(STRUCTURED_REPLY_MAGIC))

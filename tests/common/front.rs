@@ -87,16 +87,13 @@ impl Front {
     }
 
     /// Opens the export `name`.
-    pub fn open_as(socket: &Path, name: &str, structured: bool) -> Result<Self, Refused> {
-        let stream = UnixStream::connect(socket).expect("nbdkit listens");
-        stream
-            .set_read_timeout(Some(DEADLINE))
-            .expect("a nonzero timeout");
-        stream
-            .set_write_timeout(Some(DEADLINE))
-            .expect("a nonzero timeout");
-        let mut handshake = Handshake { stream };
-        handshake.greet();
+    pub fn open_as(
+        socket: &Path,
+        name: impl AsRef<[u8]>,
+        structured: bool,
+    ) -> Result<Self, Refused> {
+        let name = name.as_ref();
+        let mut handshake = Handshake::begin(socket);
         let context = if structured {
             Some(handshake.structured(name))
         } else {
@@ -124,6 +121,56 @@ impl Front {
             next_cookie: 1,
             export,
         })
+    }
+
+    /// The exports that nbdkit lists: names and descriptions.
+    pub fn list(socket: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut handshake = Handshake::begin(socket);
+        handshake.option(opt::LIST, &[]);
+        let mut listed = Vec::new();
+        loop {
+            let (kind, payload) = handshake.reply(opt::LIST);
+            match kind {
+                rep::SERVER => {
+                    let mut fields = Fields(&payload);
+                    let length = fields.u32() as usize;
+                    let name = fields.bytes(length).to_vec();
+                    listed.push((name, fields.0.to_vec()));
+                }
+                rep::ACK => break,
+                other => panic!("LIST answered with {other:#x}"),
+            }
+        }
+        handshake.option(opt::ABORT, &[]);
+        listed
+    }
+
+    /// The name that nbdkit gives the default export.
+    pub fn canonical_name(socket: &Path) -> Option<Vec<u8>> {
+        let mut handshake = Handshake::begin(socket);
+        let mut data = string("");
+        data.extend(
+            [1u16, info::NAME]
+                .iter()
+                .flat_map(|field| field.to_be_bytes()),
+        );
+        handshake.option(opt::INFO, &data);
+        let mut name = None;
+        loop {
+            let (kind, payload) = handshake.reply(opt::INFO);
+            match kind {
+                rep::INFO => {
+                    let mut fields = Fields(&payload);
+                    if fields.u16() == info::NAME {
+                        name = Some(fields.0.to_vec());
+                    }
+                }
+                rep::ACK => break,
+                other => panic!("INFO answered with {other:#x}"),
+            }
+        }
+        handshake.option(opt::ABORT, &[]);
+        name
     }
 
     pub fn export(&self) -> &Export {
@@ -303,6 +350,19 @@ impl Handshake {
             .expect("nbdkit takes the handshake");
     }
 
+    fn begin(socket: &Path) -> Self {
+        let stream = UnixStream::connect(socket).expect("nbdkit listens");
+        stream
+            .set_read_timeout(Some(DEADLINE))
+            .expect("a nonzero timeout");
+        stream
+            .set_write_timeout(Some(DEADLINE))
+            .expect("a nonzero timeout");
+        let mut handshake = Self { stream };
+        handshake.greet();
+        handshake
+    }
+
     fn greet(&mut self) {
         let both = wire::FIXED_NEWSTYLE | wire::NO_ZEROES;
         assert_eq!(self.receive(18), wire::greeting(both), "nbdkit's greeting");
@@ -331,7 +391,7 @@ impl Handshake {
     }
 
     /// Agrees on structured replies and `base:allocation`, which nbdkit always has.
-    fn structured(&mut self, name: &str) -> ContextId {
+    fn structured(&mut self, name: &[u8]) -> ContextId {
         self.option(opt::STRUCTURED_REPLY, &[]);
         assert_eq!(self.reply(opt::STRUCTURED_REPLY).0, rep::ACK);
         let query = string("base:allocation");
@@ -345,7 +405,7 @@ impl Handshake {
         Fields(&payload).u32()
     }
 
-    fn go(&mut self, name: &str) -> Result<Export, Refused> {
+    fn go(&mut self, name: &[u8]) -> Result<Export, Refused> {
         let infos = [info::BLOCK_SIZE, info::DESCRIPTION];
         let mut data = string(name);
         data.extend(2u16.to_be_bytes());
@@ -506,9 +566,10 @@ fn wrong(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-fn string(text: &str) -> Vec<u8> {
+fn string(text: impl AsRef<[u8]>) -> Vec<u8> {
+    let text = text.as_ref();
     let length = u32::try_from(text.len()).expect("a short name");
-    wire::join(&[&length.to_be_bytes(), text.as_bytes()])
+    wire::join(&[&length.to_be_bytes(), text])
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -7,8 +7,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use nbdkit_nbd_plugin::client::error::Error;
+use nbdkit_nbd_plugin::client::manners::Manners;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
+use nbdkit_nbd_plugin::proto::name::ExportName;
 use nbdkit_nbd_plugin::transport::Target;
 use nbdkit_nbd_plugin::transport::tls::Settings;
 
@@ -23,6 +25,7 @@ pub fn open(socket: &Path) -> Result<Client, Error> {
         request_timeout: None,
         close_timeout: Some(Duration::from_secs(5)),
         wanted: None,
+        manners: Manners::default(),
     };
-    Client::open(&options, "")
+    Client::open(&options, &ExportName::default())
 }

@@ -3,19 +3,21 @@
 //! It begins with the greeting that both styles share and passes to `oldstyle` or `newstyle`.
 //! The order of options is the one that works with every server met so far: structured replies,
 //! the metadata context, then `NBD_OPT_GO`; `NBD_OPT_EXPORT_NAME` where the server knows no
-//! better. Everything said in answer to an option counts only if that option succeeds.
+//! better. Servers that cannot stand being asked are what `ladder` is for. Everything said in answer to an option counts only if that option succeeds.
 
+mod ladder;
 mod newstyle;
 mod oldstyle;
 mod options;
 
+pub use self::ladder::Ladder;
 use self::newstyle::Newstyle;
 use super::codec::Reader;
 use super::consts::{
-    INIT_MAGIC, MAX_EXPORT_SIZE, MAX_STRING, NEWSTYLE_MAGIC, OLDSTYLE_MAGIC, OptionType,
-    TransmissionFlags,
+    INIT_MAGIC, MAX_EXPORT_SIZE, NEWSTYLE_MAGIC, OLDSTYLE_MAGIC, OptionType, TransmissionFlags,
 };
 use super::export::{BlockSizes, Export};
+use super::name::ExportName;
 use super::{Refusal, Violation};
 
 /// The kind of warning that says that a connection that was to have TLS has none.
@@ -50,7 +52,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     /// The export's name.
-    pub name: String,
+    pub name: ExportName,
     /// A text for people; may be empty.
     pub description: String,
 }
@@ -59,7 +61,7 @@ pub struct Listed {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Described {
     /// The name that the server gives the export, where it said so.
-    pub canonical_name: Option<String>,
+    pub canonical_name: Option<ExportName>,
 }
 
 /// Proof that what follows on a connection is protected by TLS. Only `transport`, which does it, can
@@ -105,9 +107,10 @@ pub enum Error {
 /// What the user wants of the server.
 #[derive(Clone, Debug)]
 pub struct Goal {
-    export: String,
+    export: ExportName,
     purpose: Purpose,
     tls: TlsPolicy,
+    ladder: Ladder,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,31 +121,33 @@ enum Purpose {
 }
 
 impl Goal {
-    /// To open an export by name; the empty name is the server's default export. `None` if the name
-    /// is longer than the protocol allows.
-    pub fn open(export: &str) -> Option<Self> {
-        (export.len() <= MAX_STRING).then(|| Self {
-            export: export.to_owned(),
+    /// To open an export by name.
+    pub fn open(export: &ExportName) -> Self {
+        Self {
+            export: export.clone(),
             purpose: Purpose::Open,
             tls: TlsPolicy::Off,
-        })
+            ladder: Ladder::default(),
+        }
     }
 
     /// To learn which exports there are.
     pub fn list() -> Self {
         Self {
-            export: String::new(),
+            export: ExportName::default(),
             purpose: Purpose::List,
             tls: TlsPolicy::Off,
+            ladder: Ladder::default(),
         }
     }
 
     /// To learn about the default export without opening it.
     pub fn describe_default() -> Self {
         Self {
-            export: String::new(),
+            export: ExportName::default(),
             purpose: Purpose::Describe,
             tls: TlsPolicy::Off,
+            ladder: Ladder::default(),
         }
     }
 
@@ -151,13 +156,23 @@ impl Goal {
         Self { tls, ..self }
     }
 
+    /// The same, with no more questions than these.
+    pub fn with_ladder(self, ladder: Ladder) -> Self {
+        Self { ladder, ..self }
+    }
+
+    /// The questions that may be asked.
+    pub fn ladder(&self) -> Ladder {
+        self.ladder
+    }
+
     /// What to answer where the server's style leaves no way to ask: it has one export, which goes
     /// by any name.
     fn unanswered(&self) -> Option<Outcome> {
         match self.purpose {
             Purpose::Open => None,
             Purpose::List => Some(Outcome::Listing(vec![Listed {
-                name: String::new(),
+                name: ExportName::default(),
                 description: String::new(),
             }])),
             Purpose::Describe => Some(Outcome::Described(Described::default())),
@@ -261,6 +276,20 @@ impl Handshake {
         matches!(&self.state, State::Newstyle(newstyle) if newstyle.may_be_refused())
     }
 
+    /// Whether the server was asked something, and not only listened to.
+    pub fn has_asked(&self) -> bool {
+        matches!(&self.state, State::Newstyle(newstyle) if newstyle.has_asked())
+    }
+
+    /// If the server hangs up or loses its place at this point: the questions that another connection
+    /// may be tried with. `None` if no question is to blame, or if nobody can do without it.
+    pub fn step_down(&self) -> Option<Ladder> {
+        match &self.state {
+            State::Newstyle(newstyle) => newstyle.step_down(),
+            _ => None,
+        }
+    }
+
     /// What the server owes us at this point, for messages.
     pub fn awaited(&self) -> String {
         match &self.state {
@@ -306,7 +335,7 @@ struct Info {
     listing: Vec<Listed>,
     export: Option<(u64, u16)>,
     block_sizes: Option<BlockSizes>,
-    canonical_name: Option<String>,
+    canonical_name: Option<ExportName>,
     description: Option<String>,
 }
 
@@ -316,7 +345,8 @@ impl Info {
             OptionType::GO,
             "NBD_REP_ACK without NBD_INFO_EXPORT",
         ))?;
-        let mut export = enter(size, flags, structured)?.with_block_sizes(self.block_sizes);
+        let mut export = enter(size, flags, structured)?;
+        export.block_sizes = self.block_sizes;
         export.canonical_name = self.canonical_name;
         export.description = self.description;
         export.base_allocation = context;

@@ -4,13 +4,12 @@
 //! may be asked next.
 
 use super::{
-    Described, Error, Goal, IN_CLEAR, Info, Outcome, Progress, Purpose, TlsEstablished, TlsPolicy,
-    enter, options,
+    Described, Error, Goal, IN_CLEAR, Info, Ladder, Outcome, Progress, Purpose, TlsEstablished,
+    TlsPolicy, enter, options,
 };
-use crate::proto::codec::{Reader, printable};
+use crate::proto::codec::{Reader, quoted};
 use crate::proto::consts::{
-    BASE_ALLOCATION, HandshakeFlags, MAX_STRING, OPTION_REPLY_MAGIC, OptionReply, OptionType,
-    PADDING,
+    BASE_ALLOCATION, HandshakeFlags, OPTION_REPLY_MAGIC, OptionReply, OptionType, PADDING,
 };
 use crate::proto::request::encode_option;
 use crate::proto::{Refusal, Violation};
@@ -88,7 +87,7 @@ impl Newstyle {
             Stage::Flags => "its handshake flags".to_owned(),
             Stage::ExportNameAnswer => format!(
                 "its answer to NBD_OPT_EXPORT_NAME (servers refuse an export, here \"{}\", by closing)",
-                printable(self.goal.export.as_bytes(), MAX_STRING)
+                self.goal.export
             ),
             Stage::StartTls => "its side of the TLS handshake".to_owned(),
             Stage::ReplyHeader | Stage::ReplyPayload { .. } => {
@@ -139,10 +138,35 @@ impl Newstyle {
     /// The first option after TLS was settled.
     fn ask_for_goal(&mut self) -> Vec<u8> {
         self.ask(match self.goal.purpose {
-            Purpose::Open => OptionType::STRUCTURED_REPLY,
+            Purpose::Open if self.goal.ladder.structured => OptionType::STRUCTURED_REPLY,
+            Purpose::Open => self.opening(),
             Purpose::List => OptionType::LIST,
             Purpose::Describe => OptionType::INFO,
         })
+    }
+
+    /// The option that opens the export.
+    fn opening(&self) -> OptionType {
+        match self.goal.ladder.go {
+            true => OptionType::GO,
+            false => OptionType::EXPORT_NAME,
+        }
+    }
+
+    /// Whether an option was asked.
+    pub fn has_asked(&self) -> bool {
+        !matches!(self.stage, Stage::Flags)
+    }
+
+    /// See [`super::Handshake::step_down`]. A server that has said anything in reply knows the
+    /// option; and one that closes where it judges our credentials does so for their sake.
+    pub fn step_down(&self) -> Option<Ladder> {
+        let unanswered = matches!(self.stage, Stage::ReplyHeader) && self.replies == 0;
+        let to_blame = unanswered && !self.may_be_refused();
+        match self.goal.purpose {
+            Purpose::Open if to_blame => self.goal.ladder.without(self.asking, self.structured),
+            _ => None,
+        }
     }
 
     /// Whether the server may be judging our certificate, or key, at this point: TLS 1.3 servers do
@@ -263,7 +287,7 @@ impl Newstyle {
                 if self.context.is_none() {
                     log::info!("the server has no {BASE_ALLOCATION} context: no extents");
                 }
-                Ok(Progress::Say(self.ask(OptionType::GO)))
+                Ok(Progress::Say(self.ask(self.opening())))
             }
             OptionType::LIST => {
                 let listing = std::mem::take(&mut self.info.listing);
@@ -286,7 +310,7 @@ impl Newstyle {
             log::debug!("ignoring an export whose listing does not add up");
             return;
         };
-        self.listed_bytes += entry.name.len() + entry.description.len();
+        self.listed_bytes += entry.name.as_bytes().len() + entry.description.len();
         if self.info.listing.len() < MAX_LISTED && self.listed_bytes <= MAX_LISTED_BYTES {
             self.info.listing.push(entry);
         } else {
@@ -299,17 +323,18 @@ impl Newstyle {
         let refusal = Refusal {
             option: self.asking,
             reply,
-            text: printable(text, MAX_STRING),
-            export: printable(self.goal.export.as_bytes(), MAX_STRING),
+            text: quoted(text),
+            export: self.goal.export.clone(),
+            protected: self.tls.is_some(),
         };
         log::debug!("{refusal}");
         match self.asking {
             OptionType::STARTTLS => self.tls_refused(refusal),
-            OptionType::STRUCTURED_REPLY => Ok(Progress::Say(self.ask(OptionType::GO))),
+            OptionType::STRUCTURED_REPLY => Ok(Progress::Say(self.ask(self.opening()))),
             OptionType::SET_META_CONTEXT => {
                 // Contexts named before the error are void.
                 self.context = None;
-                Ok(Progress::Say(self.ask(OptionType::GO)))
+                Ok(Progress::Say(self.ask(self.opening())))
             }
             OptionType::GO if reply == OptionReply::ERR_UNSUP => {
                 self.info = Info::default();
@@ -320,9 +345,15 @@ impl Newstyle {
     }
 
     /// Goes on in clear if the user allows that and the server has no TLS to offer. Servers put it
-    /// in two ways: that they do not know the option, or that their set-up forbids it.
+    /// in three ways: that they do not know the option, that they were built without TLS, or that
+    /// their set-up forbids it.
     fn tls_refused(&mut self, refusal: Refusal) -> Result<Progress, Error> {
-        let none = [OptionReply::ERR_UNSUP, OptionReply::ERR_POLICY].contains(&refusal.reply);
+        let none = [
+            OptionReply::ERR_UNSUP,
+            OptionReply::ERR_PLATFORM,
+            OptionReply::ERR_POLICY,
+        ]
+        .contains(&refusal.reply);
         if self.goal.tls == TlsPolicy::Require {
             return Err(Error::TlsRefused(refusal));
         }
@@ -354,6 +385,15 @@ impl Newstyle {
         self.check_protected()?;
         let mut reader = Reader::new(bytes);
         let size = reader.u64().unwrap_or_default();
+        if size == OPTION_REPLY_MAGIC {
+            // Sent by servers that do not know how this option is refused, or have lost their place. As
+            // a size it would be an odd petabyte.
+            return Err(Violation::OptionContent(
+                OptionType::EXPORT_NAME,
+                "an option reply where the size should be",
+            )
+            .into());
+        }
         let flags = reader.u16().unwrap_or_default();
         let mut export = enter(size, flags, self.structured)?;
         export.base_allocation = self.context;

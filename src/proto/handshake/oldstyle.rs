@@ -1,8 +1,8 @@
 //! The oldstyle handshake: the server speaks once, the client not at all ("Oldstyle negotiation").
 
 use super::{Error, Goal, Outcome, Progress, enter};
-use crate::proto::codec::{Reader, printable};
-use crate::proto::consts::{MAX_STRING, PADDING};
+use crate::proto::codec::Reader;
+use crate::proto::consts::PADDING;
 
 /// What follows the two magics: size, flags, padding.
 pub const LENGTH: usize = 8 + 4 + PADDING;
@@ -19,7 +19,7 @@ pub fn received(bytes: &[u8], goal: &Goal) -> Result<Progress, Error> {
     if !goal.export.is_empty() {
         log::info!(
             "oldstyle server: it has one export only, the name \"{}\" is ignored",
-            printable(goal.export.as_bytes(), MAX_STRING)
+            goal.export
         );
     }
     let export = Box::new(enter(size, flags, false)?);

@@ -6,24 +6,27 @@ use crate::proto::Violation;
 use crate::proto::codec::{Reader, Writer, printable};
 use crate::proto::consts::{BASE_ALLOCATION, InfoType, MAX_STRING, OptionReply, OptionType};
 use crate::proto::export::BlockSizes;
+use crate::proto::name::ExportName;
 
 /// Data of `NBD_OPT_GO` and `NBD_OPT_INFO`: the export's name and the facts we want. Asking for block sizes is the
 /// promise to obey them.
-pub fn go(export: &str) -> Vec<u8> {
+pub fn go(export: &ExportName) -> Vec<u8> {
     let wanted = [InfoType::BLOCK_SIZE, InfoType::NAME, InfoType::DESCRIPTION];
     wanted
         .iter()
         .fold(
-            Writer::default().string(export).u16(wanted.len() as u16),
+            Writer::default()
+                .string(export.as_bytes())
+                .u16(wanted.len() as u16),
             |data, info| data.u16(info.0),
         )
         .finish()
 }
 
 /// Data of `NBD_OPT_SET_META_CONTEXT`: the one context that nbdkit's extents can express.
-pub fn set_meta_context(export: &str) -> Vec<u8> {
+pub fn set_meta_context(export: &ExportName) -> Vec<u8> {
     Writer::default()
-        .string(export)
+        .string(export.as_bytes())
         .u32(1)
         .string(BASE_ALLOCATION)
         .finish()
@@ -42,7 +45,7 @@ pub fn server(payload: &[u8]) -> Option<Listed> {
     let length = reader.u32()?;
     let name = reader.bytes(length as usize)?;
     Some(Listed {
-        name: string(name)?,
+        name: export_name(name)?,
         description: string(reader.rest()).unwrap_or_default(),
     })
 }
@@ -77,7 +80,7 @@ pub fn info(info: &mut Info, payload: &[u8]) -> Result<(), Violation> {
                 );
             }
         }
-        InfoType::NAME => info.canonical_name = string(reader.rest()),
+        InfoType::NAME => info.canonical_name = export_name(reader.rest()),
         InfoType::DESCRIPTION => info.description = string(reader.rest()),
         other => log::debug!("ignoring {other} of {} bytes", payload.len()),
     }
@@ -94,16 +97,29 @@ fn block_size(mut reader: Reader<'_>) -> Option<(u32, u32, u32)> {
     reader.rest().is_empty().then_some(fact)
 }
 
-/// A string by the specification's rules: UTF-8, no NUL, not too long.
+/// A text by the specification's rules: UTF-8, no NUL, not too long.
 fn string(bytes: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(bytes)
         .ok()
         .filter(|text| text.len() <= MAX_STRING && !text.contains('\0'));
     if text.is_none() {
-        log::info!(
-            "ignoring a text that breaks the rules: {}",
-            printable(bytes, 64)
-        );
+        ignored(bytes);
     }
     text.map(str::to_owned)
+}
+
+/// A name, for which the specification has the same rules; but names that are no UTF-8 are in use.
+fn export_name(bytes: &[u8]) -> Option<ExportName> {
+    let name = ExportName::new(bytes);
+    if name.is_none() {
+        ignored(bytes);
+    }
+    name
+}
+
+fn ignored(bytes: &[u8]) {
+    log::info!(
+        "ignoring a text that breaks the rules: {}",
+        printable(bytes, 64)
+    );
 }

@@ -7,9 +7,13 @@ use proptest::prelude::*;
 
 const FLAGS: u16 = 0x0d0d;
 
+fn name(text: &str) -> ExportName {
+    ExportName::new(text).expect("a name")
+}
+
 /// Plays `server` to a handshake. The result is the export and everything the client sent.
 fn play(export: &str, server: &[u8]) -> Result<(Export, Vec<u8>), Option<Error>> {
-    let goal = Goal::open(export).expect("short name");
+    let goal = Goal::open(&name(export));
     match pursue(goal, server)? {
         (Outcome::Export(export), sent) => Ok((*export, sent)),
         (other, _) => panic!("{other:?}"),
@@ -179,6 +183,66 @@ fn a_refusal_carries_the_servers_text_made_printable() {
 }
 
 #[test]
+fn a_long_text_of_a_server_is_cut() {
+    let refusal = reply(OptionType::LIST, OptionReply::ERR_POLICY, &[b'x'; 5000]);
+    let server = newstyle(HandshakeFlags::all()).bytes(&refusal).finish();
+    let error = pursue(Goal::list(), &server).expect_err("refused");
+    let told = error.expect("not cut short").to_string();
+    assert!(
+        told.ends_with(&format!("({}...)", "x".repeat(200))),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_server_that_insists_on_tls_is_told_with_what_to_do() {
+    let refused = |goal: Goal, replies: &[Vec<u8>]| {
+        let server = newstyle(HandshakeFlags::all())
+            .bytes(&replies.concat())
+            .finish();
+        let error = pursue(goal, &server).expect_err("refused");
+        error.expect("not cut short").to_string()
+    };
+    let insists = |option| reply(option, OptionReply::ERR_TLS_REQD, b"");
+    let opening = [
+        insists(OptionType::STRUCTURED_REPLY),
+        insists(OptionType::GO),
+    ];
+    assert_eq!(
+        refused(Goal::open(&name("x")), &opening),
+        "server refused NBD_OPT_GO: it insists on TLS (use tls=require), or has no export named \"x\""
+    );
+    assert_eq!(
+        refused(Goal::list(), &[insists(OptionType::LIST)]),
+        "server refused NBD_OPT_LIST: it insists on TLS (use tls=require)"
+    );
+    let consent = reply(OptionType::STARTTLS, OptionReply::ACK, b"");
+    assert_eq!(
+        refused(
+            Goal::open(&name("x")).with_tls(TlsPolicy::Require),
+            &[&[consent][..], &opening].concat()
+        ),
+        "server refused NBD_OPT_GO: it insists on TLS, which the connection has"
+    );
+}
+
+#[test]
+fn who_greets_like_another_is_recognised() {
+    for (greeting, told) in [
+        (&b"SSH-2.0-OpenSSH_9.2p1"[..], "this is an SSH server"),
+        (b"HTTP/1.0 200 OK\r\n", "this is a web server"),
+        (
+            b"220 mail.example.org ESMTP",
+            "it sent 0x323230206d61696c instead of NBDMAGIC",
+        ),
+    ] {
+        let error = play("", greeting).expect_err("no NBD server");
+        let told = format!("not an NBD server ({told})");
+        assert_eq!(error.expect("not cut short").to_string(), told);
+    }
+}
+
+#[test]
 fn an_option_that_never_stops_is_a_violation() {
     let mut server = newstyle(HandshakeFlags::all())
         .bytes(&reply(
@@ -198,7 +262,7 @@ fn an_option_that_never_stops_is_a_violation() {
 
 /// What a client that requires TLS makes of a server.
 fn require(server: &[u8]) -> Result<(Outcome, Vec<u8>), Option<Error>> {
-    let goal = Goal::open("secret").expect("short name");
+    let goal = Goal::open(&name("secret"));
     pursue(goal.with_tls(TlsPolicy::Require), server)
 }
 
@@ -234,6 +298,7 @@ fn required_tls_is_never_done_without() {
         unfixed,
         refusing(OptionReply::ERR_UNSUP),
         refusing(OptionReply::ERR_POLICY),
+        refusing(OptionReply::ERR_PLATFORM),
         refusing(OptionReply::ERR_TLS_REQD),
     ] {
         let error = require(&server)
@@ -259,12 +324,12 @@ fn allowed_tls_is_done_without_only_if_the_server_has_none() {
             .bytes(&full_server()[18..])
             .finish()
     };
-    let allow = || {
-        Goal::open("")
-            .expect("short name")
-            .with_tls(TlsPolicy::Allow)
-    };
-    for none in [OptionReply::ERR_UNSUP, OptionReply::ERR_POLICY] {
+    let allow = || Goal::open(&name("")).with_tls(TlsPolicy::Allow);
+    for none in [
+        OptionReply::ERR_UNSUP,
+        OptionReply::ERR_PLATFORM,
+        OptionReply::ERR_POLICY,
+    ] {
         assert!(pursue(allow(), &serve(none)).is_ok());
     }
     assert!(pursue(allow(), &serve(OptionReply::ERR_INVALID)).is_err());
@@ -285,18 +350,24 @@ fn a_list_keeps_what_adds_up() {
     let server = listing(&[
         Writer::default().string("").bytes(b"the default").finish(),
         Writer::default().string("disk/1").finish(),
+        Writer::default().string("nul\0").finish(),
+        Writer::default().string(b"caf\xe9").finish(),
         Writer::default().u32(u32::MAX).bytes(b"x").finish(),
-        Writer::default().string(&"x".repeat(4097)).finish(),
+        Writer::default().string("x".repeat(4097)).finish(),
         Writer::default().u16(1).finish(),
     ]);
     let (outcome, sent) = pursue(Goal::list(), &server).expect("list");
-    let listed = |name: &str, description: &str| Listed {
-        name: name.to_owned(),
+    let listed = |text: &[u8], description: &str| Listed {
+        name: ExportName::new(text).expect("a name"),
         description: description.to_owned(),
     };
     assert_eq!(
         outcome,
-        Outcome::Listing(vec![listed("", "the default"), listed("disk/1", "")])
+        Outcome::Listing(vec![
+            listed(b"", "the default"),
+            listed(b"disk/1", ""),
+            listed(b"caf\xe9", ""),
+        ])
     );
     let abort = crate::proto::request::encode_option(OptionType::ABORT, &[]);
     assert!(sent.ends_with(&abort), "the server is told that we leave");
@@ -312,7 +383,7 @@ fn a_list_is_bounded() {
 #[test]
 fn a_lists_texts_are_bounded_too() {
     let entry = Writer::default()
-        .string(&"x".repeat(4096))
+        .string("x".repeat(4096))
         .bytes(&[b'y'; 4096])
         .finish();
     let (outcome, _) = pursue(Goal::list(), &listing(&vec![entry; 2000])).expect("list");
@@ -338,16 +409,16 @@ fn a_refused_list_is_an_error() {
 
 #[test]
 fn the_default_exports_name_is_asked_for() {
-    let name = Writer::default()
+    let told = Writer::default()
         .u16(InfoType::NAME.0)
         .bytes(b"disk")
         .finish();
     let server = newstyle(HandshakeFlags::all())
-        .bytes(&reply(OptionType::INFO, OptionReply::INFO, &name))
+        .bytes(&reply(OptionType::INFO, OptionReply::INFO, &told))
         .bytes(&reply(OptionType::INFO, OptionReply::ACK, b""))
         .finish();
     let (outcome, _) = pursue(Goal::describe_default(), &server).expect("info");
-    let canonical_name = Some("disk".to_owned());
+    let canonical_name = Some(name("disk"));
     assert_eq!(outcome, Outcome::Described(Described { canonical_name }));
 }
 
@@ -378,6 +449,133 @@ fn sizes_above_two_to_the_63_are_refused() {
             Some(Some(Violation::Size(size).into()))
         );
     }
+}
+
+/// Plays `server` until it has no more to say, and the connection ends; the next rung then.
+fn rung_below(ladder: Ladder, server: &[u8]) -> Option<Ladder> {
+    let mut machine = Handshake::new(Goal::open(&name("")).with_ladder(ladder));
+    let mut rest = server;
+    loop {
+        match machine.step() {
+            Step::Send(_) => (),
+            Step::Receive(n) => match rest.split_at_checked(n) {
+                Some((head, tail)) if machine.received(head).is_ok() => rest = tail,
+                _ => return machine.step_down(),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_question_that_was_not_answered_is_dropped() {
+    const ALL: Ladder = Ladder {
+        structured: true,
+        go: true,
+    };
+    const NO_STRUCTURED: Ladder = Ladder {
+        structured: false,
+        ..ALL
+    };
+    const NO_GO: Ladder = Ladder { go: false, ..ALL };
+    const NOTHING: Ladder = Ladder {
+        structured: false,
+        go: false,
+    };
+    let greeting = newstyle(HandshakeFlags::all()).finish();
+    let then = |replies: &[Vec<u8>]| [&greeting[..], &replies.concat()].concat();
+    let ack = |option| reply(option, OptionReply::ACK, b"");
+    let unknown = |option| reply(option, OptionReply::ERR_UNSUP, b"");
+    let structured = ack(OptionType::STRUCTURED_REPLY);
+    let plain = unknown(OptionType::STRUCTURED_REPLY);
+    let context = ack(OptionType::SET_META_CONTEXT);
+
+    for (said, from, below) in [
+        (then(&[]), ALL, Some(NO_STRUCTURED)),
+        (
+            then(std::slice::from_ref(&structured)),
+            ALL,
+            Some(NO_STRUCTURED),
+        ),
+        (
+            then(&[structured.clone(), context.clone()]),
+            ALL,
+            Some(NO_GO),
+        ),
+        // What was refused is not asked again.
+        (then(std::slice::from_ref(&plain)), ALL, Some(NOTHING)),
+        (then(&[]), NO_STRUCTURED, Some(NOTHING)),
+        (then(&[]), NO_GO, Some(NOTHING)),
+        // Garbage instead of a reply, and the reply to another option.
+        (then(&[vec![0; 20]]), ALL, Some(NO_STRUCTURED)),
+        (then(&[plain.clone(), plain.clone()]), ALL, Some(NOTHING)),
+        // A refusal by closing, a server that knew the question, and what is no option's fault.
+        (then(&[]), NOTHING, None),
+        (then(&[plain, unknown(OptionType::GO)]), ALL, None),
+        (then(&[structured, context, info_export(1)]), ALL, None),
+        (greeting[..17].to_vec(), ALL, None),
+        (vec![0; 20], ALL, None),
+    ] {
+        assert_eq!(rung_below(from, &said), below, "{from:?} {said:02x?}");
+    }
+}
+
+#[test]
+fn no_more_is_asked_than_the_ladder_allows() {
+    let goal = |structured, go| Goal::open(&name("x")).with_ladder(Ladder { structured, go });
+    let greeting = newstyle(HandshakeFlags::all());
+    let options = |sent: &[u8]| {
+        sent[4..]
+            .windows(12)
+            .filter(|window| window.starts_with(b"IHAVEOPT"))
+            .map(|window| u32::from(window[11]))
+            .collect::<Vec<_>>()
+    };
+    let server = full_server();
+    let (_, sent) = pursue(goal(true, true), &server).expect("handshake");
+    assert_eq!(options(&sent), [8, 10, 7]);
+
+    let server = newstyle(HandshakeFlags::all())
+        .bytes(&info_export(5))
+        .bytes(&reply(OptionType::GO, OptionReply::ACK, b""))
+        .finish();
+    let (_, sent) = pursue(goal(false, true), &server).expect("handshake");
+    assert_eq!(options(&sent), [7]);
+
+    let server = greeting.u64(5).u16(FLAGS).finish();
+    let (_, sent) = pursue(goal(false, false), &server).expect("handshake");
+    assert_eq!(options(&sent), [1]);
+
+    let context = Writer::default().u32(7).bytes(b"base:allocation").finish();
+    let server = newstyle(HandshakeFlags::all())
+        .bytes(&reply(OptionType::STRUCTURED_REPLY, OptionReply::ACK, b""))
+        .bytes(&reply(
+            OptionType::SET_META_CONTEXT,
+            OptionReply::META_CONTEXT,
+            &context,
+        ))
+        .bytes(&reply(OptionType::SET_META_CONTEXT, OptionReply::ACK, b""))
+        .u64(5)
+        .u16(FLAGS)
+        .finish();
+    let (outcome, sent) = pursue(goal(true, false), &server).expect("handshake");
+    assert_eq!(options(&sent), [8, 10, 1]);
+    let structured = |export: &Export| export.structured && export.base_allocation == Some(7);
+    assert!(matches!(outcome, Outcome::Export(export) if structured(&export)));
+}
+
+/// Nobody knows how large such an export is.
+#[test]
+fn an_option_reply_is_never_taken_for_a_size() {
+    let refusal = reply(OptionType::EXPORT_NAME, OptionReply::ERR_UNKNOWN, b"");
+    let server = newstyle(HandshakeFlags::NO_ZEROES).bytes(&refusal).finish();
+    assert!(matches!(
+        play("", &server),
+        Err(Some(Error::Violation(Violation::OptionContent(
+            OptionType::EXPORT_NAME,
+            _
+        ))))
+    ));
 }
 
 proptest! {

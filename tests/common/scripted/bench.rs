@@ -115,13 +115,21 @@ impl Bench {
 
     /// The most address space nbdkit ever had, in KiB: shows an allocation even if it was never touched.
     pub fn peak_address_space_kib(&self) -> u64 {
+        self.kib("VmPeak:")
+    }
+
+    /// The memory that nbdkit uses now, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        self.kib("VmRSS:")
+    }
+
+    fn kib(&self, key: &str) -> u64 {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.nbdkit.pid())).expect("nbdkit runs");
-        let peak = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmPeak:"))
-            .expect("a VmPeak line");
-        peak.trim()
+        let value = status.lines().find_map(|line| line.strip_prefix(key));
+        let value = value.unwrap_or_else(|| panic!("no line {key}\n{status}"));
+        value
+            .trim()
             .trim_end_matches(" kB")
             .parse()
             .expect("a number")
@@ -130,6 +138,11 @@ impl Bench {
     /// nbdkit's own socket.
     pub fn socket(&self) -> &Path {
         self.nbdkit.socket()
+    }
+
+    /// The server itself.
+    pub fn server(&self) -> &Scripted {
+        &self.server
     }
 
     /// The next connection to the server plays `script`.
@@ -178,7 +191,8 @@ impl Bench {
     }
 
     /// A row about the handshake: opening must fail, and nbdkit must explain it in one line that names the
-    /// socket, the phase and `says`. Played twice, the second time one byte at a time.
+    /// socket, the phase and `says`. Played twice, the second time one byte at a time. Where the plugin tries
+    /// once more with fewer questions, it finds nobody.
     pub fn refuses(
         &mut self,
         row: &str,
@@ -190,7 +204,10 @@ impl Bench {
             let row = &named(row, dribble);
             let before = self.nbdkit.stderr().len();
             let ticket = self.server.play_as(Arc::clone(&script), dribble);
-            match Front::open(self.socket()) {
+            self.server.close_others(true);
+            let opened = Front::open(self.socket());
+            self.server.close_others(false);
+            match opened {
                 Ok(_) => panic!("{row}: opened"),
                 Err(Refused { .. }) => self.explained(row, before, says),
             }

@@ -105,6 +105,8 @@ struct Shared {
     connections: Mutex<Vec<JoinHandle<()>>>,
     accepted: AtomicUsize,
     stop: AtomicBool,
+    /// Connections without a script are closed and not served.
+    closed: AtomicBool,
 }
 
 /// The listening server.
@@ -159,6 +161,11 @@ impl Scripted {
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
+    /// While `closed`, connections for which no script is waiting are closed at once.
+    pub fn close_others(&self, closed: bool) {
+        self.shared.closed.store(closed, Ordering::SeqCst);
+    }
+
     /// Nothing may have gone wrong on properly served connections so far.
     pub fn no_complaints(&self, what: &str) {
         let complaints = lock(&self.shared.complaints);
@@ -206,6 +213,7 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
                     drop(peer);
                     let _ = end.send(how);
                 }
+                None if shared.closed.load(Ordering::SeqCst) => {}
                 None => {
                     let mut peer = Peer::new(stream, false);
                     if let End::Failed(complaint) = play(&mut peer, &good_server()) {

@@ -57,10 +57,10 @@ pub struct Asked {
 
 impl Asked {
     /// The export name and the information types of a GO.
-    pub fn go(&self) -> (String, Vec<u16>) {
+    pub fn go(&self) -> (Vec<u8>, Vec<u16>) {
         assert_eq!(self.option, opt::GO);
         let mut fields = Fields(&self.data);
-        let name = fields.string();
+        let name = fields.name();
         let count = fields.u16();
         let infos = (0..count).map(|_| fields.u16()).collect();
         fields.end();
@@ -68,10 +68,10 @@ impl Asked {
     }
 
     /// The export name and the queries of a SET_META_CONTEXT.
-    pub fn set_meta_context(&self) -> (String, Vec<String>) {
+    pub fn set_meta_context(&self) -> (Vec<u8>, Vec<String>) {
         assert_eq!(self.option, opt::SET_META_CONTEXT);
         let mut fields = Fields(&self.data);
-        let name = fields.string();
+        let name = fields.name();
         let count = fields.u32();
         let queries = (0..count).map(|_| fields.string()).collect();
         fields.end();

@@ -300,11 +300,16 @@ impl<'a> Fields<'a> {
         u64::from_be_bytes(self.bytes(8).try_into().expect("eight bytes"))
     }
 
-    /// A string with its 32-bit length in front.
-    pub fn string(&mut self) -> String {
+    /// A name with its 32-bit length in front. Nearly all of them are text.
+    pub fn name(&mut self) -> Vec<u8> {
         let length = self.u32() as usize;
         assert!(length <= MAX_STRING, "string of {length} bytes");
-        String::from_utf8(self.bytes(length).to_vec()).expect("names are UTF-8")
+        self.bytes(length).to_vec()
+    }
+
+    /// A string with its 32-bit length in front.
+    pub fn string(&mut self) -> String {
+        String::from_utf8(self.name()).expect("text is UTF-8")
     }
 
     /// Nothing may be left over.

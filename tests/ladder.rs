@@ -1,0 +1,276 @@
+//! Servers that hang up over a question, or lose their place in the stream: each new connection asks one
+//! question less, and what helped is remembered.
+
+mod common;
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use common::front::Front;
+use common::scripted::Ticket;
+use common::scripted::bench::{Bench, LENGTH, OFFSET};
+use common::scripted::disk::{Disk, pattern};
+use common::scripted::peer::{Offer, Peer};
+use common::scripted::wire::{self, opt, rep};
+
+/// How a server takes a question that it does not know.
+#[derive(Clone, Copy, Debug)]
+enum Manner {
+    HangsUp,
+    Resets,
+    Garbage,
+    AnswersAnother,
+}
+
+const MANNERS: [Manner; 4] = [
+    Manner::HangsUp,
+    Manner::Resets,
+    Manner::Garbage,
+    Manner::AnswersAnother,
+];
+
+/// A connection that goes wrong when `option` is asked; what comes before is answered as by `offer`.
+fn fails_at(bench: &Bench, option: u32, offer: Offer, manner: Manner) -> Ticket {
+    bench.play(move |peer| {
+        peer.greet(offer.handshake_flags)?;
+        if let Manner::Resets = manner {
+            // To close with the question unread is a reset.
+            assert!(peer.readable_within(Duration::from_secs(20)));
+            return Ok(());
+        }
+        loop {
+            let asked = peer.option()?;
+            if asked.option == option {
+                break;
+            }
+            assert!(!peer.answer_option(&asked, &offer)?, "never asked");
+        }
+        match manner {
+            Manner::HangsUp | Manner::Resets => return Ok(()),
+            Manner::Garbage => peer.send(&[0x20; 64])?,
+            Manner::AnswersAnother => {
+                peer.send(&wire::option_reply(opt::LIST, rep::ERR_UNSUP, b""))?;
+            }
+        }
+        peer.expect_closed()
+    })
+}
+
+/// A connection on which `options` are asked, in this order, and that is served.
+fn asked(bench: &Bench, options: &'static [u32], offer: Offer) -> Ticket {
+    bench.play(move |peer| {
+        peer.greet(offer.handshake_flags)?;
+        for option in options {
+            let asked = peer.option()?;
+            assert_eq!(asked.option, *option, "of {options:?}");
+            peer.answer_option(&asked, &offer)?;
+        }
+        peer.serve(&mut Disk::new(offer.size))
+    })
+}
+
+fn opens(bench: &Bench) {
+    let mut front = bench.open();
+    let data = front.read(OFFSET, LENGTH);
+    assert_eq!(data, Ok(pattern(OFFSET, LENGTH as usize)));
+    front.close();
+}
+
+#[test]
+fn structured_replies_are_not_asked_for_again() {
+    for manner in MANNERS {
+        let bench = Bench::new(&[]);
+        let row = format!("{manner:?}");
+        let first = fails_at(&bench, opt::STRUCTURED_REPLY, Offer::default(), manner);
+        let second = asked(&bench, &[opt::GO], Offer::simple());
+        opens(&bench);
+        first.ended(&row);
+        second.finished(&row);
+
+        // The next client begins where this one ended.
+        let third = asked(&bench, &[opt::GO], Offer::simple());
+        opens(&bench);
+        third.finished(&row);
+    }
+}
+
+#[test]
+fn a_server_that_stands_nothing_is_asked_by_export_name() {
+    let bench = Bench::new(&["export=disk"]);
+    let manner = Manner::HangsUp;
+    let first = fails_at(&bench, opt::STRUCTURED_REPLY, Offer::default(), manner);
+    let second = fails_at(&bench, opt::GO, Offer::simple(), manner);
+    let third = asked(&bench, &[opt::EXPORT_NAME], Offer::simple());
+    opens(&bench);
+    first.finished("option 8");
+    second.finished("GO");
+    third.finished("EXPORT_NAME");
+
+    let fourth = asked(&bench, &[opt::EXPORT_NAME], Offer::simple());
+    opens(&bench);
+    fourth.finished("remembered");
+}
+
+#[test]
+fn what_was_agreed_before_go_is_kept_and_what_was_refused_is_not_asked_again() {
+    for manner in [Manner::HangsUp, Manner::Garbage, Manner::AnswersAnother] {
+        let bench = Bench::new(&[]);
+        let first = fails_at(&bench, opt::GO, Offer::default(), manner);
+        let options = &[
+            opt::STRUCTURED_REPLY,
+            opt::SET_META_CONTEXT,
+            opt::EXPORT_NAME,
+        ];
+        let second = asked(&bench, options, Offer::default());
+        opens(&bench);
+        first.ended("GO");
+        second.finished("EXPORT_NAME with structured replies");
+
+        let bench = Bench::new(&[]);
+        let first = fails_at(&bench, opt::GO, Offer::simple(), manner);
+        let second = asked(&bench, &[opt::EXPORT_NAME], Offer::simple());
+        opens(&bench);
+        first.ended("GO");
+        second.finished("EXPORT_NAME alone");
+    }
+}
+
+#[test]
+fn a_server_that_loses_its_place_over_contexts_is_not_asked_for_them() {
+    let bench = Bench::new(&[]);
+    let first = fails_at(
+        &bench,
+        opt::SET_META_CONTEXT,
+        Offer::default(),
+        Manner::Garbage,
+    );
+    let second = asked(&bench, &[opt::GO], Offer::simple());
+    opens(&bench);
+    first.ended("SET_META_CONTEXT");
+    second.finished("GO");
+}
+
+#[test]
+fn what_did_not_help_is_not_remembered() {
+    let bench = Bench::new(&[]);
+    let before = bench.nbdkit().stderr().len();
+    let first = fails_at(
+        &bench,
+        opt::STRUCTURED_REPLY,
+        Offer::default(),
+        Manner::HangsUp,
+    );
+    let second = bench.play(|peer| {
+        peer.greet_until(opt::GO, &Offer::simple())?;
+        peer.reply(opt::GO, rep::ERR_UNKNOWN, b"no such disk")?;
+        peer.expect_closed()
+    });
+    assert!(Front::open(bench.socket()).is_err());
+    first.finished("option 8");
+    second.finished("GO");
+    bench.explained("refused", before, "no such disk");
+
+    let third = asked(
+        &bench,
+        &[opt::STRUCTURED_REPLY, opt::SET_META_CONTEXT, opt::GO],
+        Offer::default(),
+    );
+    opens(&bench);
+    third.finished("all over again");
+}
+
+/// Opening must fail on the connection that plays `script`, and for what it `says`. A second connection would
+/// be served well.
+fn no_step(
+    bench: &Bench,
+    says: &str,
+    script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static,
+) {
+    let before = bench.nbdkit().stderr().len();
+    let ticket = bench.play(script);
+    assert!(Front::open(bench.socket()).is_err());
+    ticket.ended(says);
+    bench.explained(says, before, says);
+}
+
+#[test]
+fn silence_is_no_reason_to_ask_less() {
+    let bench = Bench::new(&["handshake-timeout=1"]);
+    for option in [opt::STRUCTURED_REPLY, opt::GO] {
+        no_step(&bench, "timed out", move |peer| {
+            peer.greet_until(option, &Offer::default())?;
+            peer.expect_closed()
+        });
+    }
+}
+
+#[test]
+fn an_answer_that_breaks_off_or_an_early_end_is_no_reason_to_ask_less() {
+    let bench = Bench::new(&[]);
+    no_step(&bench, "its greeting", |_| Ok(()));
+    no_step(&bench, "NBD_OPT_GO", |peer| {
+        peer.greet_until(opt::GO, &Offer::default())?;
+        peer.send_infos(&Offer::default())
+    });
+}
+
+#[test]
+fn a_refusal_by_closing_is_told_as_such() {
+    let bench = Bench::new(&["export=other"]);
+    let before = bench.nbdkit().stderr().len();
+    let simple = Offer::simple;
+    let tickets = [
+        fails_at(&bench, opt::STRUCTURED_REPLY, simple(), Manner::HangsUp),
+        fails_at(&bench, opt::GO, simple(), Manner::HangsUp),
+        fails_at(&bench, opt::EXPORT_NAME, simple(), Manner::HangsUp),
+    ];
+    assert!(Front::open(bench.socket()).is_err());
+    for ticket in tickets {
+        ticket.finished("closes on everything");
+    }
+    let says = "servers refuse an export, here \"other\", by closing";
+    bench.explained("refused", before, says);
+}
+
+#[test]
+fn a_server_that_is_gone_after_the_question_is_told_by_the_question() {
+    let bench = Bench::new(&[]);
+    let before = bench.nbdkit().stderr().len();
+    let here = bench.server().socket().to_owned();
+    let away = here.with_extension("away");
+    let ticket = bench.play({
+        let (here, away) = (here.clone(), away.clone());
+        move |peer| {
+            peer.greet_until(opt::STRUCTURED_REPLY, &Offer::default())?;
+            fs::rename(&here, &away)
+        }
+    });
+    let refused = Front::open(bench.socket()).is_err();
+    fs::rename(&away, &here).expect("the server is back");
+    assert!(refused);
+    ticket.finished("gone");
+    bench.explained("gone", before, "its reply to NBD_OPT_STRUCTURED_REPLY");
+}
+
+/// NBD_OPT_INFO is NBD_OPT_GO in all but name.
+#[test]
+fn a_server_that_does_not_stand_go_is_not_asked_for_its_default_export() {
+    let bench = Bench::new(&["dynamic-export=true"]);
+    let by_name = |name: &str| {
+        let mut front = Front::open_as(bench.socket(), name, false).expect("opens");
+        assert_eq!(front.read(0, 512), Ok(pattern(0, 512)));
+        front.close();
+    };
+    let tickets = [
+        fails_at(&bench, opt::GO, Offer::simple(), Manner::HangsUp),
+        asked(&bench, &[opt::EXPORT_NAME], Offer::simple()),
+    ];
+    by_name("disk");
+    for ticket in tickets {
+        ticket.finished("the first client");
+    }
+    let ticket = asked(&bench, &[opt::EXPORT_NAME], Offer::simple());
+    by_name("");
+    ticket.finished("the default export");
+}
