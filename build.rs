@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::process::exit;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // Filters may have threads that are inside the plugin when nbdkit unloads it.
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
     for input in ["wrapper.h", "include/nbd-shim.h", "src/host/shim.c"] {
         println!("cargo::rerun-if-changed={input}");
     }

@@ -143,6 +143,11 @@ impl Connection {
         self.conclude(request, flight)
     }
 
+    /// Whether nothing is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.inflight.is_idle()
+    }
+
     /// Says goodbye and waits until the server has closed its side, or until the deadline. No
     /// request may be in flight.
     pub fn close(&self, deadline: Deadline) {

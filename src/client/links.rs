@@ -110,7 +110,11 @@ impl Links {
 
     /// Flushes if something was written, says goodbye and waits for the server; all of that until
     /// the deadline, or until the one that was set for requests that hung when nobody wanted more of
-    /// the connection. No request may be in flight.
+    /// the connection.
+    ///
+    /// No client's request is in flight. At nbdkit's end a filter's may be, in a thread that nbdkit
+    /// does not know of: it must not come back into a filter that is unloaded, so its connection is
+    /// left to end with the process.
     pub fn close(&self, deadline: Deadline) {
         let deadline = self.member().grace().unwrap_or(deadline);
         match self.is_over() {
@@ -119,7 +123,10 @@ impl Links {
             false => (),
         }
         for member in &self.members {
-            member.connection.close(deadline);
+            match member.connection.is_idle() {
+                true => member.connection.close(deadline),
+                false => log::debug!("{}: left with requests in flight", self.server),
+            }
         }
     }
 
