@@ -12,6 +12,11 @@ use super::{Case, last_error, starting};
 
 pub const CASES: &[Case] = &[
     Case {
+        item: "‘command-timeout’ parameter should only be used with ‘command’",
+        text: "‘command-timeout’ parameter should only be used with ‘command’",
+        happen: |dir| starting(dir, &["socket=s", "command-timeout=1"]),
+    },
+    Case {
         item: "command: cannot start X: ...",
         text: "command: cannot start /no/such/program: No such file or directory",
         happen: |dir| starting(dir, &["command=/no/such/program"]),
