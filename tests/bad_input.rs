@@ -72,6 +72,8 @@ const OTHERS: &[Row] = &[
     (&[PLACE, "tls="], BOOLEAN),
     (&[PLACE, "tls=always"], "(always)"),
     (&[PLACE, "tls-certificates="], "tls-certificates="),
+    (&[PLACE, "tls-key-password="], "tls-key-password="),
+    (&[PLACE, "tls-key-password=+/nowhere"], "/nowhere"),
     (&[PLACE, "tls-verify="], BOOLEAN),
     (&[PLACE, "tls-verify=perhaps"], "(perhaps)"),
     (&[PLACE, "tls-username="], "tls-username="),

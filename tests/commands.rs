@@ -277,14 +277,15 @@ fn status_of_one_extent() {
 }
 
 #[test]
-fn status_in_the_middle_is_cut_to_the_request() {
+fn status_past_the_end_of_the_request_is_passed_on() {
     if !need("nbdkit") {
         return;
     }
     let bench = Bench::new(&[]);
     assert_eq!(
         status(&bench, "h.block_status(1 << 20, (4 << 20) - 4096, keep)"),
-        "[4096, 0, 1044480, 3]"
+        "[4096, 0, 4194304, 3]",
+        "the last extent is as long as the server says"
     );
 }
 

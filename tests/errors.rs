@@ -5,7 +5,9 @@
 
 mod common;
 mod errors_tls;
-// Beside this file it would be a test of its own.
+// Beside this file they would be tests of their own.
+#[path = "errors/command.rs"]
+mod command;
 #[path = "errors/reach.rs"]
 mod reach;
 
@@ -140,31 +142,6 @@ const AT_START: &[Case] = &[
         text: "connect-timeout=soon: must be a time such as 30, 1.5s or 200ms, or 0 for none",
         happen: |dir| starting(dir, &["socket=s", "connect-timeout=soon"]),
     },
-    Case {
-        item: "command: cannot start X: ...",
-        text: "command: cannot start /no/such/program: No such file or directory",
-        happen: |dir| starting(dir, &["command=/no/such/program"]),
-    },
-    Case {
-        item: "command=X: connect: the server exited with status N: ...",
-        text: "command=sh: connect: the server exited with status 3: no disk",
-        happen: |dir| {
-            starting(
-                dir,
-                &["command=sh", "arg=-c", "arg=echo no disk >&2; exit 3"],
-            )
-        },
-    },
-    Case {
-        item: "command=X: connect: the server was killed by signal N: ...",
-        text: "command=sh: connect: the server was killed by signal 9: no memory",
-        happen: |dir| {
-            starting(
-                dir,
-                &["command=sh", "arg=-c", "arg=echo no memory >&2; kill -9 $$"],
-            )
-        },
-    },
 ];
 
 /// What goes wrong between the connection and the first request.
@@ -195,9 +172,9 @@ const OPENING: &[Case] = &[
         },
     },
     Case {
-        item: "handshake: server refused NBD_OPT_GO: TLS is required, or no export ...",
-        text: "DIR/scripted.sock: handshake: server refused NBD_OPT_GO: TLS is required, or no export named \
-               \"\" (not in clear)",
+        item: "handshake: server refused NBD_OPT_GO: it insists on TLS ...",
+        text: "DIR/scripted.sock: handshake: server refused NBD_OPT_GO: it insists on TLS (use tls=require), or \
+               has no export named \"\" (not in clear)",
         happen: |dir| {
             scripted_opening(dir, &[], |peer| {
                 let asked = peer.greet_until(opt::GO, &Offer::default())?;
@@ -213,11 +190,11 @@ const OPENING: &[Case] = &[
     },
     Case {
         item: "handshake: reply to ...",
-        text: "DIR/scripted.sock: handshake: reply to NBD_OPT_GO: the server answered NBD_OPT_LIST instead",
+        text: "DIR/scripted.sock: handshake: reply to NBD_OPT_GO: unexpected NBD_REP_SERVER",
         happen: |dir| {
             scripted_opening(dir, &[], |peer| {
                 peer.greet_until(opt::GO, &Offer::default())?;
-                peer.reply(opt::LIST, rep::ACK, &[])?;
+                peer.reply(opt::GO, rep::SERVER, &[0; 4])?;
                 peer.expect_closed()
             })
         },
@@ -241,6 +218,16 @@ const SERVING: &[Case] = &[
         happen: |dir| {
             reading(dir, &Offer::default(), |peer, cookie| {
                 peer.send(&wire::data(DONE, cookie, 0, &[0; 256]))
+            })
+        },
+    },
+    Case {
+        item: "the server's answer is wrong: ...",
+        text: "DIR/scripted.sock: NBD_CMD_READ of 512 bytes at offset 0: the server's answer is wrong: \
+               NBD_REPLY_TYPE_OFFSET_DATA at offset 4096, length 512, is outside the request",
+        happen: |dir| {
+            reading(dir, &Offer::default(), |peer, cookie| {
+                peer.send(&wire::data(DONE, cookie, 4096, &[0; 512]))
             })
         },
     },
@@ -390,9 +377,16 @@ fn last_error(log: &str) -> String {
 }
 
 fn cases() -> impl Iterator<Item = &'static Case> {
-    [AT_START, OPENING, errors_tls::CASES, SERVING, reach::CASES]
-        .into_iter()
-        .flatten()
+    [
+        AT_START,
+        OPENING,
+        errors_tls::CASES,
+        SERVING,
+        reach::CASES,
+        command::CASES,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Makes the cases happen, and tells of all those that have changed.
@@ -469,6 +463,13 @@ fn mistakes_in_parameters_are_told_as_the_manual_says() {
 fn failures_to_get_there_are_told_as_the_manual_says() {
     if need_all(&["nbdkit", "sh"]) {
         check(reach::CASES);
+    }
+}
+
+#[test]
+fn faults_of_servers_that_were_started_are_told_as_the_manual_says() {
+    if need_all(&["nbdkit", "sh"]) {
+        check(command::CASES);
     }
 }
 
