@@ -257,6 +257,7 @@ fn terminal_codes_and_newlines_are_not_repeated() {
         "shared=\u{7}\n",
         "connect-timeout=\r\n",
         "vsock=\u{1b}c",
+        "tls-key-password=+/nowhere\u{1b}[31m\nnbdkit: error: forged",
     ] {
         let args = if word.starts_with("uri") || word.starts_with("vsock") {
             vec![word]

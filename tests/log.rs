@@ -58,7 +58,9 @@ fn verbose_tells_the_connections_story() {
         "that we connect: {story:#?}"
     );
     assert!(
-        story.iter().any(|line| line.contains("1048576")),
+        story
+            .iter()
+            .any(|line| line.contains("export of 1048576 bytes, NBD_FLAG_HAS_FLAGS, NBD_FLAG_")),
         "what the export is: {story:#?}"
     );
 }

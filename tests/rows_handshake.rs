@@ -98,6 +98,11 @@ fn h3_something_that_is_not_an_nbd_server_is_refused() {
             b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n".to_vec(),
         ),
         (
+            "a short one".into(),
+            "not an NBD server (this is an SSH server)",
+            b"SSH-2.0-Go\r\n".to_vec(),
+        ),
+        (
             "TLS alert".into(),
             STRANGER,
             wire::join(&[&[0x15, 3, 1, 0, 2, 2, 40], &[0; 16]]),

@@ -137,7 +137,8 @@ pub enum OpenError {
     },
     /// The connection broke at the point where servers refuse a client's certificate.
     #[error(
-        "handshake: {0} (right after TLS was established: the server may have refused our certificate)"
+        "handshake: {0} (right after TLS was established: the server may have refused our certificate, \
+         tls-certificates=)"
     )]
     Unwelcome(transport::Error),
     /// TLS came to a verdict, ours or the server's.

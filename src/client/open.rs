@@ -297,7 +297,7 @@ fn say_what_is_awaited(server: &Server, deadline: Deadline, awaited: &str) {
 
 fn describe(server: &Server, export: &Export) {
     log::debug!(
-        "{server}: export of {} bytes, {:?}, structured replies {}, base:allocation {}",
+        "{server}: export of {} bytes{}, structured replies {}, base:allocation {}",
         export.size,
         export.flags,
         on(export.structured),

@@ -65,10 +65,11 @@ impl Volume {
         let next = if length > payload {
             payload
         } else {
-            length / CUT
+            // The factor does not lead to the least in every case, and that is to be tried, too.
+            (length / CUT).max(LEAST_PIECE.min(payload))
         };
         let next = next - next % self.export.minimum_block();
-        (next >= LEAST_PIECE.min(payload) && next < length).then_some(next)
+        (next < length).then_some(next)
     }
 }
 
@@ -127,9 +128,13 @@ mod tests {
     fn what_is_too_long_is_cut_to_the_largest_payload_and_then_by_a_factor() {
         let volume = Volume::new(export(1 << 40));
         let kib = |n: u32| n << 10;
-        let all = [32768, 8192, 2048, 512, 128].map(kib);
+        let all = [32768, 8192, 2048, 512, 128, 64].map(kib);
         assert_eq!(lengths(&volume, u32::MAX), all);
-        assert_eq!(lengths(&volume, 300 << 10), [72 << 10], "whole blocks");
+        assert_eq!(
+            lengths(&volume, 300 << 10),
+            [72, 64].map(kib),
+            "whole blocks"
+        );
     }
 
     #[test]
@@ -137,6 +142,7 @@ mod tests {
         let volume = Volume::new(export(1 << 40));
         assert_eq!(volume.shorter(LEAST_PIECE), None);
         assert_eq!(volume.shorter(512), None);
+        assert_eq!(volume.shorter(LEAST_PIECE + 4096), Some(LEAST_PIECE));
         let mut small = export(1 << 40);
         small.block_sizes = BlockSizes::checked(1, 512, 4096);
         let small = Volume::new(small);

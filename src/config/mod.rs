@@ -144,6 +144,18 @@ pub fn is_password(key: &str) -> bool {
     key == "tls-key-password"
 }
 
+/// Refuses a file whose name nbdkit would repeat as it is, if it could not read it.
+pub fn check_password_file(value: &[u8]) -> Result<(), Error> {
+    if value.starts_with(b"+") && value.iter().any(u8::is_ascii_control) {
+        return Err(Error::Value {
+            key: "tls-key-password",
+            value: params::shown(value),
+            why: "must not have control characters in the name of a file",
+        });
+    }
+    Ok(())
+}
+
 /// The parameters as they come.
 #[derive(Clone, Debug, Default)]
 pub struct Params {

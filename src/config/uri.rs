@@ -220,14 +220,15 @@ fn scheme(text: &str) -> Result<(Scheme, &str), Error> {
     }
 }
 
+/// Whether a user, not yet decoded, has a colon.
+fn may_have_password(user: &str) -> bool {
+    user.to_ascii_lowercase().replace("%3a", ":").contains(':')
+}
+
 /// The user before the `@`; none if there is nothing before it.
 fn user(userinfo: &str) -> Result<Option<String>, Error> {
     // Looked for before anything else, so that no other message shows a piece of it.
-    if userinfo
-        .to_ascii_lowercase()
-        .replace("%3a", ":")
-        .contains(':')
-    {
+    if may_have_password(userinfo) {
         return Err(Error::Password);
     }
     let part = "user name";

@@ -93,6 +93,7 @@ pub unsafe extern "C" fn config(key: *const c_char, value: *const c_char) -> c_i
             let path = params::absolute_path(value).ok_or_else(Failure::by_host)?;
             state::set(&key, path.as_os_str().as_encoded_bytes())?;
         } else if config::is_password(&key) {
+            config::check_password_file(value.to_bytes())?;
             let password = params::password(value).ok_or_else(Failure::by_host)?;
             state::set(&key, &password)?;
         } else {

@@ -235,6 +235,14 @@ bitflags! {
     }
 }
 
+/// Each behind a comma, as they follow the size in messages.
+impl fmt::Display for TransmissionFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.iter_names()
+            .try_for_each(|(name, _)| write!(f, ", NBD_FLAG_{name}"))
+    }
+}
+
 bitflags! {
     /// Flags of one request.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -49,9 +49,10 @@ pub const CASES: &[Case] = &[
         happen: |dir| alerted(dir, &["tls=require"], BAD_CERTIFICATE),
     },
     Case {
-        item: "handshake: ... (right after TLS was established: the server may have refused our certificate)",
+        item: "handshake: ... (right after TLS was established: the server may have refused our certificate, \
+               tls-certificates=)",
         text: "DIR/...: handshake: ... (right after TLS was established: the server may have refused our \
-               certificate)",
+               certificate, tls-certificates=)",
         happen: |dir| {
             let authority = Authority::new(dir, "authority");
             let files = authority.server("server", LOCALHOST);

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use super::{Error, TlsKind, TlsOptions, decimal, decoded, decoded_text};
+use super::{Error, TlsKind, TlsOptions, decimal, decoded, decoded_text, may_have_password};
 use crate::config::params::shown;
 
 /// What a query may hold.
@@ -78,7 +78,7 @@ impl Query {
             }
             "tls-certificates" => once(key, &mut options.certificates, path(key, value)?)?,
             "tls-psk-file" => once(key, &mut options.psk_file, path(key, value)?)?,
-            "tls-username" => once(key, &mut options.username, full_text(key, value)?)?,
+            "tls-username" => once(key, &mut options.username, user_name(key, value)?)?,
             "tls-priority" => once(key, &mut options.priority, full_text(key, value)?)?,
             other => return Err(Error::UnknownKey(other.to_owned())),
         }
@@ -118,6 +118,14 @@ fn path(key: &'static str, raw: &str) -> Result<PathBuf, Error> {
         return Err(Error::Empty(key));
     }
     Ok(PathBuf::from(OsString::from_vec(decoded(key, raw)?)))
+}
+
+/// As in front of the `@`: what follows a colon may be a password.
+fn user_name(key: &'static str, raw: &str) -> Result<String, Error> {
+    if may_have_password(raw) {
+        return Err(Error::Password);
+    }
+    full_text(key, raw)
 }
 
 fn full_text(key: &'static str, raw: &str) -> Result<String, Error> {

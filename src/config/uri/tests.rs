@@ -300,6 +300,9 @@ fn malformed_users_are_refused() {
         ("nbd://alice%3A%zz@h/", PASSWORD),
         ("nbds+unix://alice:secret@/?socket=/s", PASSWORD),
         ("nbd+ssh://alice:secret@h/", PASSWORD),
+        ("nbds://h/?tls-username=alice:secret", PASSWORD),
+        ("nbds://h/?tls-username=alice%3Asecret", PASSWORD),
+        ("nbds://h/?tls-username=alice:%zz", PASSWORD),
         ("nbd://a@b@h/", "user name: '@' must be written %40"),
         ("nbd://%ff@h/", "user name: must be UTF-8"),
         (

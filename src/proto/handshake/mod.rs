@@ -191,6 +191,8 @@ pub struct Handshake {
 #[derive(Debug)]
 enum State {
     Greeting,
+    /// What says whether it is oldstyle or newstyle.
+    Style,
     Oldstyle,
     Newstyle(Newstyle),
     Done(Outcome),
@@ -221,7 +223,7 @@ impl Handshake {
             return Step::Send(std::mem::take(&mut self.outbox));
         }
         match &self.state {
-            State::Greeting => Step::Receive(16),
+            State::Greeting | State::Style => Step::Receive(8),
             State::Oldstyle => Step::Receive(oldstyle::LENGTH),
             State::Newstyle(newstyle) if newstyle.wants_tls() => Step::StartTls,
             State::Newstyle(newstyle) => Step::Receive(newstyle.wants()),
@@ -253,7 +255,12 @@ impl Handshake {
     pub fn received(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let progress = match &mut self.state {
             State::Greeting => {
-                self.state = greeting(bytes, &self.goal)?;
+                greeting(bytes)?;
+                self.state = State::Style;
+                return Ok(());
+            }
+            State::Style => {
+                self.state = style(bytes, &self.goal)?;
                 return Ok(());
             }
             State::Oldstyle => oldstyle::received(bytes, &self.goal)?,
@@ -293,7 +300,7 @@ impl Handshake {
     /// What the server owes us at this point, for messages.
     pub fn awaited(&self) -> String {
         match &self.state {
-            State::Greeting => "its greeting".to_owned(),
+            State::Greeting | State::Style => "its greeting".to_owned(),
             State::Oldstyle => "the rest of its oldstyle greeting".to_owned(),
             State::Newstyle(newstyle) => newstyle.awaited(),
             State::Done(_) => "nothing".to_owned(),
@@ -301,13 +308,16 @@ impl Handshake {
     }
 }
 
-fn greeting(bytes: &[u8], goal: &Goal) -> Result<State, Error> {
-    let mut reader = Reader::new(bytes);
-    let init = reader.u64().unwrap_or_default();
-    if init != INIT_MAGIC {
-        return Err(Violation::NotNbd(init).into());
+/// Judged before any more is waited for: another kind of server may greet with less.
+fn greeting(bytes: &[u8]) -> Result<(), Error> {
+    match Reader::new(bytes).u64().unwrap_or_default() {
+        INIT_MAGIC => Ok(()),
+        other => Err(Violation::NotNbd(other).into()),
     }
-    match reader.u64().unwrap_or_default() {
+}
+
+fn style(bytes: &[u8], goal: &Goal) -> Result<State, Error> {
+    match Reader::new(bytes).u64().unwrap_or_default() {
         OLDSTYLE_MAGIC if goal.tls == TlsPolicy::Require => Err(Error::NoTls("oldstyle handshake")),
         OLDSTYLE_MAGIC => {
             if goal.tls == TlsPolicy::Allow {

@@ -230,6 +230,7 @@ fn a_server_that_insists_on_tls_is_told_with_what_to_do() {
 fn who_greets_like_another_is_recognised() {
     for (greeting, told) in [
         (&b"SSH-2.0-OpenSSH_9.2p1"[..], "this is an SSH server"),
+        (b"SSH-2.0-Go\r\n", "this is an SSH server"),
         (b"HTTP/1.0 200 OK\r\n", "this is a web server"),
         (
             b"220 mail.example.org ESMTP",
