@@ -207,6 +207,32 @@ const TABLE: &[Row] = &[
         &["root-issuing"],
         REVOKED,
     ),
+    // Over the anchor, where the server shows it.
+    (
+        &["branch"],
+        &["branch-server", "branch", "issuing"],
+        &["root-issuing"],
+        REVOKED,
+    ),
+    (
+        &["branch", "root"],
+        &["branch-server", "branch", "issuing"],
+        &["root-issuing"],
+        REVOKED,
+    ),
+    (
+        &["branch"],
+        &["branch-server", "branch", "issuing"],
+        &["root-none"],
+        Accepted,
+    ),
+    // One that has nothing to do with the rest.
+    (
+        &["root"],
+        &["direct", "issuing"],
+        &["root-issuing"],
+        Accepted,
+    ),
     // Lists whose time is over: what they say still counts.
     (&["root"], &["direct"], &["root-none-old"], Accepted),
     (&["root"], &["direct"], &["root-direct-old"], REVOKED),
@@ -267,6 +293,7 @@ impl Parties {
         let recipe = Authority::with(directory, "recipe", &[RECIPE, LIFETIME].concat());
         let old = Authority::with(directory, "old", &[RECIPE, EXPIRED].concat());
         let issuing = root.subordinate_with("issuing", &[RECIPE, LIFETIME].concat());
+        let branch = issuing.subordinate_with("branch", &[RECIPE, LIFETIME].concat());
         let stale = root.subordinate_with("stale", &[RECIPE, EXPIRED].concat());
         let mut parties = Self {
             directory: directory.to_owned(),
@@ -280,6 +307,7 @@ impl Parties {
             ("old", &old),
             ("issuing", &issuing),
             ("stale", &stale),
+            ("branch", &branch),
         ] {
             parties.files.insert(name, authority.certificate());
         }
@@ -288,6 +316,7 @@ impl Parties {
         parties.files.insert("issuing-before", before);
         parties.server("direct", &root, &[]);
         parties.server("server", &issuing, &[]);
+        parties.server("branch-server", &branch, &[]);
         parties.server("forged-server", &forged, &[]);
         parties.server("other-server", &other, &[]);
         parties.server("recipe-server", &recipe, &[]);

@@ -8,8 +8,9 @@ use openssl::error::ErrorStack;
 use openssl::ssl::{
     Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslVerifyMode, SslVersion,
 };
+use openssl::stack::StackRef;
 use openssl::x509::verify::X509VerifyFlags;
-use openssl::x509::{X509, X509VerifyResult};
+use openssl::x509::{X509, X509StoreContext, X509StoreContextRef, X509VerifyResult};
 
 use super::files::{Files, Purpose, cannot, shown};
 use super::identity::{self, Identity};
@@ -149,10 +150,7 @@ fn x509(
             (None, Vec::new())
         }
     };
-    // A pinned key needs no authority to vouch for it, unless one was named.
-    let chain = settings
-        .verify
-        .unwrap_or(settings.pin.is_none() || named.is_some());
+    let chain = settings.verifies();
     let judges = chain && lists.is_some();
     match (chain, lists) {
         (false, _) => builder.set_verify(SslVerifyMode::NONE),
@@ -261,7 +259,7 @@ fn mind(builder: &mut SslContextBuilder, lists: Lists, verdict: Verdict) {
             return fine;
         }
         let judged = match store.chain() {
-            Some(chain) => lists.judge(chain),
+            Some(chain) => lists.judge(chain, shown_by_server(store)),
             None => Err("there is no chain of certificates".to_owned()),
         };
         let judged = judged.map_err(|why| {
@@ -272,6 +270,12 @@ fn mind(builder: &mut SslContextBuilder, lists: Lists, verdict: Verdict) {
         verdict.say(judged);
         fine
     });
+}
+
+/// All certificates that the server has shown.
+fn shown_by_server(store: &X509StoreContextRef) -> Option<&StackRef<X509>> {
+    let place = X509StoreContext::ssl_idx().ok()?;
+    store.ex_data(place)?.peer_cert_chain()
 }
 
 #[cfg(test)]

@@ -63,6 +63,13 @@ impl Settings {
         self.prepare().map(drop)
     }
 
+    /// Whether the server's chain of certificates, and its name, must be right.
+    fn verifies(&self) -> bool {
+        // A pinned key needs no authority to vouch for it, unless one was named.
+        let named = matches!(self.credentials, Credentials::X509(Some(_)));
+        self.verify.unwrap_or(self.pin.is_none() || named)
+    }
+
     /// Reads the files for one connection, before it is made.
     pub fn prepare(&self) -> Result<Prepared<'_>, Error> {
         Prepared::new(self)

@@ -72,18 +72,28 @@ impl Lists {
     }
 
     /// Judges a chain of which everything else has been checked: from the server's certificate to
-    /// the anchor. Says what is wrong with it.
-    pub fn judge(&self, chain: &StackRef<X509>) -> Result<(), String> {
+    /// the anchor. Who vouches for the anchor is judged too, as far as the server has `shown` it:
+    /// where the authority over an anchor is revoked, the anchor need not be honest either. Says
+    /// what is wrong.
+    pub fn judge(
+        &self,
+        chain: &StackRef<X509>,
+        shown: Option<&StackRef<X509>>,
+    ) -> Result<(), String> {
+        let mut chain: Vec<&X509Ref> = chain.iter().collect();
+        while let Some(above) = above(&chain, shown) {
+            chain.push(above);
+        }
         let verdict = chain
             .iter()
-            .try_for_each(|certificate| self.judge_one(certificate, chain));
+            .try_for_each(|certificate| self.judge_one(certificate, &chain));
         // A signature that does not fit is an error to OpenSSL, and would be taken for one of the
         // handshake's.
         drop(ErrorStack::get());
         verdict
     }
 
-    fn judge_one(&self, certificate: &X509Ref, chain: &StackRef<X509>) -> Result<(), String> {
+    fn judge_one(&self, certificate: &X509Ref, chain: &[&X509Ref]) -> Result<(), String> {
         let issuer = certificate.issuer_name();
         let about: Vec<&X509Crl> = self
             .lists
@@ -101,6 +111,7 @@ impl Lists {
         }
         let authorities: Vec<&X509Ref> = chain
             .iter()
+            .copied()
             .chain(self.anchors.iter().map(|anchor| &**anchor))
             .filter(|authority| same(authority.subject_name(), issuer))
             .collect();
@@ -119,11 +130,25 @@ impl Lists {
     }
 }
 
-/// Whether a list says that a certificate is revoked.
+/// The one among `shown` that has signed the last certificate of a chain and is not in it.
+fn above<'a>(chain: &[&X509Ref], shown: Option<&'a StackRef<X509>>) -> Option<&'a X509Ref> {
+    let last = chain.last()?;
+    let mut candidates = shown?.iter().filter(|one| {
+        let is_known = chain.contains(one);
+        !is_known && same(one.subject_name(), last.issuer_name())
+    });
+    candidates.find(|one| {
+        one.public_key()
+            .is_ok_and(|key| last.verify(&key).unwrap_or(false))
+    })
+}
+
+/// Whether a list says that a certificate is revoked. That it is so no longer can be said only in a
+/// list of changes, where nobody knows to what.
 fn names(list: &X509CrlRef, certificate: &X509Ref) -> bool {
-    matches!(
+    !matches!(
         list.get_by_cert(&certificate.to_owned()),
-        CrlStatus::Revoked(_)
+        CrlStatus::NotRevoked
     )
 }
 
@@ -238,7 +263,7 @@ mod tests {
             lists,
             anchors: Vec::new(),
         };
-        let verdict = lists.judge(&stack);
+        let verdict = lists.judge(&stack, None);
         // What is left would be taken for an error of the handshake's.
         assert!(ErrorStack::get().errors().is_empty());
         verdict
@@ -258,6 +283,24 @@ mod tests {
              \"CN=authority\" in /lists"
         );
         judge(vec![list(&[3], &root), list(&[1], &root)], &chain).expect_err("the authority is");
+    }
+
+    /// The list of "authority" about number 2, with the reason removeFromCRL, which no builder knows.
+    const REMOVED: &str = "\
+-----BEGIN X509 CRL-----\n\
+MIGuMGICAQEwBQYDK2VwMBQxEjAQBgNVBAMMCWF1dGhvcml0eRcNMjYwMTAxMDAw\n\
+MDAwWhcNNDkwMTAxMDAwMDAwWjAiMCACAQIXDTI2MDEwMTAwMDAwMFowDDAKBgNV\n\
+HRUEAwoBCDAFBgMrZXADQQCxe3qjQZ/e1uDsmVSxYYOn30mcqTdNjws1/hsmqQAs\n\
+f2lnlhGgu3L1eNO0Wo5daTCOZnDvW6dWEvfIbIG/HDME\n\
+-----END X509 CRL-----\n";
+
+    #[test]
+    fn whoever_is_on_a_list_is_revoked_whatever_the_reason() {
+        let root = key();
+        let list = || X509Crl::from_pem(REMOVED.as_bytes()).expect("a list");
+        let [second, third] = [2, 3].map(|serial| certificate("server", serial, &key(), &root));
+        judge(vec![list()], &[&second]).expect_err("it is on the list");
+        assert_eq!(judge(vec![list()], &[&third]), Ok(()));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openssl::ssl::{self, ErrorCode, Ssl, SslStream, SslVersion};
+use openssl::x509::verify::X509CheckFlags;
 
 use super::pieces::Pieces;
 use super::rekey;
@@ -362,9 +363,13 @@ fn name(ssl: &mut Ssl, settings: &Settings) -> Result<(), Error> {
     };
     let result = match hostname.parse::<IpAddr>() {
         Ok(address) => ssl.param_mut().set_ip(address),
-        Err(_) => ssl
-            .set_hostname(hostname)
-            .and_then(|()| ssl.param_mut().set_host(hostname)),
+        Err(_) => {
+            // An asterisk stands for a whole label: "x*" is not taken for all that begins like this.
+            ssl.param_mut()
+                .set_hostflags(X509CheckFlags::NO_PARTIAL_WILDCARDS);
+            ssl.set_hostname(hostname)
+                .and_then(|()| ssl.param_mut().set_host(hostname))
+        }
     };
     result.map_err(|error| {
         Error::Tls(format!(

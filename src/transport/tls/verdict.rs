@@ -4,12 +4,13 @@
 //! What stands in a certificate is the server's word: it is bounded, and escaped. No key is told.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::path::Path;
 
 use openssl::hash::{MessageDigest, hash};
 use openssl::nid::Nid;
 use openssl::ssl::{self, ErrorCode, SslRef};
-use openssl::x509::{X509NameRef, X509Ref, X509VerifyResult};
+use openssl::x509::{GeneralNameRef, X509NameRef, X509Ref, X509VerifyResult};
 use rustix::io::Errno;
 
 use super::credentials::usual_directory;
@@ -123,6 +124,11 @@ pub fn check_peer(ssl: &SslRef, settings: &Settings) -> Result<(), Error> {
     if let (Credentials::Psk { username, .. }, Some(_)) = (&settings.credentials, &certificate) {
         return Err(certificate_instead_of_key(username));
     }
+    if let (Credentials::X509(_), true, Some(certificate)) =
+        (&settings.credentials, settings.verifies(), &certificate)
+    {
+        check_common_name(ssl, settings, certificate)?;
+    }
     let Some(pin) = &settings.pin else {
         return Ok(());
     };
@@ -136,6 +142,50 @@ pub fn check_peer(ssl: &SslRef, settings: &Settings) -> Result<(), Error> {
             "the server's public key is not the pinned one: it shows none (tls-pin=)".to_owned(),
         )),
     }
+}
+
+/// Refuses a name that is only the subject's common name where that does not count. OpenSSL takes
+/// it also beside addresses, and applies the limits that an authority has set for names to some
+/// common names only: not to "localhost", nor where there is an asterisk.
+fn check_common_name(
+    ssl: &SslRef,
+    settings: &Settings,
+    certificate: &X509Ref,
+) -> Result<(), Error> {
+    let hostname = settings.hostname.as_deref();
+    let Some(hostname) = hostname.filter(|name| name.parse::<IpAddr>().is_err()) else {
+        return Ok(());
+    };
+    let others = certificate.subject_alt_names();
+    let others: Vec<&GeneralNameRef> = others.iter().flatten().collect();
+    if others.iter().any(|other| other.dnsname().is_some()) {
+        return Ok(());
+    }
+    let has_address = others.iter().any(|other| other.ipaddress().is_some());
+    let why = if has_address {
+        "it is for addresses, and not for"
+    } else if ssl
+        .verified_chain()
+        .is_none_or(|chain| chain.iter().any(limits_names))
+    {
+        "an authority over it is limited to certain names, which says nothing about a common name like"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Tls(format!(
+        "the server's certificate is not accepted: {why} \"{}\" (tls-hostname=)",
+        shown(hostname)
+    )))
+}
+
+/// Whether an authority's certificate has limits for the names in those that it signs (RFC 5280,
+/// 4.2.1.10). One that cannot be looked at has.
+fn limits_names(certificate: &X509Ref) -> bool {
+    // id-ce-nameConstraints, 2.5.29.30.
+    const IDENTIFIER: [u8; 5] = [0x06, 0x03, 0x55, 0x1d, 0x1e];
+    certificate.to_der().map_or(true, |der| {
+        der.windows(IDENTIFIER.len()).any(|it| it == IDENTIFIER)
+    })
 }
 
 /// Says what was not checked.
