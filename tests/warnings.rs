@@ -76,6 +76,29 @@ fn an_oldstyle_server_without_tls_is_told() {
 }
 
 #[test]
+fn a_name_that_an_oldstyle_server_cannot_know_is_told() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let server = Scripted::start(directory.path());
+    let front = quiet(directory.path(), &server, &["export=disk"]);
+    server.play(|peer: &mut Peer| {
+        let offer = Offer::simple();
+        peer.greet_oldstyle(&offer)?;
+        peer.serve(&mut Disk::new(offer.size))
+    });
+    Front::open(front.socket()).expect("an export").close();
+    let log = front.stderr();
+    assert!(
+        log.ends_with(
+            "error: warning: oldstyle server: it has one export only, the name \"disk\" is ignored\n"
+        ),
+        "{log}"
+    );
+}
+
+#[test]
 fn a_handshake_that_takes_long_says_what_it_waits_for() {
     if !need("nbdkit") {
         return;

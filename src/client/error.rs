@@ -147,9 +147,6 @@ pub enum OpenError {
     /// The handshake failed.
     #[error("handshake: {0}")]
     Handshake(handshake::Error),
-    /// The handshake came to another end than was asked for: a mistake of ours.
-    #[error("handshake: unexpected end")]
-    Goal,
     /// A thread of ours panicked on the way.
     #[error("internal error while opening it")]
     Panic,
@@ -171,7 +168,7 @@ impl OpenError {
             Self::Handshake(handshake::Error::Refused(refusal)) => {
                 refusal.reply == OptionReply::ERR_SHUTDOWN
             }
-            Self::Credentials(_) | Self::Handshake(_) | Self::Goal | Self::Panic => false,
+            Self::Credentials(_) | Self::Handshake(_) | Self::Panic => false,
         }
     }
 }

@@ -140,6 +140,7 @@ impl<P, R> Inflight<P, R> {
             table: self,
             index,
             registered: std::cell::Cell::new(false),
+            finished: false,
         })
     }
 
@@ -396,6 +397,8 @@ pub struct Ticket<'t, P, R> {
     index: usize,
     /// Has been an heir at some time, and may be registered as one still.
     registered: std::cell::Cell<bool>,
+    /// The load has been taken out of the slot.
+    finished: bool,
 }
 
 impl<P, R> Ticket<'_, P, R> {
@@ -479,8 +482,9 @@ impl<P, R> Ticket<'_, P, R> {
     }
 
     /// Gives the slot back and takes the load out of it.
-    pub fn finish(self) -> P {
+    pub fn finish(mut self) -> P {
         let load = lock(&self.table.slots[self.index].cell).load.take();
+        self.finished = true;
         // `self` is dropped next, which gives the slot back.
         load.expect("a load stays in its slot until its ticket is finished")
     }
@@ -489,10 +493,12 @@ impl<P, R> Ticket<'_, P, R> {
 impl<P, R> Drop for Ticket<'_, P, R> {
     fn drop(&mut self) {
         let slot = &self.table.slots[self.index];
-        // Usually gone already. After a panic it is not, and the buffers it refers to are about to
-        // disappear: whoever uses them does so under this lock.
-        let load = lock(&slot.cell).load.take();
-        drop(load);
+        if !self.finished {
+            // A panic. The buffers that the load refers to are about to disappear: whoever uses them
+            // does so under this lock.
+            let load = lock(&slot.cell).load.take();
+            drop(load);
+        }
         slot.progress.store(OVER, Ordering::Release);
         if self.registered.get() {
             // Or the slot's next owner would be taken for an heir.

@@ -35,7 +35,7 @@ pub fn enter(
             describe(server, &export);
             Ok((stream, *export))
         }
-        _ => Err(failed(server, OpenError::Goal)),
+        (_, other) => unreachable!("{other:?} is no answer to this goal"),
     }
 }
 
@@ -46,7 +46,7 @@ pub fn list(server: &Server, options: &Options) -> Result<Vec<Listed>, Error> {
             leave(&stream);
             Ok(listing)
         }
-        _ => Err(failed(server, OpenError::Goal)),
+        (_, other) => unreachable!("{other:?} is no answer to this goal"),
     }
 }
 
@@ -60,7 +60,7 @@ pub fn describe_default(server: &Server, options: &Options) -> Result<Described,
             leave(&stream);
             Ok(described)
         }
-        _ => Err(failed(server, OpenError::Goal)),
+        (_, other) => unreachable!("{other:?} is no answer to this goal"),
     }
 }
 
@@ -173,7 +173,8 @@ fn attempt(
         lower: machine.step_down(),
     };
     shaken?;
-    Ok((stream, machine.finish().ok_or(OpenError::Goal)?))
+    let outcome = machine.finish();
+    Ok((stream, outcome.expect("the last step is the goal")))
 }
 
 /// Waits until a server that is only being started has said something.
@@ -253,8 +254,7 @@ fn shake_hands(
                 }
             }
             Step::StartTls => {
-                // The machine asks for it only where the policy allows it.
-                let tls = tls.ok_or(OpenError::Goal)?;
+                let tls = tls.expect("the machine asks for it only where the policy allows it");
                 let proof = stream
                     .start_tls(tls, deadline)
                     .map_err(|error| broken(machine, error))?;

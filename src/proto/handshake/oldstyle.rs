@@ -17,7 +17,8 @@ pub fn received(bytes: &[u8], goal: &Goal) -> Result<Progress, Error> {
     let size = reader.u64().unwrap_or_default();
     let flags = reader.u32().unwrap_or_default() as u16;
     if !goal.export.is_empty() {
-        log::info!(
+        log::warn!(
+            target: "oldstyle",
             "oldstyle server: it has one export only, the name \"{}\" is ignored",
             goal.export
         );
