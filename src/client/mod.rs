@@ -214,14 +214,31 @@ impl Client {
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         self.check_range(Command::READ, offset, buffer.len())?;
         let deadline = self.deadline();
-        let mut at = offset;
+        // Nearly always one request does, and there is nothing to be looked after between pieces.
+        match buffer.len() <= self.piece() {
+            true => self.read_piece(buffer, offset, &deadline),
+            false => self.read_pieces(buffer, offset, &deadline),
+        }
+    }
+
+    fn read_piece(&self, buffer: &mut [u8], at: u64, deadline: &Deadline) -> Result<(), Error> {
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let request = Request::new(Command::READ, at, buffer.len() as u32);
+        self.links
+            .submit(request, Buffer::Target(buffer), deadline)
+            .map(drop)
+    }
+
+    #[cold]
+    fn read_pieces(&self, buffer: &mut [u8], at: u64, deadline: &Deadline) -> Result<(), Error> {
+        let mut at = at;
         let mut pieces = self.pieces();
         for piece in buffer.chunks_mut(self.piece()) {
             pieces.next()?;
-            let request = Request::new(Command::READ, at, piece.len() as u32);
+            self.read_piece(piece, at, deadline)?;
             at += piece.len() as u64;
-            self.links
-                .submit(request, Buffer::Target(piece), &deadline)?;
         }
         Ok(())
     }
@@ -240,14 +257,42 @@ impl Client {
     ) -> Result<(), Error> {
         self.check_range(Command::WRITE, offset, payload.len())?;
         let flags = self.fua(fua)?;
-        let mut at = offset;
+        match payload.len() <= self.piece() {
+            true => self.write_piece(payload, offset, flags, deadline),
+            false => self.write_pieces(payload, offset, flags, deadline),
+        }
+    }
+
+    fn write_piece(
+        &self,
+        payload: &[u8],
+        at: u64,
+        flags: CommandFlags,
+        deadline: &Deadline,
+    ) -> Result<(), Error> {
+        if payload.is_empty() {
+            return Ok(());
+        }
+        let request = Request::new(Command::WRITE, at, payload.len() as u32).with(flags);
+        self.links
+            .change(request, Buffer::Source(payload), deadline)
+            .map(drop)
+    }
+
+    #[cold]
+    fn write_pieces(
+        &self,
+        payload: &[u8],
+        at: u64,
+        flags: CommandFlags,
+        deadline: &Deadline,
+    ) -> Result<(), Error> {
+        let mut at = at;
         let mut pieces = self.pieces();
         for piece in payload.chunks(self.piece()) {
             pieces.next()?;
-            let request = Request::new(Command::WRITE, at, piece.len() as u32).with(flags);
+            self.write_piece(piece, at, flags, deadline)?;
             at += piece.len() as u64;
-            self.links
-                .change(request, Buffer::Source(piece), deadline)?;
         }
         Ok(())
     }

@@ -14,7 +14,8 @@
 //! 4. A handle is what `open` returned. `close` gets it last, once, when every other callback with
 //!    it has returned. `open` failing is a null handle, which is passed to nobody.
 //!    Nor is it called once nbdkit was told to end: then `cleanup` comes instead, when the threads of
-//!    all clients have ended, and `unload` after it.
+//!    all clients have ended, and `unload` after it; a filter's own thread may be inside a callback
+//!    all the same.
 //! 5. With the thread model "parallel" callbacks run at the same time, also with one handle.
 //! 6. `nbdkit_set_error` belongs to the thread that calls it; so only the callback's own thread
 //!    reports its failure.
