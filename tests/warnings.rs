@@ -54,23 +54,28 @@ fn going_on_in_clear_is_told_once() {
     );
 }
 
-#[test]
-fn an_oldstyle_server_without_tls_is_told() {
-    if !need("nbdkit") {
-        return;
-    }
+/// What is told of an oldstyle server.
+fn told_of_oldstyle(extra: &str) -> String {
     let directory = tempfile::tempdir().expect("temporary directory");
     let server = Scripted::start(directory.path());
-    let front = quiet(directory.path(), &server, &["tls=on"]);
+    let front = quiet(directory.path(), &server, &[extra]);
     server.play(|peer: &mut Peer| {
         let offer = Offer::simple();
         peer.greet_oldstyle(&offer)?;
         peer.serve(&mut Disk::new(offer.size))
     });
     Front::open(front.socket()).expect("an export").close();
-    let log = front.stderr();
+    front.stderr()
+}
+
+#[test]
+fn an_oldstyle_server_without_tls_is_told() {
+    if !need("nbdkit") {
+        return;
+    }
+    let log = told_of_oldstyle("tls=on");
     assert!(
-        log.contains("error: warning: oldstyle servers have no TLS; going on in clear"),
+        log.ends_with("error: warning: oldstyle servers have no TLS; going on in clear\n"),
         "{log}"
     );
 }
@@ -80,22 +85,14 @@ fn a_name_that_an_oldstyle_server_cannot_know_is_told() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let server = Scripted::start(directory.path());
-    let front = quiet(directory.path(), &server, &["export=disk"]);
-    server.play(|peer: &mut Peer| {
-        let offer = Offer::simple();
-        peer.greet_oldstyle(&offer)?;
-        peer.serve(&mut Disk::new(offer.size))
-    });
-    Front::open(front.socket()).expect("an export").close();
-    let log = front.stderr();
+    let log = told_of_oldstyle("export=disk");
     assert!(
         log.ends_with(
             "error: warning: oldstyle server: it has one export only, the name \"disk\" is ignored\n"
         ),
         "{log}"
     );
+    assert_eq!(told_of_oldstyle("export="), "", "nothing was ignored");
 }
 
 #[test]
