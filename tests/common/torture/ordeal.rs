@@ -1,0 +1,270 @@
+//! Random writers before nbdkit, a volatile server behind it, and its many deaths.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::common::nbdkit::{Nbdkit, plugin_args};
+
+use super::block::{self, BLOCK};
+use super::client::Client;
+use super::history;
+use super::setup::Setup;
+use super::trace;
+use super::volatile::Volatile;
+use super::writer::{Mix, Story, Writer};
+use super::{Rng, kills, seed};
+
+/// By when the plugin must have come back and some requests must have been answered.
+const PROGRESS: Duration = Duration::from_secs(30);
+/// How many requests are answered when nobody dies any more.
+const LAST: u64 = 1000;
+/// How many complaints are shown.
+const SHOWN: usize = 12;
+
+/// What is to be tried.
+pub struct Ordeal<'a> {
+    pub setup: Setup,
+    /// Options of nbdkit and parameters of the plugin, beside where the server is.
+    pub extra: &'a [&'a str],
+    pub clients: usize,
+    pub depth: usize,
+    pub kills: usize,
+    pub mix: Mix,
+}
+
+impl Default for Ordeal<'_> {
+    fn default() -> Self {
+        Self {
+            setup: Setup::default(),
+            extra: &["reconnect=30", "reconnect-delay=10ms:200ms"],
+            clients: 1,
+            depth: 64,
+            kills: 40,
+            mix: Mix::default(),
+        }
+    }
+}
+
+/// nbdkit before a volatile server.
+pub struct Stage {
+    pub front: Nbdkit,
+    pub server: Volatile,
+    pub directory: TempDir,
+}
+
+impl Stage {
+    /// `extra`: options of nbdkit and parameters of the plugin, beside where the server is.
+    pub fn new(setup: Setup, extra: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let server = Volatile::start(directory.path(), setup);
+        let front = front(directory.path(), &server, extra);
+        Self {
+            front,
+            server,
+            directory,
+        }
+    }
+
+    pub fn client(&self) -> Client {
+        match Client::open(self.front.socket()) {
+            Ok(client) => client,
+            Err(error) => panic!("no client: {error}\n{}", self.front.stderr()),
+        }
+    }
+}
+
+/// nbdkit with the plugin before a volatile server, without debug messages, which would be many.
+pub fn front(directory: &Path, server: &Volatile, extra: &[&str]) -> Nbdkit {
+    let parameters = server.parameters();
+    let parameters: Vec<&str> = parameters.iter().map(String::as_str).collect();
+    let mut args = plugin_args(&[&["--threads=80"], &parameters[..], extra].concat());
+    args.retain(|arg| arg != "-v");
+    Nbdkit::start(directory, &args)
+}
+
+impl Ordeal<'_> {
+    /// Nothing may be lost, undone or torn; no value that was read may go back; nbdkit lives on.
+    pub fn endure(self) {
+        let complaints = self.suffer();
+        assert!(complaints.is_empty(), "{}", shown(&complaints));
+    }
+
+    /// All that is wrong in the end.
+    pub fn suffer(self) -> Vec<String> {
+        let seed = seed();
+        let kills = kills(self.kills);
+        let mut rng = Rng::new(seed);
+        let blocks = self.setup.size / BLOCK as u64;
+        let story = Story::new(seed, blocks);
+        let mut stage = Stage::new(
+            Setup {
+                seed: rng.next(),
+                die_at: if kills == 0 { 0 } else { 400 },
+                ..self.setup.clone()
+            },
+            self.extra,
+        );
+        let clients: Vec<Client> = (0..self.clients).map(|_| stage.client()).collect();
+        let writers: Vec<(Client, Rng)> = clients
+            .into_iter()
+            .map(|client| (client, rng.fork()))
+            .collect();
+        let (mix, depth) = (self.mix, self.depth);
+        thread::scope(|scope| {
+            let handles: Vec<_> = writers
+                .into_iter()
+                .enumerate()
+                .map(|(number, (client, rng))| {
+                    let story = &story;
+                    scope.spawn(move || {
+                        let mut writer = Writer::new(story, client, number, rng);
+                        let ran = catch_unwind(AssertUnwindSafe(|| writer.run(mix, depth)));
+                        // Whoever fails lets the others end.
+                        if let Err(panic) = ran {
+                            story.stop.store(true, Ordering::SeqCst);
+                            story.may_fail.store(true, Ordering::SeqCst);
+                            resume_unwind(panic);
+                        }
+                        writer
+                    })
+                })
+                .collect();
+            let killed = catch_unwind(AssertUnwindSafe(|| {
+                kill(&mut stage, &story, kills, &mut rng);
+            }));
+            story.stop.store(true, Ordering::SeqCst);
+            let writers: Vec<_> = handles.into_iter().map(|handle| handle.join()).collect();
+            let failed = writers.iter().filter(|writer| writer.is_err()).count();
+            if killed.is_err() || failed > 0 {
+                println!("nbdkit says: {}", tail(&stage.front.stderr()));
+            }
+            let mut writers: Vec<Writer> = writers
+                .into_iter()
+                .map(|writer| writer.unwrap_or_else(|panic| resume_unwind(panic)))
+                .collect();
+            if let Err(panic) = killed {
+                resume_unwind(panic);
+            }
+            finish(&mut stage, &story, &mut writers)
+        })
+    }
+}
+
+/// Lets the server die, again and again, at random moments of which some come right after its return.
+fn kill(stage: &mut Stage, story: &Story, kills: usize, rng: &mut Rng) {
+    for life in 1..=kills {
+        wait(stage, story, &format!("death {life}"), |stage, _| {
+            stage.server.has_died()
+        });
+        let steps = match rng.below(4) {
+            0 => 1 + rng.below(60),
+            1 => 60 + rng.below(400),
+            _ => 300 + rng.below(1500),
+        };
+        let seed = rng.next();
+        stage.server.respawn(|setup| {
+            setup.die_at = if life == kills { 0 } else { steps };
+            setup.seed = seed;
+        });
+    }
+    let before = story.progress.load(Ordering::SeqCst);
+    wait(stage, story, "the last life", |_, progress| {
+        progress > before + LAST
+    });
+}
+
+/// Waits until `done` says so of the progress, which must never end before.
+fn wait(
+    stage: &mut Stage,
+    story: &Story,
+    what: &str,
+    mut done: impl FnMut(&mut Stage, u64) -> bool,
+) {
+    let mut deadline = Instant::now() + PROGRESS;
+    let mut last = 0;
+    loop {
+        let progress = story.progress.load(Ordering::SeqCst);
+        if story.stop.load(Ordering::SeqCst) || done(stage, progress) {
+            return;
+        }
+        if progress != last {
+            last = progress;
+            deadline = Instant::now() + PROGRESS;
+        }
+        assert!(Instant::now() < deadline, "{what}: no progress");
+        assert!(stage.front.alive(), "{what}: nbdkit has ended");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What is on the disk in the end, and in the server's file, must fit to all that the clients were told.
+fn finish(stage: &mut Stage, story: &Story, writers: &mut [Writer]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for writer in writers.iter_mut() {
+        let error = writer.flush();
+        if error != 0 {
+            complaints.push(format!("the last flush fails: {error}"));
+        }
+    }
+    writers[0].read_all();
+    // Nothing is dirty any more: another death changes nothing.
+    stage.server.kill();
+    let ops = story.ops();
+    complaints.extend(history::judge(&ops, story.blocks));
+    complaints.extend(compare(&stage.server, &ops, story));
+    complaints.extend(trace::judge(&stage.server.log(), &ops));
+    if !stage.front.alive() {
+        complaints.push("nbdkit has ended".to_owned());
+    }
+    if !complaints.is_empty() {
+        println!("nbdkit says: {}", tail(&stage.front.stderr()));
+    }
+    println!(
+        "{} requests in {} lives of the server",
+        ops.len(),
+        stage.server.setup().epoch
+    );
+    complaints
+}
+
+/// What is durable must be what was read last.
+fn compare(server: &Volatile, ops: &[history::Op], story: &Story) -> Vec<String> {
+    let file = fs::File::open(server.backing()).expect("the backing file");
+    let mut complaints = Vec::new();
+    for number in 0..story.blocks {
+        let read = ops.iter().rev().find(|op| {
+            op.kind == crate::common::scripted::wire::cmd::READ && op.touches(number)
+        });
+        let Some(read) = read else {
+            continue;
+        };
+        let mut bytes = [0; BLOCK];
+        file.read_exact_at(&mut bytes, number * BLOCK as u64)
+            .expect("a block of the backing file");
+        let (found, wanted) = (block::content(&bytes), read.content(number));
+        if found != wanted {
+            complaints.push(format!(
+                "block {number}: {wanted:x} was flushed and {found:x} is durable"
+            ));
+        }
+    }
+    complaints
+}
+
+pub fn shown(complaints: &[String]) -> String {
+    let more = complaints.len().saturating_sub(SHOWN);
+    let first: Vec<&str> = complaints.iter().take(SHOWN).map(String::as_str).collect();
+    format!("{}\n(and {more} more)", first.join("\n"))
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
