@@ -4,11 +4,11 @@
 //! nbdkit --> plugin --> client --> transport --> the other NBD server
 //!   ^          |          |  ^
 //!   |          v          v  |
-//!  host     config      proto        (pure: bytes in, decisions out)
+//!  host     config   session, proto  (pure: events and bytes in, decisions out)
 //! ```
 //!
-//! Data flows one way and no arrow points up. [`proto`] is the ground: it knows no socket, thread
-//! or clock. [`client`] moves bytes and wakes waiters; it knows no nbdkit. [`plugin`] knows
+//! Data flows one way and no arrow points up. [`proto`] and [`session`] are the ground: they know no
+//! socket, thread or clock. `proto` is the wire; `session` is what outlives a connection. [`client`] moves bytes and wakes waiters; it knows no nbdkit. [`plugin`] knows
 //! nbdkit's callbacks and nothing of the wire. [`host`] is the only place that names nbdkit's
 //! functions. [`config`] is what the user asked for, checked once.
 //!
@@ -24,5 +24,7 @@ pub mod host;
 pub mod plugin;
 #[forbid(unsafe_code)]
 pub mod proto;
+#[forbid(unsafe_code)]
+pub mod session;
 #[deny(unsafe_code)]
 pub mod transport;

@@ -89,6 +89,16 @@ const AT_START: &[Case] = &[
         happen: |dir| starting(dir, &["socket=s", "dynamic-export=1", "shared=1"]),
     },
     Case {
+        item: "‘KEY’ parameter should only be used with ‘reconnect’, which is off",
+        text: "‘replay’ parameter should only be used with ‘reconnect’, which is off",
+        happen: |dir| starting(dir, &["socket=s", "replay=1M"]),
+    },
+    Case {
+        item: "cannot use ‘reconnect’ with ‘socket-fd’: the socket is good for one connection",
+        text: "cannot use ‘reconnect’ with ‘socket-fd’: the socket is good for one connection",
+        happen: |dir| starting(dir, &["socket-fd=0", "reconnect=1"]),
+    },
+    Case {
         item: "uri: ...",
         text: "uri: unknown query key 'socke'",
         happen: |dir| starting(dir, &["nbd://localhost?socke=s"]),

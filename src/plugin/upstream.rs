@@ -20,6 +20,7 @@ use crate::proto::name;
 use crate::transport::Target;
 use crate::transport::command::Child;
 use crate::transport::fd::Inherited;
+use crate::transport::keepalive::Keepalive;
 use crate::transport::ssh::Ssh;
 
 /// A server that is ready to be connected to.
@@ -68,6 +69,7 @@ impl Upstream {
             Place::Tcp { host, port } => Target::Tcp {
                 host: host.clone(),
                 port: port.clone(),
+                keepalive: config.keepalive.map(Keepalive::new),
             },
             Place::Vsock { cid, port } => Target::Vsock {
                 cid: *cid,
@@ -89,6 +91,9 @@ impl Upstream {
                 Target::Child(child)
             }
         };
+        if config.keepalive.is_some() && !matches!(target, Target::Tcp { .. }) {
+            log::debug!("{target}: keepalive has no effect, as this is not TCP");
+        }
         if config.tls_policy != TlsPolicy::Off {
             // Files are read again for each connection; this is for the user who is still there.
             config

@@ -1,0 +1,587 @@
+//! What outlives a connection: which changes were acknowledged and are not known to be permanent,
+//! in which order changes go, and what an answer is worth.
+//!
+//! [`Core`] is pure: it does no I/O, knows no thread and no clock, and is driven by events. One
+//! stands for one export in the whole process, whatever the number of front clients and of
+//! connections, which it calls *members*. It knows three kinds of time: a [`Moment`] for each event
+//! whose order counts; a *turn*, which ends when a member is lost or the journal begins to be written
+//! again; and a member's birth.
+//!
+//! What it sees to (I1 to I14 are the invariants of the design):
+//!
+//! - A change that was acknowledged is in the journal before anybody can know (I1), the newest for
+//!   each byte (I5), until a flush that began after the acknowledgement has succeeded over the
+//!   member that acknowledged it, or, with `NBD_FLAG_CAN_MULTI_CONN`, over one that was there before
+//!   and has not broken since (I2; "Transmission flags", "`NBD_CMD_FLUSH`").
+//! - **An answer counts only in the turn in which its request was sent.** Else a server that has lost
+//!   its cache may already be behind another member, and what was answered is not in it. The
+//!   request is sent again (I7).
+//! - A flush that failed, or was lost, may have cost the server what it should have made permanent,
+//!   and the next one says success: before it everything is written again (I3).
+//! - Two changes that overlap are never on their way together (I4), and a read waits for changes
+//!   that it overlaps while they are sent again: nobody sees a value go back.
+//! - While the journal is written again nothing else is sent (I6).
+//! - Where the journal holds nothing (`replay=0`) a loss with anything unflushed is remembered, and
+//!   told to every front client that was there (I14). What could not be written again ends the
+//!   session for all of them (I11).
+
+pub mod delay;
+pub mod gate;
+mod journal;
+mod order;
+mod rules;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use self::journal::{Content, Piece, Written};
+use self::journal::{Entry, Journal};
+pub use self::order::Change;
+use self::order::Order;
+use self::rules::Rules;
+
+/// A range of an export, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Its first byte.
+    pub start: u64,
+    /// The byte behind its last.
+    pub end: u64,
+}
+
+impl Span {
+    /// `length` bytes from `start`.
+    pub fn new(start: u64, length: u64) -> Self {
+        Self {
+            start,
+            end: start.saturating_add(length),
+        }
+    }
+
+    fn overlaps(self, other: Self) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+
+    fn length(self) -> u64 {
+        self.end - self.start
+    }
+}
+
+/// A connection to the export's server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MemberId(pub(super) u64);
+
+/// The order of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(pub(super) u64);
+
+/// What is known about a request that was sent, until its answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Sending {
+    /// Over which member.
+    pub member: MemberId,
+    /// In which turn.
+    pub turn: u64,
+    /// When.
+    pub moment: Moment,
+}
+
+/// What an answer is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Worth {
+    /// It may be passed on.
+    Counts,
+    /// It came out of another turn: the request is to be sent again.
+    SendAgain,
+}
+
+/// What the journal is about.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// Most memory for the journal, bytes; 0 for none.
+    pub replay: u64,
+    /// `NBD_FLAG_CAN_MULTI_CONN`: what one member wrote, another's flush makes permanent.
+    pub multi_conn: bool,
+}
+
+#[derive(Debug)]
+struct Member {
+    birth: Moment,
+    /// A flush failed then; what was acknowledged before may be gone until it is written again.
+    void: Option<Moment>,
+    /// First and last acknowledgement that no flush has covered yet, where there is no journal.
+    unflushed: Option<(Moment, Moment)>,
+    /// Requests on their way that make something permanent.
+    lasting: u32,
+}
+
+/// The journal is being written again.
+#[derive(Debug)]
+struct Rewriting {
+    by: MemberId,
+    /// Where the entries begin that are, in order.
+    starts: Vec<u64>,
+}
+
+/// Changes, flushes and losses of one export. See the module.
+#[derive(Debug)]
+pub struct Core {
+    facts: Facts,
+    rules: Rules,
+    now: u64,
+    turn: u64,
+    members: BTreeMap<MemberId, Member>,
+    journal: Journal,
+    order: Order,
+    /// Memory promised to changes on their way, bytes.
+    reserved: u64,
+    rewriting: Option<Rewriting>,
+    flushing: Option<MemberId>,
+    /// When the last good flush was sent over a member that is alive.
+    flushed: BTreeMap<MemberId, Moment>,
+    /// How often something unflushed was lost.
+    losses: u64,
+    doom: Option<Arc<str>>,
+}
+
+impl Core {
+    /// Nothing was written yet.
+    pub fn new(facts: Facts) -> Self {
+        Self {
+            facts,
+            rules: Rules::ALL,
+            now: 0,
+            turn: 0,
+            members: BTreeMap::new(),
+            journal: Journal::default(),
+            order: Order::default(),
+            reserved: 0,
+            rewriting: None,
+            flushing: None,
+            flushed: BTreeMap::new(),
+            losses: 0,
+            doom: None,
+        }
+    }
+
+    /// The present moment; each is later than the one before.
+    pub fn moment(&mut self) -> Moment {
+        self.now += 1;
+        Moment(self.now)
+    }
+
+    /// The present turn.
+    pub fn turn(&self) -> u64 {
+        self.turn
+    }
+
+    // Members.
+
+    /// A connection was established. Nothing may be sent over it before the journal was written
+    /// again over it, which also ends the turn: see [`Core::begin_rewrite`].
+    pub fn born(&mut self) -> MemberId {
+        let birth = self.moment();
+        let id = MemberId(birth.0);
+        let member = Member {
+            birth,
+            void: None,
+            unflushed: None,
+            lasting: 0,
+        };
+        self.members.insert(id, member);
+        id
+    }
+
+    /// A connection was lost, or is given up: nothing that it still answers counts.
+    pub fn lost(&mut self, id: MemberId) {
+        let Some(member) = self.members.remove(&id) else {
+            return;
+        };
+        self.turn += 1;
+        self.flushed.remove(&id);
+        if self.flushing == Some(id) {
+            self.flushing = None;
+        }
+        self.rewriting.take_if(|rewriting| rewriting.by == id);
+        if member.lasting > 0 {
+            // It may have failed, and nobody will ever know.
+            self.void_all();
+        }
+        if self.facts.replay == 0 {
+            let others =
+                self.facts.multi_conn && self.members.values().any(|m| m.unflushed.is_some());
+            if member.unflushed.is_some() || others {
+                self.losses += 1;
+                self.members.values_mut().for_each(|m| m.unflushed = None);
+            }
+        }
+    }
+
+    /// Nothing that was sent over a lost connection will be carried out any more.
+    pub fn buried(&mut self, id: MemberId) {
+        self.order.buried(id);
+    }
+
+    /// A front client has left, and its connection is closed in good order.
+    pub fn left(&mut self, id: MemberId) {
+        self.members.remove(&id);
+        self.flushed.remove(&id);
+        self.order.buried(id);
+    }
+
+    // Changes.
+
+    /// Gives a change its place in the order.
+    pub fn queue(&mut self, span: Span) -> Change {
+        self.order.queue(span)
+    }
+
+    /// Whether the change may be sent now, as far as order is concerned.
+    pub fn may_change(&self, change: Change) -> bool {
+        self.may_send() && (self.order.is_first(change) || !self.rules.one_at_a_time)
+    }
+
+    /// Keeps room in the journal for what a change writes, bytes. False if there is none: it has to
+    /// be made permanent before it is answered. To be given back by [`Core::give_back`].
+    pub fn reserve(&mut self, written: Written<'_>) -> bool {
+        if self.facts.replay == 0 {
+            return true;
+        }
+        let cost = written.cost();
+        let fits = self.journal.cost() + self.reserved + cost <= self.facts.replay;
+        if fits {
+            self.reserved += cost;
+        }
+        fits
+    }
+
+    /// The change is over, or is sent by another way: its room is free again.
+    pub fn give_back(&mut self, written: Written<'_>) {
+        if self.facts.replay > 0 {
+            self.reserved -= written.cost();
+        }
+    }
+
+    /// Whether there is so much in the journal that it is time for a flush.
+    pub fn is_filling(&self) -> bool {
+        self.facts.replay > 0 && self.journal.cost() >= self.facts.replay / 4 * 3
+    }
+
+    /// A change is sent. `lasting` if it is to be permanent when it is answered.
+    pub fn send_change(&mut self, change: Change, member: MemberId, lasting: bool) -> Sending {
+        self.order.sent(change, member, self.turn);
+        self.send(member, lasting)
+    }
+
+    /// The server has answered a change with success, and it is permanent if it was `lasting`. If
+    /// that counts, the change is over.
+    pub fn changed(
+        &mut self,
+        change: Change,
+        sending: Sending,
+        lasting: bool,
+        written: Written<'_>,
+    ) -> Worth {
+        if !self.counts(sending, lasting) {
+            return Worth::SendAgain;
+        }
+        let Some(span) = self.order.span(change) else {
+            return Worth::Counts;
+        };
+        self.order.over(change);
+        let now = self.moment();
+        if lasting {
+            if self.rules.newest_only {
+                self.journal.cut(span);
+            }
+        } else if self.facts.replay > 0 {
+            self.journal
+                .put(span.start, span.length(), written, sending.member, now);
+        } else {
+            self.note_unflushed(sending.member, now);
+        }
+        Worth::Counts
+    }
+
+    /// The server has answered a change with an error. If that counts, the change is over; it may
+    /// have been carried out in part.
+    pub fn refused(&mut self, change: Change, sending: Sending, lasting: bool) -> Worth {
+        if lasting {
+            self.void_all();
+        }
+        if !self.counts(sending, lasting) {
+            return Worth::SendAgain;
+        }
+        self.order.over(change);
+        let now = self.moment();
+        if self.facts.replay == 0 {
+            self.note_unflushed(sending.member, now);
+        }
+        Worth::Counts
+    }
+
+    /// Nobody waits for the change any more, however it ends.
+    pub fn abandon(&mut self, change: Change) {
+        self.order.abandon(change);
+    }
+
+    fn note_unflushed(&mut self, member: MemberId, now: Moment) {
+        if let Some(member) = self.members.get_mut(&member) {
+            let first = member.unflushed.map_or(now, |(first, _)| first);
+            member.unflushed = Some((first, now));
+        }
+    }
+
+    /// A flush that was sent after the answer to a change has made it permanent, for which there was
+    /// no room in the journal.
+    pub fn made_permanent(&mut self, change: Change, sending: Sending) -> Worth {
+        if !self.is_of_this_turn(sending) {
+            return Worth::SendAgain;
+        }
+        if let Some(span) = self.order.span(change) {
+            self.journal.cut(span);
+        }
+        self.order.over(change);
+        Worth::Counts
+    }
+
+    // Reads, and all that changes nothing.
+
+    /// Whether a request that changes nothing may be sent now.
+    pub fn may_read(&self, span: Span) -> bool {
+        self.may_send() && !(self.rules.reads_wait && self.order.is_unsettled(span, self.turn))
+    }
+
+    /// It is sent.
+    pub fn send_read(&mut self, member: MemberId) -> Sending {
+        self.send(member, false)
+    }
+
+    /// It was answered.
+    pub fn has_read(&self, sending: Sending) -> Worth {
+        match self.is_of_this_turn(sending) {
+            true => Worth::Counts,
+            false => Worth::SendAgain,
+        }
+    }
+
+    // Flushes.
+
+    /// Whether a flush may be sent now: there is one at a time for an export.
+    pub fn may_flush(&self) -> bool {
+        self.may_send() && self.flushing.is_none()
+    }
+
+    /// Whether a flush that was sent after `since` has made everything permanent that one over this
+    /// member would.
+    pub fn was_flushed(&self, member: MemberId, since: Moment) -> bool {
+        self.flushed
+            .iter()
+            .any(|(by, sent)| *sent > since && (*by == member || self.facts.multi_conn))
+    }
+
+    /// Whether something must be written again before a flush over this member means anything.
+    pub fn must_rewrite(&self, id: MemberId) -> bool {
+        self.members.get(&id).is_some_and(|member| {
+            self.journal
+                .iter()
+                .any(|(_, entry)| self.is_due(id, member, entry))
+        })
+    }
+
+    fn is_due(&self, id: MemberId, member: &Member, entry: &Entry) -> bool {
+        let covered = self.covers(id, member, entry);
+        match member.void {
+            Some(void) if self.rules.rewrite_after_failure => !covered || entry.applied <= void,
+            _ => !covered && !self.members.contains_key(&entry.owner),
+        }
+    }
+
+    /// Whether a good flush over a member makes an entry permanent that was acknowledged before it.
+    fn covers(&self, id: MemberId, member: &Member, entry: &Entry) -> bool {
+        !self.rules.own_or_older
+            || entry.owner == id
+            || (self.facts.multi_conn && member.birth < entry.applied)
+    }
+
+    /// A flush is sent.
+    pub fn send_flush(&mut self, member: MemberId) -> Sending {
+        self.flushing = Some(member);
+        self.send(member, true)
+    }
+
+    /// A flush was answered.
+    pub fn flushed(&mut self, sending: Sending, success: bool) -> Worth {
+        if self.flushing == Some(sending.member) {
+            self.flushing = None;
+        }
+        if !self.counts(sending, true) {
+            if !success {
+                self.void_all();
+            }
+            return Worth::SendAgain;
+        }
+        if !success {
+            self.void_all();
+            return Worth::Counts;
+        }
+        let id = sending.member;
+        let Some(mut flusher) = self.members.remove(&id) else {
+            return Worth::SendAgain;
+        };
+        flusher.void = None;
+        let before = |at: Moment| at < sending.moment || !self.rules.acknowledged_before;
+        let mut journal = std::mem::take(&mut self.journal);
+        journal.release(|entry| before(entry.applied) && self.covers(id, &flusher, entry));
+        self.journal = journal;
+        if flusher.unflushed.is_some_and(|(_, last)| before(last)) {
+            flusher.unflushed = None;
+        }
+        if self.facts.multi_conn {
+            for member in self.members.values_mut() {
+                let covered = |(first, last): (Moment, Moment)| {
+                    flusher.birth < first && last < sending.moment
+                };
+                if member.unflushed.is_some_and(covered) {
+                    member.unflushed = None;
+                }
+            }
+        }
+        self.members.insert(id, flusher);
+        self.flushed.insert(id, sending.moment);
+        Worth::Counts
+    }
+
+    fn void_all(&mut self) {
+        let now = self.moment();
+        self.members
+            .values_mut()
+            .for_each(|member| member.void = Some(now));
+    }
+
+    // Writing the journal again.
+
+    /// Begins to write over a member what must be: everything over one that is new, else what is due
+    /// before a flush. From now on nothing else is sent, and the turn is another. `None` while
+    /// somebody else does so.
+    pub fn begin_rewrite(&mut self, id: MemberId, all: bool) -> Option<Vec<Piece>> {
+        if self.rewriting.is_some() {
+            return None;
+        }
+        let member = self.members.get(&id)?;
+        let is_meant = |entry: &Entry| match all {
+            true => self.rules.one_journal || !self.members.contains_key(&entry.owner),
+            false => self.is_due(id, member, entry),
+        };
+        let pieces = self.journal.pieces(is_meant);
+        let meant = self.journal.iter().filter(|(_, entry)| is_meant(entry));
+        let starts = meant.map(|(span, _)| span.start).collect();
+        self.rewriting = Some(Rewriting { by: id, starts });
+        self.turn += 1;
+        Some(pieces)
+    }
+
+    /// The server has answered all of it, with success or not. False if the member was lost
+    /// meanwhile: it counts for nothing then.
+    pub fn end_rewrite(&mut self, id: MemberId, success: bool) -> bool {
+        let Some(rewriting) = self.rewriting.take_if(|rewriting| rewriting.by == id) else {
+            return false;
+        };
+        if success {
+            let now = self.moment();
+            self.journal.applied(&rewriting.starts, id, now);
+        }
+        true
+    }
+
+    /// Whether the journal is being written again.
+    pub fn is_rewriting(&self) -> bool {
+        self.rewriting.is_some()
+    }
+
+    // Fate.
+
+    /// The session is over for good, for everybody who has it. The first reason counts.
+    pub fn end(&mut self, why: &str) {
+        if self.rules.failure_is_final {
+            self.doom.get_or_insert_with(|| why.into());
+            self.turn += 1;
+        }
+    }
+
+    /// Why it is over.
+    pub fn doom(&self) -> Option<&Arc<str>> {
+        self.doom.as_ref()
+    }
+
+    /// How often something unflushed was lost, where there is no journal. Whoever was there the last
+    /// time must not be told that a flush has succeeded.
+    pub fn losses(&self) -> u64 {
+        self.losses
+    }
+
+    /// Whether anything is acknowledged and not permanent.
+    pub fn has_unflushed(&self) -> bool {
+        !self.journal.is_empty() || self.members.values().any(|m| m.unflushed.is_some())
+    }
+
+    /// Whether a flush over this member would release anything, or must be tried again.
+    pub fn wants_flush(&self, id: MemberId) -> bool {
+        let Some(member) = self.members.get(&id) else {
+            return false;
+        };
+        member.unflushed.is_some()
+            || self
+                .journal
+                .iter()
+                .any(|(_, entry)| self.covers(id, member, entry) || self.is_due(id, member, entry))
+    }
+
+    /// Bytes of memory that the journal takes, about.
+    pub fn cost(&self) -> u64 {
+        self.journal.cost()
+    }
+
+    fn may_send(&self) -> bool {
+        self.rewriting.is_none() || !self.rules.hold_while_rewriting
+    }
+
+    fn send(&mut self, id: MemberId, lasting: bool) -> Sending {
+        if let Some(member) = self.members.get_mut(&id).filter(|_| lasting) {
+            member.lasting += 1;
+        }
+        Sending {
+            member: id,
+            turn: self.turn,
+            moment: self.moment(),
+        }
+    }
+
+    /// A request that would make something permanent will never be answered, though its member
+    /// lives: nobody knows how it ended.
+    pub fn forget_lasting(&mut self, sending: Sending) {
+        self.settle_lasting(sending.member);
+        self.void_all();
+    }
+
+    fn settle_lasting(&mut self, id: MemberId) {
+        if let Some(member) = self.members.get_mut(&id) {
+            member.lasting = member.lasting.saturating_sub(1);
+        }
+    }
+
+    fn counts(&mut self, sending: Sending, lasting: bool) -> bool {
+        if lasting {
+            self.settle_lasting(sending.member);
+        }
+        self.is_of_this_turn(sending)
+    }
+
+    fn is_of_this_turn(&self, sending: Sending) -> bool {
+        (sending.turn == self.turn || !self.rules.own_turn)
+            && self.members.contains_key(&sending.member)
+    }
+}
