@@ -5,8 +5,16 @@ mod common;
 #[path = "common/torture/mod.rs"]
 mod torture;
 
-use common::need;
+use common::clients::text;
+use common::pki::{Authority, LOCALHOST, TOOLS};
+use common::scripted::wire::flag;
+use common::{need, need_all};
 use torture::ordeal::Ordeal;
+use torture::setup::{FLAGS, Setup};
+use torture::writer::Mix;
+
+/// Back as soon as can be.
+const DELAY: &str = "reconnect-delay=10ms:200ms";
 
 #[test]
 fn without_kills() {
@@ -21,6 +29,128 @@ fn without_kills() {
     .endure();
 }
 
+#[test]
+fn forty_kills() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal::default().endure();
+}
+
+/// The journal is full all the time: it must be emptied by flushes of the plugin's own, and writes must wait.
+#[test]
+fn with_a_small_journal() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        kills: 15,
+        extra: &["reconnect=30", DELAY, "replay=192K"],
+        mix: Mix {
+            flushes: 0,
+            ..Mix::default()
+        },
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn over_tls() {
+    if !need("nbdkit") || !need_all(TOOLS) {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let authority = Authority::new(directory.path(), "authority");
+    let certificates = format!("tls-certificates={}", text(&authority.trusting("client")));
+    Ordeal {
+        setup: Setup {
+            tls: authority.server("server", LOCALHOST),
+            ..Setup::default()
+        },
+        kills: 15,
+        extra: &[
+            "reconnect=30",
+            DELAY,
+            "tls=require",
+            "tls-hostname=localhost",
+            &certificates,
+        ],
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn shared_by_three_clients() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        clients: 3,
+        depth: 24,
+        kills: 15,
+        extra: &["reconnect=30", DELAY, "shared=true", "replay=1M"],
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn two_clients_on_connections_of_their_own() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        clients: 2,
+        depth: 32,
+        kills: 15,
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn two_clients_before_a_server_with_one_cache_for_all() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        setup: Setup {
+            flags: FLAGS | flag::CAN_MULTI_CONN,
+            ..Setup::default()
+        },
+        clients: 2,
+        depth: 32,
+        kills: 15,
+        extra: &["reconnect=30", DELAY, "replay=512K"],
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+/// A server that only has FUA: nothing unflushed ever is.
+#[test]
+fn server_without_flush() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        setup: Setup {
+            flags: FLAGS & !flag::SEND_FLUSH,
+            ..Setup::default()
+        },
+        kills: 8,
+        mix: Mix {
+            flushes: 0,
+            trims: 0,
+            ..Mix::default()
+        },
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
 /// The control: where nobody replays, the same ordeal must find what is lost.
 #[test]
 fn finds_what_the_retry_filter_loses() {
@@ -28,7 +158,14 @@ fn finds_what_the_retry_filter_loses() {
         return;
     }
     let complaints = Ordeal {
-        kills: 2,
+        kills: 3,
+        seed: Some(7),
+        mix: Mix {
+            flushes: 0,
+            fua: 0,
+            trims: 0,
+            ..Mix::default()
+        },
         extra: &[
             "--filter=retry",
             "retries=60",

@@ -114,6 +114,47 @@ impl Client {
         cookie
     }
 
+    /// Sends one request, when no other is in flight, and returns what was read or the error on the wire.
+    pub fn call(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        offset: u64,
+        length: u64,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, u32> {
+        let cookie = self.submit(kind, flags, offset, length, payload);
+        self.wait(cookie)
+    }
+
+    pub fn read(&mut self, offset: u64, length: u64) -> Result<Vec<u8>, u32> {
+        self.call(cmd::READ, 0, offset, length, &[])
+    }
+
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<Vec<u8>, u32> {
+        self.call(cmd::WRITE, 0, offset, bytes.len() as u64, bytes)
+    }
+
+    pub fn flush(&mut self) -> Result<Vec<u8>, u32> {
+        self.call(cmd::FLUSH, 0, 0, 0, &[])
+    }
+
+    /// Waits for the answer to a request, which must be the next one.
+    pub fn wait(&self, cookie: u64) -> Result<Vec<u8>, u32> {
+        let answer = self.next(DEADLINE);
+        let answer = answer.unwrap_or_else(|| panic!("no answer within {DEADLINE:?}"));
+        assert_eq!(answer.cookie, cookie, "the next answer");
+        match answer.error {
+            0 => Ok(answer.data),
+            error => Err(error),
+        }
+    }
+
+    /// Whether no answer is there yet.
+    pub fn waits(&self) -> bool {
+        self.next(Duration::ZERO).is_none()
+    }
+
     /// The next answer. `None`: not within `limit`.
     pub fn next(&self, limit: Duration) -> Option<Answer> {
         match self.answers.recv_timeout(limit) {

@@ -166,7 +166,9 @@ impl Block {
         }
         let candidates = self.writes.iter().enumerate();
         candidates
-            .filter(|(_, write)| wrote(write) && (undefined || !self.between(write.done, read.sent)))
+            .filter(|(_, write)| {
+                wrote(write) && (undefined || !self.between(write.done, read.sent))
+            })
             .map(|(index, _)| index)
             .collect()
     }
@@ -241,8 +243,22 @@ mod tests {
             // Never answered.
             &[(W, 5, 1, 0), (R, 0, 2, 3), (R, 5, 4, 5)],
             // After a trim all that ever was.
-            &[(W, 5, 1, 2), (W, 7, 3, 4), (T, 0, 5, 6), (R, 5, 7, 8), (R, 0, 9, 10), (R, 7, 11, 12)],
-            &[(W, 5, 1, 2), (Z, 0, 3, 4), (R, 0, 5, 6), (W, 7, 7, 8), (Z, 0, 9, 12), (R, 0, 10, 11)],
+            &[
+                (W, 5, 1, 2),
+                (W, 7, 3, 4),
+                (T, 0, 5, 6),
+                (R, 5, 7, 8),
+                (R, 0, 9, 10),
+                (R, 7, 11, 12),
+            ],
+            &[
+                (W, 5, 1, 2),
+                (Z, 0, 3, 4),
+                (R, 0, 5, 6),
+                (W, 7, 7, 8),
+                (Z, 0, 9, 12),
+                (R, 0, 10, 11),
+            ],
         ];
         for (index, ops) in good.iter().enumerate() {
             assert_eq!(judged(ops), Vec::<String>::new(), "case {index}");
@@ -258,7 +274,13 @@ mod tests {
             &[(W, 5, 1, 2), (W, 7, 3, 4), (R, 5, 5, 6)],
             // A value that was read goes back, though both writes were still on their way.
             &[(W, 5, 1, 20), (R, 5, 2, 3), (R, 0, 4, 5)],
-            &[(W, 5, 1, 20), (W, 7, 1, 20), (R, 5, 2, 3), (R, 7, 4, 5), (R, 5, 6, 7)],
+            &[
+                (W, 5, 1, 20),
+                (W, 7, 1, 20),
+                (R, 5, 2, 3),
+                (R, 7, 4, 5),
+                (R, 5, 6, 7),
+            ],
             // Two writes at one time, of which each was the last.
             &[(W, 5, 1, 4), (W, 7, 2, 3), (R, 5, 5, 6), (R, 7, 7, 8)],
             // Zeroes that are lost.

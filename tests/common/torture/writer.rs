@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::common::scripted::wire::{cmd, cmd_flag};
+use crate::common::scripted::wire::{cmd, cmd_flag, flag};
 
 use super::block::{self, BLOCK};
 use super::client::{Answer, Client};
@@ -44,6 +44,7 @@ pub struct Story {
     /// The next version of each block.
     counters: Vec<AtomicU64>,
     ops: Mutex<Vec<Op>>,
+    torn: Mutex<Vec<String>>,
     /// Answers so far.
     pub progress: AtomicU64,
     pub stop: AtomicBool,
@@ -58,6 +59,7 @@ impl Story {
             blocks,
             counters: (0..blocks).map(|_| AtomicU64::new(1)).collect(),
             ops: Mutex::default(),
+            torn: Mutex::default(),
             progress: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             may_fail: AtomicBool::new(false),
@@ -70,6 +72,21 @@ impl Story {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// What was torn so far.
+    pub fn torn(&self) -> Vec<String> {
+        self.torn
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn complain(&self, torn: String) {
+        self.torn
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(torn);
     }
 
     fn add(&self, op: Op) {
@@ -143,7 +160,11 @@ impl<'a> Writer<'a> {
         } else if falls(mix.fua) {
             self.submit(cmd::WRITE, cmd_flag::FUA, first, count);
         } else if falls(mix.zeroes) {
-            let fua = if self.rng.chance(10) { cmd_flag::FUA } else { 0 };
+            let fua = if self.rng.chance(10) {
+                cmd_flag::FUA
+            } else {
+                0
+            };
             self.submit(cmd::WRITE_ZEROES, fua, first, count);
         } else if falls(mix.trims) {
             self.submit(cmd::TRIM, 0, first, count);
@@ -208,7 +229,8 @@ impl<'a> Writer<'a> {
         } else if op.kind == cmd::READ {
             for (number, bytes) in (op.block..).zip(answer.data.chunks_exact(BLOCK)) {
                 if let Some(fault) = block::fault(bytes, number, self.story.seed) {
-                    panic!("client {}: torn: {fault}", self.number);
+                    self.story
+                        .complain(format!("client {}: torn: {fault}", self.number));
                 }
             }
             op.contents = block::contents(&answer.data);
@@ -241,6 +263,10 @@ impl<'a> Writer<'a> {
             let count = STEP.min(self.story.blocks - block);
             assert_eq!(self.request(cmd::READ, 0, block, count), 0, "read it all");
         }
+    }
+
+    pub fn can_flush(&self) -> bool {
+        self.client.flags & flag::SEND_FLUSH != 0
     }
 
     pub fn flush(&mut self) -> u32 {

@@ -54,10 +54,7 @@ pub fn run(mut stream: UnixStream, setup: &Setup) -> io::Result<Option<Opened>> 
             opt::LIST => {
                 let name = setup.name.as_bytes();
                 let length = u32::try_from(name.len()).expect("a short name");
-                reply(
-                    rep::SERVER,
-                    &wire::join(&[&length.to_be_bytes(), name]),
-                )?;
+                reply(rep::SERVER, &wire::join(&[&length.to_be_bytes(), name]))?;
                 reply(rep::ACK, &[])?;
             }
             opt::INFO | opt::GO => {

@@ -18,14 +18,22 @@ pub struct Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
     /// A life begins; whether all connections share one cache in it.
-    Start { multi: bool },
+    Start {
+        multi: bool,
+    },
     /// Requests can come.
     Open,
     Arrive(Request),
     /// It was done; for reads, with what was found.
-    Apply { cookie: u64, contents: Vec<Content> },
+    Apply {
+        cookie: u64,
+        contents: Vec<Content>,
+    },
     /// The answer was about to be sent. Whatever the plugin does because of it comes later.
-    Reply { cookie: u64, error: u32 },
+    Reply {
+        cookie: u64,
+        error: u32,
+    },
     /// No request of this connection is left, and none can come.
     Close,
 }
@@ -135,7 +143,9 @@ impl Event {
 /// All that a server has logged in all its lives.
 pub fn read(log: &Path) -> Vec<Event> {
     let text = fs::read_to_string(log).expect("the server's log");
-    let lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+    let lines = text
+        .split_inclusive('\n')
+        .filter_map(|line| line.strip_suffix('\n'));
     lines
         .map(|line| match Event::from_line(line) {
             Some(event) => event,
