@@ -108,7 +108,7 @@ fn one_answer_that_never_comes() {
             drops: 2,
             ..Setup::default()
         };
-        let mut stage = Stage::new(setup, &extra);
+        let stage = Stage::new(setup, &extra);
         let mut client = stage.client();
         client.write(0, &DATA).expect("a write");
         let (offset, length) = if kind == cmd::FLUSH {
