@@ -195,10 +195,7 @@ fn client_that_comes_while_the_server_is_away() {
     if !need("nbdkit") {
         return;
     }
-    let mut stage = Stage::new(
-        Setup::default(),
-        &[&PATIENT[..], &["shared=true"]].concat(),
-    );
+    let mut stage = Stage::new(Setup::default(), &[&PATIENT[..], &["shared=true"]].concat());
     let mut client = stage.client();
     client.write(0, &DATA).expect("a write");
     stage.server.kill();

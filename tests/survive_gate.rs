@@ -25,6 +25,7 @@ fn ends(was: Setup, extra: &[&str], change: impl FnOnce(&mut Setup), words: &[&s
         return;
     }
     let mut stage = Stage::new(was, &[&PATIENT, extra].concat());
+    stage.loses();
     let mut client = stage.client();
     client.write(0, &DATA).expect("a write before the loss");
     stage.restart(change);

@@ -81,6 +81,24 @@ fn over_tls() {
     .endure();
 }
 
+/// Here a dead server resets connections, and now and then one that lives breaks them all.
+#[test]
+fn over_tcp_with_broken_connections() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        setup: Setup {
+            port: 1,
+            cut_every: 900,
+            ..Setup::default()
+        },
+        kills: 6,
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
 #[test]
 fn shared_by_three_clients() {
     if !need("nbdkit") {
@@ -102,6 +120,10 @@ fn two_clients_on_connections_of_their_own() {
         return;
     }
     Ordeal {
+        setup: Setup {
+            cut_every: 1500,
+            ..Setup::default()
+        },
         clients: 2,
         depth: 32,
         kills: 15,
@@ -118,6 +140,7 @@ fn two_clients_before_a_server_with_one_cache_for_all() {
     Ordeal {
         setup: Setup {
             flags: FLAGS | flag::CAN_MULTI_CONN,
+            cut_every: 1500,
             ..Setup::default()
         },
         clients: 2,

@@ -1,5 +1,6 @@
 //! A client that sends and takes answers apart from each other, as deep as it likes.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -11,8 +12,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::common::process::eventually;
-use crate::common::scripted::wire::{self, Fields, cmd, opt};
+use crate::common::scripted::wire::{self, Fields, cmd, cmd_flag, opt};
 
+use super::block;
+use super::history::Op;
 use super::now;
 
 /// How long nbdkit may take to begin: it waits for the server itself.
@@ -27,7 +30,12 @@ pub struct Answer {
     pub at: u64,
 }
 
+/// What clients did, for the judgement in the end.
+pub type Recorder = Arc<Mutex<Vec<Op>>>;
+
 pub struct Client {
+    recorder: Option<(usize, Recorder)>,
+    flying: RefCell<HashMap<u64, Op>>,
     stream: UnixStream,
     answers: Receiver<Answer>,
     /// How much each read in flight will bring.
@@ -73,6 +81,8 @@ impl Client {
             }
         });
         Ok(Self {
+            recorder: None,
+            flying: RefCell::default(),
             stream,
             answers,
             reads,
@@ -81,6 +91,12 @@ impl Client {
             size,
             flags,
         })
+    }
+
+    /// Lets it record what it does, as this client.
+    pub fn recorded(mut self, number: usize, recorder: &Recorder) -> Self {
+        self.recorder = Some((number, Arc::clone(recorder)));
+        self
     }
 
     /// Sends a request; the cookie that is returned will be in its answer.
@@ -98,6 +114,11 @@ impl Client {
         if kind == cmd::READ {
             let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
             reads.insert(cookie, length as usize);
+        }
+        if let Some((number, _)) = self.recorder {
+            let fua = flags & cmd_flag::FUA != 0;
+            let op = Op::of(number, kind, fua, offset, u64::from(length), payload);
+            self.flying.borrow_mut().insert(cookie, op);
         }
         let message = wire::join(&[
             &wire::REQUEST_MAGIC.to_be_bytes(),
@@ -158,9 +179,24 @@ impl Client {
     /// The next answer. `None`: not within `limit`.
     pub fn next(&self, limit: Duration) -> Option<Answer> {
         match self.answers.recv_timeout(limit) {
-            Ok(answer) => Some(answer),
+            Ok(answer) => {
+                self.record(&answer);
+                Some(answer)
+            }
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => panic!("nbdkit has closed the connection"),
+        }
+    }
+
+    fn record(&self, answer: &Answer) {
+        let op = self.flying.borrow_mut().remove(&answer.cookie);
+        if let (Some((_, recorder)), Some(mut op)) = (&self.recorder, op) {
+            op.answered = Some(answer.at);
+            op.error = answer.error;
+            if op.kind == cmd::READ && answer.error == 0 {
+                op.contents = block::contents(&answer.data);
+            }
+            add(recorder, op);
         }
     }
 
@@ -183,8 +219,21 @@ impl Client {
     }
 }
 
+fn add(recorder: &Recorder, op: Op) {
+    recorder
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(op);
+}
+
 impl Drop for Client {
     fn drop(&mut self) {
+        // What was never answered may have been done all the same.
+        if let Some((_, recorder)) = &self.recorder {
+            for (_, op) in self.flying.borrow_mut().drain() {
+                add(recorder, op);
+            }
+        }
         let _ = self.stream.shutdown(Shutdown::Both);
         if let Some(receiver) = self.receiver.take() {
             let _ = receiver.join();

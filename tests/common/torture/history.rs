@@ -6,7 +6,8 @@
 //! of these). What was seen is possible if no two such zones overlap and no version falls wholly into the zone of
 //! another (Gibbons and Korach, 1997). Trims leave a block undefined until it is written again.
 
-use super::block::{Content, ZEROES};
+use super::block::{self, BLOCK, Content, ZEROES};
+use super::now;
 use crate::common::scripted::wire::cmd;
 
 /// A request of a client, and its answer.
@@ -25,7 +26,40 @@ pub struct Op {
     pub error: u32,
 }
 
+/// A change of parts of blocks: what they hold afterwards is not said.
+pub const PARTIAL: u16 = u16::MAX;
+
 impl Op {
+    /// A request that is sent now.
+    pub fn of(
+        client: usize,
+        kind: u16,
+        fua: bool,
+        offset: u64,
+        length: u64,
+        payload: &[u8],
+    ) -> Self {
+        let size = BLOCK as u64;
+        let (first, end) = (offset / size, (offset + length).div_ceil(size));
+        let whole = offset % size == 0 && length % size == 0;
+        Self {
+            client,
+            kind: match kind {
+                cmd::WRITE | cmd::WRITE_ZEROES if !whole => PARTIAL,
+                // A read of parts shows nothing that is judged.
+                cmd::READ if !whole => cmd::CACHE,
+                kind => kind,
+            },
+            fua,
+            block: first,
+            count: end - first,
+            contents: block::contents(payload),
+            sent: now(),
+            answered: None,
+            error: 0,
+        }
+    }
+
     pub fn good(&self) -> bool {
         self.answered.is_some() && self.error == 0
     }
@@ -39,7 +73,8 @@ impl Op {
     }
 
     pub fn changes(&self) -> bool {
-        matches!(self.kind, cmd::WRITE | cmd::WRITE_ZEROES | cmd::TRIM)
+        let changes = [cmd::WRITE, cmd::WRITE_ZEROES, cmd::TRIM, PARTIAL];
+        changes.contains(&self.kind)
     }
 
     pub fn touches(&self, block: u64) -> bool {
@@ -81,7 +116,7 @@ pub fn judge(ops: &[Op], blocks: u64) -> Vec<String> {
             let block = &mut all[usize::try_from(number).expect("a block")];
             match op.kind {
                 cmd::WRITE | cmd::WRITE_ZEROES => block.writes.push(event),
-                cmd::TRIM => block.trims.push(event),
+                cmd::TRIM | PARTIAL => block.trims.push(event),
                 cmd::READ if op.good() => block.reads.push(event),
                 _ => {}
             }

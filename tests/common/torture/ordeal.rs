@@ -1,9 +1,11 @@
 //! Random writers before nbdkit, a volatile server behind it, and its many deaths.
 
+use std::cell::Cell;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +15,7 @@ use tempfile::TempDir;
 use crate::common::nbdkit::{Nbdkit, plugin_args};
 
 use super::block::{self, BLOCK};
-use super::client::Client;
+use super::client::{Client, Recorder};
 use super::history;
 use super::setup::Setup;
 use super::trace;
@@ -60,6 +62,10 @@ pub struct Stage {
     pub front: Nbdkit,
     pub server: Volatile,
     pub directory: TempDir,
+    ops: Recorder,
+    clients: Cell<usize>,
+    /// Whether the plugin keeps a journal, and nothing has ended that for good.
+    judged: bool,
 }
 
 impl Stage {
@@ -72,7 +78,25 @@ impl Stage {
             front,
             server,
             directory,
+            ops: Recorder::default(),
+            clients: Cell::new(0),
+            judged: extra.iter().any(|word| word.starts_with("reconnect="))
+                && !extra.contains(&"replay=0"),
         }
+    }
+
+    /// The trace is not judged in the end: something is lost here, and told.
+    pub fn loses(&mut self) {
+        self.judged = false;
+    }
+
+    /// What the trace shows so far.
+    fn judge(&self) -> Vec<String> {
+        let ops = self.ops.lock().unwrap_or_else(PoisonError::into_inner);
+        let blocks = self.server.setup().size.div_ceil(BLOCK as u64);
+        let mut complaints = trace::judge(&self.server.log(), &ops);
+        complaints.extend(history::judge(&ops, blocks));
+        complaints
     }
 
     /// The server dies, without a trace of what was not flushed, and comes back with this changed.
@@ -99,9 +123,25 @@ impl Stage {
 
     pub fn client(&self) -> Client {
         match Client::open(self.front.socket()) {
-            Ok(client) => client,
+            Ok(client) => {
+                let number = self.clients.get();
+                self.clients.set(number + 1);
+                client.recorded(number, &self.ops)
+            }
             Err(error) => panic!("no client: {error}\n{}", self.front.stderr()),
         }
+    }
+}
+
+impl Drop for Stage {
+    /// Every test that gets this far is judged by its trace.
+    fn drop(&mut self) {
+        if !self.judged || thread::panicking() {
+            return;
+        }
+        self.server.end();
+        let complaints = self.judge();
+        assert!(complaints.is_empty(), "{}", shown(&complaints));
     }
 }
 
@@ -136,6 +176,8 @@ impl Ordeal<'_> {
             },
             self.extra,
         );
+        // The writers have a record of their own.
+        stage.loses();
         let clients: Vec<Client> = (0..self.clients).map(|_| stage.client()).collect();
         let writers: Vec<(Client, Rng)> = clients
             .into_iter()

@@ -17,7 +17,7 @@ pub const FLAGS: u16 = flag::HAS_FLAGS
 pub struct Setup {
     /// Its Unix socket; beside it, with `.ctl` added, is the one where it takes orders.
     pub socket: PathBuf,
-    /// Listens on this TCP port of 127.0.0.1 instead; 0: does not.
+    /// Listens on TCP, 127.0.0.1, instead; 0: does not. Which port it is is chosen at the start.
     pub port: u16,
     /// What is durable.
     pub backing: PathBuf,
@@ -35,6 +35,8 @@ pub struct Setup {
     pub tls: PathBuf,
     /// Dies of itself at this arrival, application or answer.
     pub die_at: u64,
+    /// Breaks all connections at each so-manieth arrival, application or answer, and lives on.
+    pub cut_every: u64,
     /// Waits for at most so many microseconds before it applies, and again before it answers.
     pub delay: u64,
     /// Waits for so many microseconds before each read.
@@ -71,6 +73,7 @@ impl Default for Setup {
             name: String::new(),
             tls: PathBuf::new(),
             die_at: 0,
+            cut_every: 0,
             delay: 300,
             slow: 0,
             flush_fails: 0,
@@ -113,6 +116,7 @@ impl Setup {
             self.name.clone(),
             path(&self.tls),
             self.die_at.to_string(),
+            self.cut_every.to_string(),
             self.delay.to_string(),
             self.slow.to_string(),
             self.flush_fails.to_string(),
@@ -149,6 +153,7 @@ impl Setup {
             name: next().to_owned(),
             tls: next().into(),
             die_at: number(next()),
+            cut_every: number(next()),
             delay: number(next()),
             slow: number(next()),
             flush_fails: number(next()),

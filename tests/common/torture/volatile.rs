@@ -3,10 +3,14 @@
 use std::env;
 use std::fs;
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::common::pair::Upstream;
 use crate::common::process::{Guarded, eventually};
@@ -21,6 +25,20 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub struct Volatile {
     process: Option<Guarded>,
     setup: Setup,
+    /// Keeps its port from others while it is away.
+    _port: Option<OwnedFd>,
+}
+
+/// A TCP port that nobody else gets, and that a listener with SO_REUSEADDR can still have.
+fn reserve() -> (OwnedFd, u16) {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
+    let socket = socket.expect("a socket");
+    sockopt::set_socket_reuseaddr(&socket, true).expect("a port for two");
+    let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+    rustix::net::bind(&socket, &any).expect("a port");
+    let bound = rustix::net::getsockname(&socket).expect("its address");
+    let bound = SocketAddrV4::try_from(bound).expect("an address like the one asked for");
+    (socket, bound.port())
 }
 
 impl Volatile {
@@ -29,9 +47,18 @@ impl Volatile {
         let backing = directory.join("backing");
         let file = fs::File::create(&backing).expect("the backing file");
         file.set_len(setup.size).expect("its length");
+        let (reserved, port) = match setup.port {
+            0 => (None, 0),
+            _ => {
+                let (socket, port) = reserve();
+                (Some(socket), port)
+            }
+        };
         let mut server = Self {
             process: None,
+            _port: reserved,
             setup: Setup {
+                port,
                 socket: directory.join("volatile.sock"),
                 log: directory.join("volatile.log"),
                 backing,
@@ -102,6 +129,13 @@ impl Volatile {
     pub fn kill(&mut self) {
         self.process.as_ref().expect("a life").signal(libc::SIGKILL);
         self.dead();
+    }
+
+    /// SIGKILL, if it lives.
+    pub fn end(&mut self) {
+        if self.process.is_some() && !self.has_died() {
+            self.kill();
+        }
     }
 
     /// Waits until it has died of itself.

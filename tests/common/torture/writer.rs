@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crate::common::scripted::wire::{cmd, cmd_flag, flag};
 
+use super::Rng;
 use super::block::{self, BLOCK};
 use super::client::{Answer, Client};
 use super::history::Op;
-use super::{Rng, now};
 
 /// By when an answer must have come; the server is never away for so long.
 pub const PATIENCE: Duration = Duration::from_secs(40);
@@ -181,18 +181,9 @@ impl<'a> Writer<'a> {
             cmd::WRITE => self.story.versions(block, count),
             _ => Vec::new(),
         };
-        let op = Op {
-            client: self.number,
-            kind,
-            fua: flags & cmd_flag::FUA != 0,
-            block,
-            count,
-            contents: block::contents(&bytes),
-            sent: now(),
-            answered: None,
-            error: 0,
-        };
         let size = BLOCK as u64;
+        let fua = flags & cmd_flag::FUA != 0;
+        let op = Op::of(self.number, kind, fua, block * size, count * size, &bytes);
         let cookie = self
             .client
             .submit(kind, flags, block * size, count * size, &bytes);

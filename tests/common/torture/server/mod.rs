@@ -101,15 +101,16 @@ fn connection(stream: UnixStream, world: &Arc<World>) {
     let Ok(Some(open)) = handshake::run(stream, &world.setup) else {
         return;
     };
-    let Ok(mut source) = open.stream.try_clone() else {
+    let (Ok(mut source), Ok(same)) = (open.stream.try_clone(), open.stream.try_clone()) else {
         return;
     };
-    let connection = Arc::new(Connection::new(number, open.stream, open.structured));
-    world.open(number);
+    let connection = Connection::new(number, same, open.stream, open.structured);
+    let connection = Arc::new(connection);
+    world.open(&connection);
     // Whatever ends it, the requests that came are done first.
     let _ = take_requests(&mut source, &connection, world);
     connection.wait_idle();
-    world.close(number);
+    world.log(number, What::Close);
     let _ = source.shutdown(Shutdown::Both);
 }
 
@@ -151,15 +152,5 @@ fn take_requests(
         };
         connection.more();
         world.arrive(connection, request, payload);
-    }
-}
-
-impl World {
-    fn open(&self, number: u64) {
-        self.log(number, What::Open);
-    }
-
-    fn close(&self, number: u64) {
-        self.log(number, What::Close);
     }
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::process;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -35,6 +35,7 @@ struct State {
     changes: u64,
     flushes: u64,
     connections: u64,
+    live: Vec<Weak<Connection>>,
     reading: u64,
     peak: u64,
 }
@@ -81,6 +82,7 @@ impl World {
                 changes: 0,
                 flushes: 0,
                 connections: 0,
+                live: Vec::new(),
                 reading: 0,
                 peak: 0,
             }),
@@ -100,6 +102,14 @@ impl World {
         let mut state = self.state();
         state.connections += 1;
         state.connections
+    }
+
+    /// Requests can come on a connection.
+    pub fn open(&self, connection: &Arc<Connection>) {
+        let mut state = self.state();
+        state.live.retain(|other| other.strong_count() > 0);
+        state.live.push(Arc::downgrade(connection));
+        self.write(&mut state, connection.number, What::Open);
     }
 
     pub fn connections(&self) -> u64 {
@@ -246,12 +256,14 @@ impl World {
 
     /// Answers a request.
     pub fn answer(&self, connection: &Connection, request: &Request, outcome: &Outcome) {
+        let lost;
         {
             let mut state = self.state();
             if request.kind == cmd::READ {
                 state.reading -= 1;
             }
-            if !outcome.lost {
+            lost = outcome.lost || connection.is_cut();
+            if !lost {
                 if let Some(change) = outcome.change {
                     state.cache.answered(change);
                 }
@@ -265,7 +277,7 @@ impl World {
         }
         if self.setup.violates {
             connection.send(b"this is no reply of the protocol");
-        } else if !outcome.lost {
+        } else if !lost {
             connection.reply(request, outcome, self.schedule.delay(2) == 0);
         }
         connection.less();
@@ -275,6 +287,11 @@ impl World {
         state.steps += 1;
         if self.setup.die_at != 0 && state.steps >= self.setup.die_at {
             self.die_with(state);
+        }
+        if self.setup.cut_every != 0 && state.steps % self.setup.cut_every == 0 {
+            for connection in state.live.drain(..).filter_map(|live| live.upgrade()) {
+                connection.cut();
+            }
         }
     }
 
@@ -311,6 +328,7 @@ impl Outcome {
 pub struct Connection {
     pub number: u64,
     structured: bool,
+    source: UnixStream,
     out: Mutex<UnixStream>,
     open: Mutex<Open>,
     changed: Condvar,
@@ -320,15 +338,17 @@ pub struct Connection {
 struct Open {
     requests: usize,
     going: bool,
+    cut: bool,
 }
 
 impl Connection {
-    pub fn new(number: u64, stream: UnixStream, structured: bool) -> Self {
+    pub fn new(number: u64, source: UnixStream, stream: UnixStream, structured: bool) -> Self {
         // Who does not take answers must not hold others up.
         let _ = stream.set_write_timeout(Some(Duration::from_secs(5)));
         Self {
             number,
             structured,
+            source,
             out: Mutex::new(stream),
             open: Mutex::default(),
             changed: Condvar::new(),
@@ -347,6 +367,17 @@ impl Connection {
     /// From now on all requests are answered with ESHUTDOWN.
     fn go(&self) {
         self.open().going = true;
+    }
+
+    /// Takes no more requests, does those that came, and answers none of them.
+    fn cut(&self) {
+        self.open().cut = true;
+        // The thread that takes requests sees their end.
+        let _ = self.source.shutdown(Shutdown::Read);
+    }
+
+    fn is_cut(&self) -> bool {
+        self.open().cut
     }
 
     fn going(&self) -> bool {

@@ -27,7 +27,7 @@ pub struct Story<'a> {
     pub ops: &'a [Op],
     /// Changes of each block, in the order of sending.
     blocks: BTreeMap<u64, Vec<&'a Op>>,
-    writers: HashMap<(u64, Content), &'a Op>,
+    writers: HashMap<(u64, Content), Option<&'a Op>>,
 }
 
 impl<'a> Story<'a> {
@@ -38,7 +38,11 @@ impl<'a> Story<'a> {
             for block in op.block..op.block + op.count {
                 blocks.entry(block).or_default().push(op);
                 if op.kind == cmd::WRITE {
-                    writers.insert((block, op.content(block)), op);
+                    // What was written twice can be either's.
+                    writers
+                        .entry((block, op.content(block)))
+                        .and_modify(|writer| *writer = None)
+                        .or_insert(Some(op));
                 }
             }
         }
@@ -57,7 +61,7 @@ impl<'a> Story<'a> {
         if content == ZEROES {
             return None;
         }
-        self.writers.get(&(block, content)).copied()
+        self.writers.get(&(block, content)).copied().flatten()
     }
 
     /// The changes of a block, in the order of sending.
@@ -73,7 +77,7 @@ impl<'a> Story<'a> {
             for (index, op) in changes.iter().enumerate() {
                 let next = changes.get(index + 1).map_or(u64::MAX, |next| next.sent);
                 let alone = done < op.sent && op.good() && op.done() < next;
-                if alone && op.kind != cmd::TRIM {
+                if alone && matches!(op.kind, cmd::WRITE | cmd::WRITE_ZEROES) {
                     all.push(Newest {
                         op,
                         block,
