@@ -7,6 +7,7 @@
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use once_cell::sync::OnceCell;
 
@@ -33,8 +34,17 @@ pub struct Patience {
     /// request. `None` where others use the connection too: it does not end with one of them.
     pub wanted: Option<Wanted>,
     /// How long answers may take after that; `None` for ever.
-    pub close: Option<std::time::Duration>,
+    pub close: Option<Duration>,
+    /// Whether another connection takes its place when it is lost, and this one is buried first:
+    /// see [`Connection::bury`].
+    pub lasting: bool,
 }
+
+/// How soon it is looked again whether a connection that nobody waits for has come to rest.
+const AWAIT_IDLE: Duration = Duration::from_millis(2);
+
+/// How soon it is asked again whether a connection is still to be buried.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// A connection in transmission.
 #[derive(Debug)]
@@ -93,6 +103,17 @@ impl Connection {
         buffer: Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<Vec<Descriptor>, Error> {
+        self.carry_out(request, buffer, deadline, Self::check_usable)
+    }
+
+    #[inline]
+    fn carry_out(
+        &self,
+        request: Request,
+        buffer: Buffer<'_>,
+        deadline: &Deadline,
+        check: impl FnOnce(&Self) -> Result<(), Error>,
+    ) -> Result<Vec<Descriptor>, Error> {
         let mut cookie = Cookie(0);
         let ticket = self.inflight.claim(deadline, |given| {
             cookie = given;
@@ -106,9 +127,8 @@ impl Connection {
             });
         };
         // Only now: whoever ends the connection after this check finds the claimed slot.
-        if let Err(error) = self.check_usable() {
+        if let Err(error) = check(self) {
             drop(ticket);
-            self.leave();
             return Err(error);
         }
         let _fuse = Fuse(self);
@@ -176,6 +196,89 @@ impl Connection {
         self.stream.hang_up();
     }
 
+    /// Leaves for a server that said that it is going away: once what is in flight was answered,
+    /// after a flush if that is wanted, and all before the deadline. Whether the flush was good, if
+    /// it was wanted.
+    pub fn retire(&self, flush: bool, deadline: Deadline, goes_on: impl Fn() -> bool) -> bool {
+        self.await_idle(deadline, &goes_on);
+        let mut good = true;
+        if flush {
+            let request = Request::new(Command::FLUSH, 0, 0);
+            let answer = self.carry_out(request, Buffer::None, &deadline, Self::check_not_lost);
+            if let Err(error) = &answer {
+                log::debug!("{error}");
+            }
+            good = answer.is_ok();
+        }
+        if self.is_idle() {
+            self.close(deadline);
+        }
+        good
+    }
+
+    /// Whether it was this connection's server that said so.
+    pub fn has_announced(&self, lost: &Arc<Lost>) -> bool {
+        self.closing
+            .get()
+            .is_some_and(|closing| Arc::ptr_eq(closing, lost))
+    }
+
+    /// Sees a connection to its end that was given up. A server may go on carrying out what it has
+    /// received, so it is waited for until it has closed its side, or until the deadline. Then it is
+    /// closed, and what was sent over it will not be carried out later.
+    pub fn bury(&self, deadline: Deadline, goes_on: impl Fn() -> bool) {
+        self.await_idle(deadline, &goes_on);
+        // Nobody else may take what comes for an answer.
+        let role = self.inflight.try_read();
+        let mut scrap = [0; 4096];
+        while role.is_some() && goes_on() && !deadline.has_passed() {
+            let pause = deadline.within(LOOK_AGAIN);
+            let ended = match self.stream.wait(true, false, None, pause) {
+                Ok(ready) if ready.readable => {
+                    self.stream.receive(&mut scrap, Blocking::No).is_err()
+                }
+                Ok(_) => false,
+                Err(_) => true,
+            };
+            if ended {
+                break;
+            }
+        }
+        self.stream.hang_up();
+    }
+
+    /// Ends it after a panic, and says so.
+    pub fn failed_by_panic(&self) -> Error {
+        self.fail(Cause::Panic);
+        let lost = || Arc::new(Lost::new(self.server.clone(), Cause::Panic));
+        Error::Lost(self.lost.get_or_init(lost).clone())
+    }
+
+    /// Ends it, since nobody wants anything more of it.
+    pub fn give_up(&self) {
+        self.fail(Cause::GivenUp(transport::Error::Unwanted));
+    }
+
+    /// Waits until nothing is in flight. Those who could tell have other things to do than to tell
+    /// somebody whom it is of interest to once in a long time.
+    fn await_idle(&self, deadline: Deadline, goes_on: &impl Fn() -> bool) {
+        while !self.is_idle() && !deadline.has_passed() && goes_on() {
+            std::thread::sleep(
+                deadline
+                    .within(AWAIT_IDLE)
+                    .remaining()
+                    .unwrap_or(AWAIT_IDLE),
+            );
+        }
+    }
+
+    fn check_not_lost(&self) -> Result<(), Error> {
+        match self.lost.get() {
+            Some(lost) => Err(Error::Lost(lost.clone())),
+            None => Ok(()),
+        }
+    }
+
     /// Whether it is known to be gone, or was left for a server that said that it is going away: there
     /// is nothing to be done for it any more.
     pub fn is_gone(&self) -> bool {
@@ -186,6 +289,11 @@ impl Connection {
     pub fn untold_loss(&self) -> Option<&Lost> {
         let lost = self.lost.get().filter(|lost| lost.tell_once())?;
         Some(lost)
+    }
+
+    /// Whether it is gone. Looks for the end of the stream if nobody else does.
+    pub fn is_lost(&self) -> bool {
+        self.is_over() && self.lost.get().is_some()
     }
 
     /// Whether no new request will succeed. Looks for the end of the stream if nobody else does.
@@ -387,12 +495,18 @@ impl Connection {
 
     /// Declares the connection lost. The first cause counts; later ones are its consequences.
     fn fail(&self, cause: Cause) {
+        // Whoever buries it sees to the rest; what is in flight ends with the next look of whoever
+        // receives.
+        let soft = self.patience.lasting && cause.is_ours();
         self.lost.get_or_init(|| {
             let lost = Lost::new(self.server.clone(), cause);
             log::debug!("{lost}");
             Arc::new(lost)
         });
-        self.stream.hang_up();
+        match soft {
+            true => self.stream.finish_sending(),
+            false => self.stream.hang_up(),
+        }
     }
 
     /// What became of a request that is over.
@@ -409,23 +523,14 @@ impl Connection {
                 let announced = self
                     .closing
                     .get_or_init(|| Arc::new(Lost::new(self.server.clone(), Cause::Announced)));
-                self.leave();
                 return Err(Error::Lost(announced.clone()));
             }
         }
-        self.leave();
         result.map_err(|error| Error::Failed {
             server: self.server.clone(),
             request,
             error,
         })
-    }
-
-    /// The last request out of a connection that is closing closes the door.
-    fn leave(&self) {
-        if self.closing.get().is_some() && self.inflight.is_idle() {
-            self.disconnect(Deadline::after_maybe(self.patience.close));
-        }
     }
 
     /// Sends `NBD_CMD_DISC`, which has no reply, and nothing after it.
@@ -537,6 +642,7 @@ mod tests {
         let patience = Patience {
             wanted: None,
             close: None,
+            lasting: false,
         };
         let connection = Connection::new("server".into(), ours, &export, patience);
         (connection.expect("a connection"), theirs)

@@ -9,18 +9,23 @@
 //! deadline, its pieces. [`Links`] is its way to the server, alone or with others; it leads to a
 //! [`volume::Volume`], the export as nbdkit was told of it. [`upkeep`] is time.
 
+mod comeback;
 mod connection;
 pub mod error;
 mod flight;
+pub mod helpers;
 // Public for benches/micro alone.
 pub mod inflight;
+mod lasting;
 pub mod links;
 #[allow(unsafe_code)]
 mod loan;
 pub mod manners;
 mod open;
 mod outbox;
+mod plain;
 mod receiver;
+pub mod resume;
 mod split;
 mod sync;
 pub mod upkeep;
@@ -31,9 +36,12 @@ use std::time::{Duration, Instant};
 
 use self::connection::{Connection, Patience};
 use self::error::{Error, Server};
+use self::helpers::Helpers;
+use self::lasting::Lasting;
 use self::links::Links;
 use self::loan::Buffer;
 use self::manners::Manners;
+use self::resume::Terms;
 use self::volume::Volumes;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
@@ -43,6 +51,7 @@ use crate::proto::export::Export;
 use crate::proto::handshake::{Listed, TlsPolicy};
 use crate::proto::name::ExportName;
 use crate::proto::request::Request;
+use crate::session::gate::Protection;
 use crate::transport::tls::Settings;
 use crate::transport::{Deadline, Target, Wanted};
 
@@ -64,6 +73,8 @@ pub struct Options {
     /// Longest time for answers in flight and for closing, once a client has left or nbdkit ends;
     /// `None` for ever.
     pub close_timeout: Option<Duration>,
+    /// Whether and how to come back to a server that was lost.
+    pub reconnect: Option<Terms>,
     /// Whether the client that a thread serves is still there, and nbdkit goes on. Asked on that
     /// thread, and only where it has waited for a second. `None` where nobody can be asked.
     pub wanted: Option<Wanted>,
@@ -86,27 +97,94 @@ pub fn server(options: &Options) -> Server {
     options.target.to_string().into()
 }
 
+/// How to open a connection to an export, the first time and again.
+#[derive(Clone, Debug)]
+pub(crate) struct Opener {
+    server: Server,
+    options: Arc<Options>,
+    export: ExportName,
+    /// The connection belongs to all clients: then it does not end with one that leaves.
+    shared: bool,
+}
+
+impl Opener {
+    /// Connects and enters transmission. `again` after a loss: then the server has told before how it
+    /// wants to be asked.
+    fn open(&self, again: bool) -> Result<(Connection, Export, Protection), Error> {
+        let (server, options) = (&self.server, &*self.options);
+        let (stream, offer) = open::enter(server, options, &self.export, again)?;
+        let protection = Protection {
+            tls: stream.has_tls(),
+        };
+        let patience = Patience {
+            wanted: options.wanted.filter(|_| !self.shared),
+            close: options.close_timeout,
+            lasting: options.reconnect.is_some(),
+        };
+        match Connection::new(server.clone(), stream, &offer, patience) {
+            Ok(connection) => Ok((connection, offer, protection)),
+            Err(error) => Err(Error::Open {
+                server: server.clone(),
+                cause: error::OpenError::System(error).into(),
+            }),
+        }
+    }
+}
+
 /// Connects and enters transmission with an export. The connection belongs to all clients if it is
-/// `shared`: then it does not end with one that leaves.
+/// `shared`. `readonly` if nothing will be written.
 pub fn connect(
-    options: &Options,
+    options: &Arc<Options>,
     volumes: &Volumes,
+    helpers: &Arc<Helpers>,
     export: &ExportName,
     shared: bool,
+    readonly: bool,
 ) -> Result<Arc<Links>, Error> {
-    let server = server(options);
-    let (stream, offer) = open::enter(&server, options, export)?;
-    let patience = Patience {
-        wanted: options.wanted.filter(|_| !shared),
-        close: options.close_timeout,
+    let opener = Opener {
+        server: server(options),
+        options: options.clone(),
+        export: export.clone(),
+        shared,
     };
-    let connection =
-        Connection::new(server.clone(), stream, &offer, patience).map_err(|error| Error::Open {
-            server: server.clone(),
-            cause: error::OpenError::System(error).into(),
-        })?;
-    let volume = volumes.admit(export.as_bytes(), &offer);
-    Ok(Arc::new(Links::new(server, volume, connection)))
+    let (connection, offer, protection) = opener.open(false)?;
+    let terms = options.reconnect;
+    let volume = volumes.admit(export.as_bytes(), &offer, terms.as_ref());
+    let Some(terms) = terms else {
+        let links = Links::plain(opener, volume, connection, protection);
+        return Ok(Arc::new(links));
+    };
+    if !readonly && terms.replay > 0 && !can_be_made_permanent(&offer) {
+        connection.close(Deadline::after_maybe(options.close_timeout));
+        return Err(Error::Unsupported {
+            server: opener.server,
+            what: "the server has neither NBD_CMD_FLUSH nor NBD_CMD_FLAG_FUA, so nothing that is \
+                   written can be known to be permanent, and all of it would have to be kept for a \
+                   reconnection: use replay=0, or nbdkit -r"
+                .to_owned(),
+            errno: libc::EIO,
+        });
+    }
+    let lasting = Lasting::open(
+        opener,
+        volume.clone(),
+        terms,
+        helpers.clone(),
+        connection,
+        protection,
+        offer.maximum_payload(),
+    )?;
+    Ok(Arc::new(Links::lasting(lasting, volume)))
+}
+
+fn can_be_made_permanent(export: &Export) -> bool {
+    [
+        TransmissionFlags::READ_ONLY,
+        TransmissionFlags::SEND_FLUSH,
+        TransmissionFlags::SEND_FUA,
+    ]
+    .iter()
+    .any(|flag| export.can(*flag))
 }
 
 /// An open export, for one client.
@@ -116,6 +194,8 @@ pub struct Client {
     request_timeout: Option<Duration>,
     close_timeout: Option<Duration>,
     wanted: Option<Wanted>,
+    /// What [`Links::losses`] said when it came.
+    losses: u64,
 }
 
 /// An operation in several pieces. Each of them may be quick where all of them are not, and a request
@@ -181,6 +261,7 @@ impl Client {
     /// A client that goes by these links.
     pub fn new(links: Arc<Links>, options: &Options) -> Self {
         Self {
+            losses: links.losses(),
             links,
             request_timeout: options.request_timeout,
             close_timeout: options.close_timeout,
@@ -189,8 +270,9 @@ impl Client {
     }
 
     /// Opens an export for one client alone, which nobody else looks after.
-    pub fn open(options: &Options, export: &ExportName) -> Result<Self, Error> {
-        let links = connect(options, &Volumes::default(), export, false)?;
+    pub fn open(options: &Arc<Options>, export: &ExportName) -> Result<Self, Error> {
+        let (volumes, helpers) = Default::default();
+        let links = connect(options, &volumes, &helpers, export, false, false)?;
         Ok(Self::new(links, options))
     }
 
@@ -300,7 +382,7 @@ impl Client {
     /// Makes every answered write permanent.
     pub fn flush(&self) -> Result<(), Error> {
         self.require(TransmissionFlags::SEND_FLUSH, "NBD_CMD_FLUSH")?;
-        self.links.flush(&self.deadline())
+        self.links.flush(&self.deadline(), self.losses)
     }
 
     /// Tells the server that a range is not needed any more.
@@ -450,7 +532,7 @@ impl Client {
     /// Longest payload of one request, bytes.
     fn piece(&self) -> usize {
         // At least one minimum block by the rules for block sizes.
-        self.export().maximum_payload() as usize
+        self.links.volume().payload() as usize
     }
 
     /// Refuses what no server could do: a range past the end, or between blocks. A zero length is

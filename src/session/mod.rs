@@ -173,6 +173,11 @@ impl Core {
         Moment(self.now)
     }
 
+    /// How many events there were.
+    pub fn events(&self) -> u64 {
+        self.now
+    }
+
     /// The present turn.
     pub fn turn(&self) -> u64 {
         self.turn
@@ -256,6 +261,11 @@ impl Core {
             self.reserved += cost;
         }
         fits
+    }
+
+    /// Whether there would be room if the journal were empty.
+    pub fn would_fit(&self, written: Written<'_>) -> bool {
+        written.cost() <= self.facts.replay
     }
 
     /// The change is over, or is sent by another way: its room is free again.
@@ -560,11 +570,12 @@ impl Core {
         }
     }
 
-    /// A request that would make something permanent will never be answered, though its member
-    /// lives: nobody knows how it ended.
-    pub fn forget_lasting(&mut self, sending: Sending) {
-        self.settle_lasting(sending.member);
-        self.void_all();
+    /// A flush, or a change that was to be `lasting`, was not sent after all.
+    pub fn unsent(&mut self, sending: Sending, lasting: bool) {
+        self.counts(sending, lasting);
+        if lasting && self.flushing == Some(sending.member) {
+            self.flushing = None;
+        }
     }
 
     fn settle_lasting(&mut self, id: MemberId) {
