@@ -293,6 +293,30 @@ fn i4_two_changes_at_one_time() {
     t.breaks("I4");
 }
 
+/// One client's change is under way while another connection's journal is written again.
+#[test]
+fn i4_a_change_beside_a_replay_is_done_once_more() {
+    let beside = |again: bool| {
+        let mut t = Trace::new(false);
+        t.does(0, 1, W, 5);
+        t.life(false);
+        t.open(1);
+        t.open(2);
+        t.sends(1, W, 5, 0);
+        let replay = t.arrives(2, W, 5);
+        let write = t.begins(1, 1, W, 6);
+        t.replies(1, write.cookie, 0);
+        t.replies(2, replay, 0);
+        if again {
+            t.sends(1, W, 6, 0);
+        }
+        t.told(write.op, 0);
+        t
+    };
+    beside(true).good();
+    beside(false).breaks("I4");
+}
+
 #[test]
 fn i5_older_content_is_sent_again() {
     let mut t = Trace::new(false);

@@ -6,6 +6,8 @@
 //! of these). What was seen is possible if no two such zones overlap and no version falls wholly into the zone of
 //! another (Gibbons and Korach, 1997). Trims leave a block undefined until it is written again.
 
+use std::collections::HashMap;
+
 use super::block::{self, BLOCK, Content, ZEROES};
 use super::now;
 use crate::common::scripted::wire::cmd;
@@ -103,8 +105,9 @@ struct Block {
     reads: Vec<Event>,
 }
 
-/// Everything that cannot have been so, on a disk that was full of zeroes when it all began.
-pub fn judge(ops: &[Op], blocks: u64) -> Vec<String> {
+/// Everything that cannot have been so, on a disk that was full of zeroes when it all began. `torn` says what is
+/// wrong with contents that are none: only trims may leave them.
+pub fn judge(ops: &[Op], blocks: u64, torn: &HashMap<Content, String>) -> Vec<String> {
     let mut all: Vec<Block> = (0..blocks).map(|_| Block::default()).collect();
     for op in ops {
         for number in op.block..op.block + op.count {
@@ -124,13 +127,18 @@ pub fn judge(ops: &[Op], blocks: u64) -> Vec<String> {
     }
     let mut complaints = Vec::new();
     for (number, block) in all.iter_mut().enumerate() {
-        block.judge(number, &mut complaints);
+        block.judge(number, torn, &mut complaints);
     }
     complaints
 }
 
 impl Block {
-    fn judge(&mut self, number: usize, complaints: &mut Vec<String>) {
+    fn judge(
+        &mut self,
+        number: usize,
+        torn: &HashMap<Content, String>,
+        complaints: &mut Vec<String>,
+    ) {
         let beginning = Event {
             content: ZEROES,
             sent: 0,
@@ -143,12 +151,17 @@ impl Block {
         for read in &self.reads {
             let versions: Vec<usize> = self.versions(read);
             let Some(&version) = versions.first() else {
+                let fault = torn.get(&read.content);
+                if fault.is_some() && self.undefined(read) {
+                    continue;
+                }
                 complaints.push(format!(
-                    "block {number}: read {:x} between {} and {}, which it cannot have been then; {}",
+                    "block {number}: read {:x} between {} and {}, which it cannot have been then; {}; {}",
                     read.content,
                     read.sent,
                     read.done,
-                    self.around(read)
+                    self.around(read),
+                    fault.map_or("whole", String::as_str)
                 ));
                 continue;
             };
@@ -258,9 +271,11 @@ mod tests {
                 error: 0,
             })
             .collect();
-        judge(&ops, 1)
+        let torn = HashMap::from([(TORN, "torn".to_owned())]);
+        judge(&ops, 1, &torn)
     }
 
+    const TORN: Content = 99;
     const W: u16 = cmd::WRITE;
     const Z: u16 = cmd::WRITE_ZEROES;
     const R: u16 = cmd::READ;

@@ -1,6 +1,7 @@
 //! Random writers before nbdkit, a volatile server behind it, and its many deaths.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -95,7 +96,7 @@ impl Stage {
         let ops = self.ops.lock().unwrap_or_else(PoisonError::into_inner);
         let blocks = self.server.setup().size.div_ceil(BLOCK as u64);
         let mut complaints = trace::judge(&self.server.log(), &ops);
-        complaints.extend(history::judge(&ops, blocks));
+        complaints.extend(history::judge(&ops, blocks, &HashMap::new()));
         complaints
     }
 
@@ -289,14 +290,17 @@ fn finish(stage: &mut Stage, story: &Story, writers: &mut [Writer]) -> Vec<Strin
     // Nothing is dirty any more: another death changes nothing.
     stage.server.kill();
     let ops = story.ops();
-    complaints.extend(story.torn());
-    complaints.extend(history::judge(&ops, story.blocks));
+    complaints.extend(history::judge(&ops, story.blocks, &story.torn()));
     complaints.extend(compare(&stage.server, &ops, story));
     complaints.extend(trace::judge(&stage.server.log(), &ops));
     if !stage.front.alive() {
         complaints.push("nbdkit has ended".to_owned());
     }
     if !complaints.is_empty() {
+        // The log is worth reading then: TORTURE_LOG says where it shall go.
+        if let Some(path) = std::env::var_os("TORTURE_LOG") {
+            fs::copy(&stage.server.setup().log, path).expect("copy the log");
+        }
         println!("nbdkit says: {}", tail(&stage.front.stderr()));
     }
     println!(

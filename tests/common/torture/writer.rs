@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::common::scripted::wire::{cmd, cmd_flag, flag};
 
 use super::Rng;
-use super::block::{self, BLOCK};
+use super::block::{self, BLOCK, Content};
 use super::client::{Answer, Client};
 use super::history::Op;
 
@@ -44,7 +44,7 @@ pub struct Story {
     /// The next version of each block.
     counters: Vec<AtomicU64>,
     ops: Mutex<Vec<Op>>,
-    torn: Mutex<Vec<String>>,
+    torn: Mutex<HashMap<Content, String>>,
     /// Answers so far.
     pub progress: AtomicU64,
     pub stop: AtomicBool,
@@ -74,19 +74,19 @@ impl Story {
             .clone()
     }
 
-    /// What was torn so far.
-    pub fn torn(&self) -> Vec<String> {
+    /// What is wrong with contents that were read and are none of a block's.
+    pub fn torn(&self) -> HashMap<Content, String> {
         self.torn
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    fn complain(&self, torn: String) {
+    fn tear(&self, content: Content, fault: String) {
         self.torn
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(torn);
+            .insert(content, fault);
     }
 
     fn add(&self, op: Op) {
@@ -220,8 +220,7 @@ impl<'a> Writer<'a> {
         } else if op.kind == cmd::READ {
             for (number, bytes) in (op.block..).zip(answer.data.chunks_exact(BLOCK)) {
                 if let Some(fault) = block::fault(bytes, number, self.story.seed) {
-                    self.story
-                        .complain(format!("client {}: torn: {fault}", self.number));
+                    self.story.tear(block::content(bytes), fault);
                 }
             }
             op.contents = block::contents(&answer.data);

@@ -21,7 +21,7 @@ pub fn judge(log: &[Event], ops: &[Op]) -> Vec<String> {
     let record = Record::new(log);
     let story = Story::new(ops);
     let mut breaches = Vec::new();
-    rules::overlap(&record, &mut breaches);
+    rules::overlap(&record, &story, &mut breaches);
     rules::undo(&record, &story, &mut breaches);
     rules::done_in_truth(&record, &story, &mut breaches);
     rules::flushed_in_truth(&record, &story, &mut breaches);
