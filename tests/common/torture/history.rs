@@ -132,6 +132,16 @@ pub fn judge(ops: &[Op], blocks: u64, torn: &HashMap<Content, String>) -> Vec<St
     complaints
 }
 
+/// Whether a block was written after its last trim.
+pub fn defined(ops: &[Op], block: u64) -> bool {
+    let touching = || ops.iter().filter(|op| op.touches(block));
+    let mut trims = touching().filter(|op| matches!(op.kind, cmd::TRIM | PARTIAL));
+    trims.all(|trim| {
+        let mut writes = touching().filter(|op| matches!(op.kind, cmd::WRITE | cmd::WRITE_ZEROES));
+        writes.any(|write| write.good() && write.sent > trim.done())
+    })
+}
+
 impl Block {
     fn judge(
         &mut self,

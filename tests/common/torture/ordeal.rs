@@ -320,7 +320,7 @@ fn compare(server: &Volatile, ops: &[history::Op], story: &Story) -> Vec<String>
             .iter()
             .rev()
             .find(|op| op.kind == crate::common::scripted::wire::cmd::READ && op.touches(number));
-        let Some(read) = read else {
+        let Some(read) = read.filter(|_| history::defined(ops, number)) else {
             continue;
         };
         let mut bytes = [0; BLOCK];
