@@ -103,6 +103,8 @@ struct Block {
     writes: Vec<Event>,
     trims: Vec<Event>,
     reads: Vec<Event>,
+    /// Some changes were of parts of it.
+    partial: bool,
 }
 
 /// Everything that cannot have been so, on a disk that was full of zeroes when it all began. `torn` says what is
@@ -117,6 +119,7 @@ pub fn judge(ops: &[Op], blocks: u64, torn: &HashMap<Content, String>) -> Vec<St
                 done: op.done(),
             };
             let block = &mut all[usize::try_from(number).expect("a block")];
+            block.partial |= op.kind == PARTIAL;
             match op.kind {
                 cmd::WRITE | cmd::WRITE_ZEROES => block.writes.push(event),
                 cmd::TRIM | PARTIAL => block.trims.push(event),
@@ -162,7 +165,7 @@ impl Block {
             let versions: Vec<usize> = self.versions(read);
             let Some(&version) = versions.first() else {
                 let fault = torn.get(&read.content);
-                if fault.is_some() && self.undefined(read) {
+                if (fault.is_some() || self.partial) && self.undefined(read) {
                     continue;
                 }
                 complaints.push(format!(

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::common::nbdkit::{Nbdkit, plugin_args};
+use crate::common::process::eventually;
 
 use super::block::{self, BLOCK};
 use super::client::{Client, Recorder};
@@ -28,6 +29,8 @@ use super::{Rng, kills, seed};
 const PROGRESS: Duration = Duration::from_secs(30);
 /// How many requests are answered when nobody dies any more.
 const LAST: u64 = 1000;
+/// By when nbdkit must have said what there is to say.
+const TOLD: Duration = Duration::from_secs(5);
 /// How many complaints are shown.
 const SHOWN: usize = 12;
 
@@ -113,13 +116,13 @@ impl Stage {
         errors.map(str::to_owned).collect()
     }
 
-    /// One of the lines in which nbdkit complains has all these words.
+    /// One of the lines in which nbdkit complains has all these words, perhaps a moment after clients noticed.
     pub fn says(&self, words: &[&str]) {
-        let errors = self.errors();
-        let found = errors
-            .iter()
-            .any(|line| words.iter().all(|word| line.contains(word)));
-        assert!(found, "no line has all of {words:?}: {errors:#?}");
+        eventually(&format!("nbdkit says {words:?}"), TOLD, || {
+            let errors = self.errors();
+            let has_all = |line: &String| words.iter().all(|word| line.contains(word));
+            errors.iter().any(has_all).then_some(())
+        });
     }
 
     pub fn client(&self) -> Client {
