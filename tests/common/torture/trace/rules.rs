@@ -8,8 +8,8 @@ use crate::common::scripted::wire::{cmd, errno};
 use crate::torture::block::{BLOCK, Content, ZEROES};
 use crate::torture::history::Op;
 
-/// I4: two changes that overlap are never in flight together. While one connection's journal is written again, a
-/// change may still be under way on another: that one must be done once more afterwards.
+/// I4: two changes that overlap are never in flight together. When the journal begins to be written again, a
+/// change may still be under way: that one must be done once more afterwards.
 pub fn overlap(record: &Record, story: &Story, breaches: &mut Vec<String>) {
     // Which changes of the current epoch may still be under way, by the last place where they may be.
     let mut open: Vec<(&Served, usize)> = Vec::new();
@@ -22,11 +22,7 @@ pub fn overlap(record: &Record, story: &Story, breaches: &mut Vec<String>) {
         open.retain(|(_, end)| *end > change.arrived.index);
         for (other, _) in &open {
             let excused = |replay: &Served, changed: &Served| {
-                // Who zeroes cannot be told.
-                let may_be = replay.request.kind == cmd::WRITE_ZEROES || is_replay(story, replay);
-                replay.connection != changed.connection
-                    && may_be
-                    && done_once_more(record, story, replay, changed)
+                may_be_replay(record, replay) && done_once_more(record, story, replay, changed)
             };
             if other.request.overlaps(&change.request)
                 && !excused(other, change)
@@ -53,6 +49,23 @@ fn is_replay(story: &Story, served: &Served) -> bool {
                 .and_then(|content| story.writer(block, content))
                 .is_some_and(|writer| writer.done() < served.arrived.at)
         })
+}
+
+/// Whether a request can be the journal's: all of it had been answered by the server before. Who zeroes cannot be
+/// told.
+fn may_be_replay(record: &Record, served: &Served) -> bool {
+    served.request.kind != cmd::TRIM
+        && served
+            .request
+            .blocks()
+            .all(|block| match served.makes(block) {
+                Some(ZEROES) | None => true,
+                Some(content) => record.applied(block, content).any(|earlier| {
+                    earlier
+                        .good()
+                        .is_some_and(|point| point.index < served.arrived.index)
+                }),
+            })
 }
 
 /// Whether a change came again after the replay, before its client was told that it is done.
@@ -223,22 +236,11 @@ pub fn replay(record: &Record, story: &Story, breaches: &mut Vec<String>) {
             .served
             .iter()
             .filter(|served| served.epoch == epoch.number);
-        let known = |served: &Served| {
-            served.is_change()
-                && served
-                    .request
-                    .blocks()
-                    .all(|block| match served.makes(block) {
-                        Some(ZEROES) | None => true,
-                        Some(content) => story
-                            .writer(block, content)
-                            .is_none_or(|writer| writer.done() < epoch.start),
-                    })
-        };
         let other = |served: &Served| match served.request.kind {
             // A flush of the plugin's own does no harm.
             cmd::FLUSH | cmd::TRIM | cmd::WRITE_ZEROES => false,
-            cmd::WRITE => !known(served),
+            // What is acknowledged may not have got through to the client yet.
+            cmd::WRITE => !may_be_replay(record, served),
             _ => true,
         };
         let Some(first) = served.clone().find(|served| other(served)) else {
