@@ -40,6 +40,9 @@ pub struct Patience {
     pub lasting: bool,
 }
 
+/// How long a server that is going away may take to close its side.
+const COURTESY: Duration = Duration::from_millis(500);
+
 /// How soon it is looked again whether a connection that nobody waits for has come to rest.
 const AWAIT_IDLE: Duration = Duration::from_millis(2);
 
@@ -211,7 +214,8 @@ impl Connection {
             good = answer.is_ok();
         }
         if self.is_idle() {
-            self.close(deadline);
+            // All is answered: that the server closes its side, too, is a courtesy.
+            self.close(deadline.within(COURTESY));
         }
         good
     }
@@ -291,9 +295,9 @@ impl Connection {
         Some(lost)
     }
 
-    /// Whether it is gone. Looks for the end of the stream if nobody else does.
+    /// Whether it is gone without a word. Looks for the end of the stream if nobody else does.
     pub fn is_lost(&self) -> bool {
-        self.is_over() && self.lost.get().is_some()
+        self.closing.get().is_none() && self.is_over()
     }
 
     /// Whether no new request will succeed. Looks for the end of the stream if nobody else does.
