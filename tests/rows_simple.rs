@@ -181,7 +181,7 @@ fn m5_error_values_reach_the_client() {
 
 #[test]
 fn m5_after_eshutdown_the_rest_finishes_and_another_connection_goes_on() {
-    let mut bench = Bench::new(&[]);
+    let bench = Bench::new(&[]);
     let said = Gate::default();
     let left = bench.play({
         let said = said.clone();
