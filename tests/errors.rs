@@ -262,13 +262,21 @@ const SERVING: &[Case] = &[
         item: "the server is shutting down",
         text: "DIR/scripted.sock: the server is shutting down",
         happen: |dir| {
-            // The first answer says so, and the second request is not sent.
+            // The first answer says so, the server that comes in its place is another, and the second
+            // request is not sent.
             let server = Scripted::start(dir);
             server.play(|peer| {
                 peer.negotiate(&Offer::default())?;
                 let request = peer.request()?;
                 peer.send(&wire::error(DONE, request.cookie, errno::ESHUTDOWN, b""))?;
+                peer.request()?;
                 peer.expect_closed()
+            });
+            server.play(|peer| {
+                peer.negotiate(&Offer {
+                    size: 512,
+                    ..Offer::default()
+                })
             });
             let nbdkit = forward(dir, server.socket(), &[]);
             let mut front = Front::open(nbdkit.socket()).expect("opens");

@@ -4,10 +4,14 @@
 //! Each request asks [`Inner::pass`], under the lock of the export's session, whether it may be sent,
 //! is sent without it, and then asks the session what the answer is worth.
 
+mod flush;
+mod operation;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
+use self::operation::{Operation, Place};
 use super::Opener;
 use super::connection::Connection;
 use super::error::{Cause, Error, Lost, Outage, Server};
@@ -19,16 +23,12 @@ use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::request::Request;
 use crate::session::gate::Protection;
-use crate::session::{Change, Core, Moment, Sending, Span, Worth, Written};
-use crate::transport::{Deadline, Wanted};
+use crate::session::{Change, Core, Sending, Span, Worth, Written};
+use crate::transport::Deadline;
 
 /// How long a request waits before it asks whether its client is still there, and then from one
 /// time to the next: to ask may print a message.
 const ASK: Duration = Duration::from_secs(1);
-
-/// Shortest time for a request that is sent again, unless `request-timeout` is shorter: what is too
-/// late would end the connection for everybody.
-const LEAST: Duration = Duration::from_secs(1);
 
 /// A way that outlives its connections.
 #[derive(Debug)]
@@ -41,78 +41,6 @@ pub(super) struct Lasting {
     pub(super) protection: Protection,
     /// Flushes of our own that are on their way.
     pub(super) own: AtomicU32,
-}
-
-/// A request, over all its sendings.
-struct Operation {
-    wanted: Option<Wanted>,
-    /// For one sending.
-    timeout: Option<Duration>,
-    limit: Option<Duration>,
-    /// Time spent without the server, sendings that came to nothing included but for the first.
-    waited: Duration,
-    /// How much of it had been spent when it was last asked whether the client is still there.
-    asked: Duration,
-    /// It was sent, and lost.
-    again: bool,
-    /// It waits for nothing: the client is leaving.
-    hurried: bool,
-}
-
-impl Operation {
-    /// Until when one sending must have been answered.
-    fn deadline(&self) -> Deadline {
-        match (self.timeout, self.limit) {
-            (Some(timeout), Some(limit)) if self.again => {
-                let left = limit.saturating_sub(self.waited).max(LEAST);
-                Deadline::after(timeout.min(left))
-            }
-            (timeout, _) => Deadline::after_maybe(timeout),
-        }
-    }
-
-    /// A sending that took so long has come to nothing.
-    fn lost(&mut self, took: Duration) {
-        if self.again {
-            self.waited += took;
-        }
-        self.again = true;
-    }
-}
-
-/// What a change has in the session, given back whatever happens.
-struct Place<'a> {
-    resume: &'a Resume,
-    change: Option<Change>,
-    reserved: Option<Written<'a>>,
-}
-
-impl Place<'_> {
-    /// The change is over: its place is free.
-    fn settle(&mut self, inner: &mut Inner) {
-        self.change = None;
-        self.free(inner);
-    }
-
-    fn free(&mut self, inner: &mut Inner) {
-        if let Some(written) = self.reserved.take() {
-            inner.core.give_back(written);
-        }
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        if self.change.is_none() && self.reserved.is_none() {
-            return;
-        }
-        let mut inner = self.resume.lock();
-        if let Some(change) = self.change.take() {
-            inner.core.abandon(change);
-        }
-        self.free(&mut inner);
-        self.resume.tell(inner);
-    }
 }
 
 impl Lasting {
@@ -332,102 +260,6 @@ impl Lasting {
                 let sending = inner.core.send_change(change, up.member, lasting);
                 return Ok((change, sending, up));
             }
-        }
-    }
-
-    /// Makes every answered change permanent.
-    pub(super) fn flush(self: &Arc<Self>, deadline: &Deadline, since: u64) -> Result<(), Error> {
-        let mut operation = self.operation(deadline);
-        self.flush_for(&mut operation, Some(since))
-    }
-
-    /// A flush that no client has asked for, and nobody waits for. What comes of a failure is that
-    /// everything is written again before the next one.
-    pub(super) fn flush_quietly(self: &Arc<Self>) {
-        let deadline = Deadline::after_maybe(self.opener.options.request_timeout);
-        let mut operation = self.operation(&deadline);
-        operation.wanted = None;
-        operation.hurried = true;
-        self.own.fetch_add(1, Ordering::AcqRel);
-        let flushed = self.flush_for(&mut operation, None);
-        self.own.fetch_sub(1, Ordering::AcqRel);
-        if let Err(error) = flushed {
-            log::debug!("flush without being asked: {error}");
-            if let Some(way) = self.resume().lock().ways.get_mut(&self.way) {
-                way.quiet = true;
-            }
-        }
-    }
-
-    fn flush_for(
-        self: &Arc<Self>,
-        operation: &mut Operation,
-        since: Option<u64>,
-    ) -> Result<(), Error> {
-        let resume = self.resume();
-        let request = Request::new(Command::FLUSH, 0, 0);
-        let asked: Moment = resume.lock().core.moment();
-        loop {
-            let may = |core: &Core| core.may_flush();
-            let (mut inner, up) = self.enter(operation, request, may)?;
-            if since.is_some_and(|since| since < inner.core.losses()) {
-                return Err(Error::Unflushed(self.server().clone()));
-            }
-            if inner.core.was_flushed(up.member, asked) {
-                return Ok(());
-            }
-            if inner.core.must_rewrite(up.member) {
-                self.rewrite_before_flush(inner, &up)?;
-                continue;
-            }
-            let sending = inner.core.send_flush(up.member);
-            drop(inner);
-            let begun = operation.timeout.map(|_| Instant::now());
-            let deadline = operation.deadline();
-            let answer = self.send(&up, request, &mut Buffer::None, &deadline);
-            if let Err(Error::Lost(lost)) = &answer {
-                self.lost(&up.connection, lost);
-                operation.lost(begun.map_or(Duration::ZERO, |begun| begun.elapsed()));
-                continue;
-            }
-            let mut inner = resume.lock();
-            let worth = match &answer {
-                Err(Error::Crowded { .. }) => {
-                    inner.core.unsent(sending, true);
-                    Worth::Counts
-                }
-                answer => inner.core.flushed(sending, answer.is_ok()),
-            };
-            inner.answered_well(self.way);
-            resume.tell(inner);
-            if worth == Worth::Counts {
-                return answer.map(drop);
-            }
-        }
-    }
-
-    /// Writes again what a failed flush, or who has left, has made uncertain.
-    fn rewrite_before_flush(
-        self: &Arc<Self>,
-        mut inner: MutexGuard<'_, Inner>,
-        up: &Up,
-    ) -> Result<(), Error> {
-        let resume = self.resume();
-        let Some(pieces) = inner.core.begin_rewrite(up.member, false) else {
-            return Ok(());
-        };
-        drop(inner);
-        log::debug!("{}: writing again before a flush", self.server());
-        let written = self.rewrite(&up.connection, up.maximum, &pieces);
-        let mut inner = resume.lock();
-        inner.core.end_rewrite(up.member, written.is_ok());
-        resume.tell(inner);
-        match written {
-            Err(Error::Lost(lost)) => {
-                self.lost(&up.connection, &lost);
-                Ok(())
-            }
-            other => other,
         }
     }
 

@@ -22,6 +22,7 @@ pub mod links;
 mod loan;
 pub mod manners;
 mod open;
+mod opener;
 mod outbox;
 mod plain;
 mod receiver;
@@ -34,15 +35,13 @@ pub mod volume;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::connection::{Connection, Patience};
 use self::error::{Error, Server};
-use self::helpers::Helpers;
-use self::lasting::Lasting;
 use self::links::Links;
 use self::loan::Buffer;
 use self::manners::Manners;
+use self::opener::Opener;
+pub use self::opener::connect;
 use self::resume::Terms;
-use self::volume::Volumes;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
@@ -51,7 +50,6 @@ use crate::proto::export::Export;
 use crate::proto::handshake::{Listed, TlsPolicy};
 use crate::proto::name::ExportName;
 use crate::proto::request::Request;
-use crate::session::gate::Protection;
 use crate::transport::tls::Settings;
 use crate::transport::{Deadline, Target, Wanted};
 
@@ -95,96 +93,6 @@ pub fn default_export(options: &Options) -> Result<Option<ExportName>, Error> {
 /// The server's name for messages.
 pub fn server(options: &Options) -> Server {
     options.target.to_string().into()
-}
-
-/// How to open a connection to an export, the first time and again.
-#[derive(Clone, Debug)]
-pub(crate) struct Opener {
-    server: Server,
-    options: Arc<Options>,
-    export: ExportName,
-    /// The connection belongs to all clients: then it does not end with one that leaves.
-    shared: bool,
-}
-
-impl Opener {
-    /// Connects and enters transmission. `again` after a loss: then the server has told before how it
-    /// wants to be asked.
-    fn open(&self, again: bool) -> Result<(Connection, Export, Protection), Error> {
-        let (server, options) = (&self.server, &*self.options);
-        let (stream, offer) = open::enter(server, options, &self.export, again)?;
-        let protection = Protection {
-            tls: stream.has_tls(),
-        };
-        let patience = Patience {
-            wanted: options.wanted.filter(|_| !self.shared),
-            close: options.close_timeout,
-            lasting: options.reconnect.is_some(),
-        };
-        match Connection::new(server.clone(), stream, &offer, patience) {
-            Ok(connection) => Ok((connection, offer, protection)),
-            Err(error) => Err(Error::Open {
-                server: server.clone(),
-                cause: error::OpenError::System(error).into(),
-            }),
-        }
-    }
-}
-
-/// Connects and enters transmission with an export. The connection belongs to all clients if it is
-/// `shared`. `readonly` if nothing will be written.
-pub fn connect(
-    options: &Arc<Options>,
-    volumes: &Volumes,
-    helpers: &Arc<Helpers>,
-    export: &ExportName,
-    shared: bool,
-    readonly: bool,
-) -> Result<Arc<Links>, Error> {
-    let opener = Opener {
-        server: server(options),
-        options: options.clone(),
-        export: export.clone(),
-        shared,
-    };
-    let (connection, offer, protection) = opener.open(false)?;
-    let terms = options.reconnect;
-    let volume = volumes.admit(export.as_bytes(), &offer, terms.as_ref());
-    let Some(terms) = terms else {
-        let links = Links::plain(opener, volume, connection, protection);
-        return Ok(Arc::new(links));
-    };
-    if !readonly && terms.replay > 0 && !can_be_made_permanent(&offer) {
-        connection.close(Deadline::after_maybe(options.close_timeout));
-        return Err(Error::Unsupported {
-            server: opener.server,
-            what: "the server has neither NBD_CMD_FLUSH nor NBD_CMD_FLAG_FUA, so nothing that is \
-                   written can be known to be permanent, and all of it would have to be kept for a \
-                   reconnection: use replay=0, or nbdkit -r"
-                .to_owned(),
-            errno: libc::EIO,
-        });
-    }
-    let lasting = Lasting::open(
-        opener,
-        volume.clone(),
-        terms,
-        helpers.clone(),
-        connection,
-        protection,
-        offer.maximum_payload(),
-    )?;
-    Ok(Arc::new(Links::lasting(lasting, volume)))
-}
-
-fn can_be_made_permanent(export: &Export) -> bool {
-    [
-        TransmissionFlags::READ_ONLY,
-        TransmissionFlags::SEND_FLUSH,
-        TransmissionFlags::SEND_FUA,
-    ]
-    .iter()
-    .any(|flag| export.can(*flag))
 }
 
 /// An open export, for one client.

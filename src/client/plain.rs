@@ -84,13 +84,19 @@ impl Plain {
         buffer: Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<(), Error> {
-        let result = self.submit(request, buffer, deadline);
-        // Also a change that failed may have been made in part.
+        // Before, for whoever leaves the connection once this is answered, and after, for whoever
+        // flushed meanwhile. Also a change that failed may have been made in part.
         let lasting = request.flags.contains(CommandFlags::FUA);
+        self.note_change(lasting);
+        let result = self.submit(request, buffer, deadline);
+        self.note_change(lasting);
+        result.map(drop)
+    }
+
+    fn note_change(&self, lasting: bool) {
         if !lasting && !self.wrote.load(Ordering::Relaxed) {
             self.wrote.store(true, Ordering::Release);
         }
-        result.map(drop)
     }
 
     pub(super) fn flush(&self, deadline: &Deadline) -> Result<(), Error> {
@@ -157,19 +163,33 @@ impl Plain {
         } else {
             drop(state);
         }
-        match self.with(leaving) {
-            true => Err(error),
-            false => self.with(|connection| connection.submit(request, buffer, deadline)),
+        if self.with(leaving) {
+            return Err(error);
         }
+        let result = self.with(|connection| connection.submit(request, buffer, deadline));
+        if result.as_ref().is_err_and(Error::is_announced) {
+            // One try it is. The next request makes another.
+            self.with(|connection| self.retire(connection));
+        }
+        result
+    }
+
+    /// Leaves a connection whose server is going away. Whether nothing that was written over it can
+    /// be lost.
+    fn retire(&self, connection: &Connection) -> bool {
+        let deadline = Deadline::after_maybe(self.opener.options.close_timeout);
+        let flush = self.wrote.swap(false, Ordering::AcqRel);
+        let flush = flush && self.volume.export().can(TransmissionFlags::SEND_FLUSH);
+        let good = connection.retire(flush, deadline, || true);
+        if !good {
+            self.wrote.store(true, Ordering::Release);
+        }
+        good
     }
 
     /// Leaves a connection, and finds another that offers no less.
     fn succeed(&self, old: &Connection) -> Option<Connection> {
-        let deadline = Deadline::after_maybe(self.opener.options.close_timeout);
-        let flush = self.wrote.swap(false, Ordering::AcqRel);
-        let flush = flush && self.volume.export().can(TransmissionFlags::SEND_FLUSH);
-        if !old.retire(flush, deadline, || true) {
-            self.wrote.store(true, Ordering::Release);
+        if !self.retire(old) {
             log::debug!(
                 "{}: not left for another connection: what was written could not be flushed",
                 self.opener.server
@@ -183,7 +203,8 @@ impl Plain {
                     None => Some(connection),
                     Some(difference) => {
                         log::debug!("{}: {difference}", self.opener.server);
-                        connection.close(deadline);
+                        let patience = self.opener.options.close_timeout;
+                        connection.close(Deadline::after_maybe(patience));
                         None
                     }
                 }
@@ -197,10 +218,8 @@ impl Plain {
 
     pub(super) fn is_over(&self) -> bool {
         // One whose server is going away has a successor, as long as none was looked for in vain.
-        match self.lock().missing {
-            true => true,
-            false => self.with(Connection::is_lost),
-        }
+        let missing = self.lock().missing;
+        missing || self.with(Connection::is_lost)
     }
 
     pub(super) fn is_gone(&self) -> bool {
