@@ -296,6 +296,7 @@ impl Core {
         written: Written<'_>,
     ) -> Worth {
         if !self.counts(sending, lasting) {
+            self.order.answered(change);
             return Worth::SendAgain;
         }
         let Some(span) = self.order.span(change) else {
@@ -323,6 +324,7 @@ impl Core {
             self.void_all();
         }
         if !self.counts(sending, lasting) {
+            self.order.answered(change);
             return Worth::SendAgain;
         }
         self.order.over(change);
@@ -349,6 +351,7 @@ impl Core {
     /// no room in the journal.
     pub fn made_permanent(&mut self, change: Change, sending: Sending) -> Worth {
         if !self.is_of_this_turn(sending) {
+            self.order.answered(change);
             return Worth::SendAgain;
         }
         if let Some(span) = self.order.span(change) {

@@ -18,12 +18,10 @@ pub(super) struct Order {
 #[derive(Debug)]
 struct Place {
     span: Span,
-    /// Over which connection it was sent last.
+    /// Over which connection it is on its way.
     member: Option<MemberId>,
     /// The turn in which it was sent first.
     first: Option<u64>,
-    /// The turn in which it was sent last.
-    last: u64,
     /// Whoever made it has given up.
     abandoned: bool,
 }
@@ -37,7 +35,6 @@ impl Order {
             span,
             member: None,
             first: None,
-            last: 0,
             abandoned: false,
         };
         self.places.insert(change, place);
@@ -62,7 +59,13 @@ impl Order {
         if let Some(place) = self.places.get_mut(&change) {
             place.member = Some(member);
             place.first.get_or_insert(turn);
-            place.last = turn;
+        }
+    }
+
+    /// The answer did not count: the change is to be sent again, and is not on its way.
+    pub(super) fn answered(&mut self, change: Change) {
+        if let Some(place) = self.places.get_mut(&change) {
+            place.member = None;
         }
     }
 

@@ -53,7 +53,7 @@ impl Lasting {
         let asked: Moment = resume.lock().core.moment();
         loop {
             let may = |core: &Core| core.may_flush();
-            let (mut inner, up) = self.enter(operation, request, may)?;
+            let (mut inner, up) = self.enter(operation, request, may, |_| ())?;
             if since.is_some_and(|since| since < inner.core.losses()) {
                 return Err(Error::Unflushed(self.server().clone()));
             }
@@ -61,7 +61,7 @@ impl Lasting {
                 return Ok(());
             }
             if inner.core.must_rewrite(up.member) {
-                self.rewrite_before_flush(inner, &up)?;
+                self.rewrite_before_flush(operation, inner, &up)?;
                 continue;
             }
             let sending = inner.core.send_flush(up.member);
@@ -83,6 +83,9 @@ impl Lasting {
                 answer => inner.core.flushed(sending, answer.is_ok()),
             };
             inner.answered_well(self.way);
+            if let Some(way) = inner.ways.get_mut(&self.way).filter(|_| answer.is_ok()) {
+                way.quiet = false;
+            }
             resume.tell(inner);
             if worth == Worth::Counts {
                 return answer.map(drop);
@@ -93,6 +96,7 @@ impl Lasting {
     /// Writes again what a failed flush, or who has left, has made uncertain.
     fn rewrite_before_flush(
         self: &Arc<Self>,
+        operation: &Operation,
         mut inner: MutexGuard<'_, Inner>,
         up: &Up,
     ) -> Result<(), Error> {
@@ -102,7 +106,9 @@ impl Lasting {
         };
         drop(inner);
         log::debug!("{}: writing again before a flush", self.server());
-        let written = self.rewrite(&up.connection, up.maximum, &pieces);
+        let written = self.rewrite(&up.connection, up.maximum, &pieces, || {
+            operation.wanted.is_none_or(|wanted| wanted())
+        });
         let mut inner = resume.lock();
         inner.core.end_rewrite(up.member, written.is_ok());
         resume.tell(inner);
