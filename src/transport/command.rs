@@ -372,7 +372,11 @@ impl Child {
 
     fn obituary_within(&self, patience: Duration) -> Option<String> {
         let end = self.keeper.wait(patience)?;
-        let words = self.words.last_lines(!self.is_in_background());
+        // What is tried again is told to few: then the words are passed on as well.
+        let told_to_all = !self.again;
+        let words = self
+            .words
+            .last_lines(told_to_all && !self.is_in_background());
         let hint = match end {
             End::Exited(_) if !self.spoke.load(Ordering::Relaxed) => format!(" ({HINT})"),
             _ => String::new(),

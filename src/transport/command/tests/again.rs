@@ -126,6 +126,24 @@ fn each_server_has_its_own_last_words() {
 }
 
 #[test]
+fn last_words_are_passed_on_although_they_are_in_an_error() {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).expect("pipe");
+    let argv = ["/bin/sh", "-c", "echo no disk >&2; exit 1"].map(OsString::from);
+    let child = Child::start_with(&argv, Some(SOON), true, Echo::To(writer)).expect("a shell");
+    for _ in 0..2 {
+        // Maybe nobody sees this.
+        let end = end_of(&child);
+        assert!(end.contains("no disk"), "{end}");
+        child.words.finish();
+        let mut said = [0; 100];
+        assert_eq!(rustix::io::read(&reader, &mut said), Ok(8));
+        assert_eq!(said[..8], *b"no disk\n");
+        reach(&child, Deadline::after(SOON)).expect_err("no connection");
+    }
+    end_and_check(&child);
+}
+
+#[test]
 fn the_eleventh_time_in_a_minute_is_too_often() {
     let stage = stage("echo >>$DIR/starts; echo no disk >&2; exit 1").ended();
     let end = silent("the server exited with status 1: no disk");
