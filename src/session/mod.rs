@@ -286,6 +286,7 @@ impl Core {
         written: Written<'_>,
     ) -> Worth {
         if !self.counts(sending, lasting) {
+            self.order.answered(change);
             return Worth::SendAgain;
         }
         let Some(span) = self.order.span(change) else {
@@ -313,6 +314,7 @@ impl Core {
             self.void_all();
         }
         if !self.counts(sending, lasting) {
+            self.order.answered(change);
             return Worth::SendAgain;
         }
         self.order.over(change);
