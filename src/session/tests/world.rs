@@ -68,6 +68,8 @@ enum Stage {
     /// So many pieces are written again before the flush, and whether one was refused.
     Rewrite(Moment, usize, bool),
     FlushOnWay(Moment, usize, Sending),
+    /// A flush was answered at a moment, with success, and waits to be judged.
+    Answered(Moment, Moment, Sending),
     Done(bool),
 }
 
@@ -273,6 +275,9 @@ impl World {
         if let Stage::Rewrite(_, left, _) = op.stage {
             return left == 0;
         }
+        if let Stage::Answered(_, answered, _) = op.stage {
+            return self.core.may_judge(answered);
+        }
         if self.core.doom().is_some() {
             return true;
         }
@@ -445,6 +450,9 @@ impl World {
                 self.lose(client);
             }
         }
+        if let Stage::Answered(_, _, sending) = self.ops[id].stage {
+            self.core.forget_lasting(sending);
+        }
         self.fail(id);
     }
 
@@ -495,6 +503,10 @@ impl World {
                     false => self.ops[id].stage = Stage::Flush(since),
                 }
             }
+            (Stage::Answered(since, _, sending), _) => match self.core.flushed(sending, true) {
+                Worth::SendAgain => self.ops[id].stage = Stage::Flush(since),
+                Worth::Counts => self.has_flushed(id),
+            },
             _ if self.core.doom().is_some() => self.fail(id),
             (Stage::New, _) if ask.what == Do::Flush => {
                 self.ops[id].since = self.now;
@@ -615,10 +627,13 @@ impl World {
                 self.answered(id, sending, lasting, answer)?;
             }
             Stage::FlushOnWay(since, expected, sending) if expected == request_id => {
-                match (self.core.flushed(sending, answer.is_ok()), answer) {
-                    (Worth::SendAgain, _) => op.stage = Stage::Flush(since),
-                    (Worth::Counts, Ok(_)) => self.has_flushed(id),
-                    (Worth::Counts, Err(())) => self.fail_flush(id),
+                let answered = self.core.moment();
+                match answer.is_ok() {
+                    true => op.stage = Stage::Answered(since, answered, sending),
+                    false => match self.core.flushed(sending, false) {
+                        Worth::SendAgain => op.stage = Stage::Flush(since),
+                        Worth::Counts => self.fail_flush(id),
+                    },
                 }
             }
             _ => (),
@@ -639,14 +654,16 @@ impl World {
         let worth = match (op.change, &answer) {
             (None, _) => self.core.has_read(sending),
             (Some(change), Err(())) => self.core.refused(change, sending, lasting),
-            (Some(_), Ok(_)) if through && !lasting => match self.core.has_read(sending) {
-                Worth::SendAgain => Worth::SendAgain,
-                Worth::Counts => {
-                    op.through = Some(sending);
-                    op.stage = Stage::Flush(self.core.moment());
-                    return Ok(());
+            (Some(change), Ok(_)) if through && !lasting => {
+                match self.core.written_through(change, sending) {
+                    Worth::SendAgain => Worth::SendAgain,
+                    Worth::Counts => {
+                        op.through = Some(sending);
+                        op.stage = Stage::Flush(self.core.moment());
+                        return Ok(());
+                    }
                 }
-            },
+            }
             (Some(change), Ok(_)) => {
                 let written = op.ask.written(&op.written);
                 self.core.changed(change, sending, lasting, written)
