@@ -15,6 +15,9 @@ use common::{need, plugin};
 /// A place to connect to, for parameters that need one.
 const PLACE: &str = "socket=/nowhere";
 
+/// Coming back, for parameters that need it.
+const ON: &str = "reconnect=1";
+
 const BOOLEAN: &str = "could not decipher boolean";
 
 /// Parameters, and what the line must hold.
@@ -103,6 +106,31 @@ const OTHERS: &[Row] = &[
     (&[PLACE, "request-timeout=99999999999"], "request-timeout=9"),
     (&[PLACE, "close-timeout="], "close-timeout="),
     (&[PLACE, "close-timeout=never"], "close-timeout=never"),
+    (&[PLACE, "reconnect="], "reconnect=: must be "),
+    (&[PLACE, "reconnect=always"], "reconnect=always: must be "),
+    (&[PLACE, "reconnect=-1"], "reconnect=-1: must be "),
+    (
+        &[PLACE, "reconnect=99999999999"],
+        "must be at most 366 days",
+    ),
+    (
+        &[PLACE, ON, "reconnect-delay="],
+        "must be one time such as ",
+    ),
+    (&[PLACE, ON, "reconnect-delay=0"], "a delay of 1ms or more"),
+    (&[PLACE, ON, "reconnect-delay=2:1"], "not longer than"),
+    (&[PLACE, ON, "reconnect-delay=1:2:3"], "must be one time"),
+    (&[PLACE, ON, "reconnect-delay=1:1e9"], "must be one time"),
+    (&[PLACE, ON, "replay="], "replay=: must be a size"),
+    (&[PLACE, ON, "replay=lots"], "replay=lots: must be a size"),
+    (&[PLACE, ON, "replay=-1"], "replay=-1: must be a size"),
+    (&[PLACE, ON, "replay=8E"], "replay=8E: must be less than 8E"),
+    (&[PLACE, "keepalive="], "keepalive=: must be a time"),
+    (
+        &[PLACE, "keepalive=often"],
+        "keepalive=often: must be a time",
+    ),
+    (&[PLACE, "keepalive=32768"], "must be at most 32767 seconds"),
     (&[PLACE, "colour=blue"], "unknown parameter 'colour'"),
     (&[PLACE, "Socket=/nowhere"], "unknown parameter 'Socket'"),
 ];
@@ -113,7 +141,7 @@ const SEVERAL: &str = "cannot mix Unix ‘socket’, TCP ‘hostname’/‘port�
                        and ‘uri’ parameters";
 const STRAY_PORT: &str = "‘port’ parameter should only be used with ‘hostname’ or ‘vsock’";
 
-/// What cannot be meant together, in the words of the plugin in C.
+/// What cannot be meant together, in the words of the plugin in C where it has them.
 const CONFLICTS: &[Row] = &[
     (&[], NONE),
     (&["export=disk"], NONE),
@@ -130,6 +158,18 @@ const CONFLICTS: &[Row] = &[
     (
         &["socket-fd=0", "command-timeout=0"],
         "‘command-timeout’ parameter should only be used with ‘command’",
+    ),
+    (
+        &[PLACE, "reconnect-delay=1"],
+        "‘reconnect-delay’ parameter should only be used with ‘reconnect’, which is off",
+    ),
+    (
+        &[PLACE, "replay=1M", "reconnect=0"],
+        "‘replay’ parameter should only be used with ‘reconnect’, which is off",
+    ),
+    (
+        &["socket-fd=0", "reconnect=forever"],
+        "cannot use ‘reconnect’ with ‘socket-fd’: the socket is good for one connection",
     ),
     (
         &[PLACE, "dynamic-export=true", "export=disk"],

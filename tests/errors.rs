@@ -89,6 +89,16 @@ const AT_START: &[Case] = &[
         happen: |dir| starting(dir, &["socket=s", "dynamic-export=1", "shared=1"]),
     },
     Case {
+        item: "‘KEY’ parameter should only be used with ‘reconnect’, which is off",
+        text: "‘replay’ parameter should only be used with ‘reconnect’, which is off",
+        happen: |dir| starting(dir, &["socket=s", "replay=1M"]),
+    },
+    Case {
+        item: "cannot use ‘reconnect’ with ‘socket-fd’: the socket is good for one connection",
+        text: "cannot use ‘reconnect’ with ‘socket-fd’: the socket is good for one connection",
+        happen: |dir| starting(dir, &["socket-fd=0", "reconnect=1"]),
+    },
+    Case {
         item: "uri: ...",
         text: "uri: unknown query key 'socke'",
         happen: |dir| starting(dir, &["nbd://localhost?socke=s"]),
@@ -252,13 +262,21 @@ const SERVING: &[Case] = &[
         item: "the server is shutting down",
         text: "DIR/scripted.sock: the server is shutting down",
         happen: |dir| {
-            // The first answer says so, and the second request is not sent.
+            // The first answer says so, the server that comes in its place is another, and the second
+            // request is not sent.
             let server = Scripted::start(dir);
             server.play(|peer| {
                 peer.negotiate(&Offer::default())?;
                 let request = peer.request()?;
                 peer.send(&wire::error(DONE, request.cookie, errno::ESHUTDOWN, b""))?;
+                peer.request()?;
                 peer.expect_closed()
+            });
+            server.play(|peer| {
+                peer.negotiate(&Offer {
+                    size: 512,
+                    ..Offer::default()
+                })
             });
             let nbdkit = forward(dir, server.socket(), &[]);
             let mut front = Front::open(nbdkit.socket()).expect("opens");

@@ -72,6 +72,10 @@ fn all_parameters_together() {
         "handshake-timeout=1.5s",
         "request-timeout=200ms",
         "close-timeout=3",
+        "reconnect=1.5s",
+        "reconnect-delay=20ms:2",
+        "replay=16M",
+        "keepalive=10",
     ]);
 }
 
@@ -269,6 +273,30 @@ fn times_that_are_understood() {
 fn limits_may_be_switched_off() {
     accepted(&["socket=/nowhere", "request-timeout=0"]);
     accepted(&["socket=/nowhere", "close-timeout=0"]);
+    accepted(&["socket=/nowhere", "reconnect=0"]);
+}
+
+#[test]
+fn ways_to_come_back_that_are_understood() {
+    for time in ["1", "200ms", "forever"] {
+        accepted(&["socket=/nowhere", &format!("reconnect={time}")]);
+    }
+    let on = |parameter: &str| accepted(&["socket=/nowhere", "reconnect=30", parameter]);
+    for delay in ["1", "100ms:5s", "10", "2s:2s"] {
+        on(&format!("reconnect-delay={delay}"));
+    }
+    for size in ["0", "1", "2s", "512k", "64M", "1G", "7E"] {
+        on(&format!("replay={size}"));
+    }
+}
+
+#[test]
+fn silence_may_be_asked_about() {
+    for time in ["200ms", "1", "32767", "0"] {
+        accepted(&["hostname=localhost", &format!("keepalive={time}")]);
+    }
+    // It is of no use there, which only -v says.
+    accepted(&["socket=/nowhere", "keepalive=5"]);
 }
 
 #[test]
@@ -342,6 +370,10 @@ fn help_names_every_parameter() {
         "handshake-timeout=",
         "request-timeout=",
         "close-timeout=",
+        "reconnect=",
+        "reconnect-delay=",
+        "replay=",
+        "keepalive=",
     ] {
         assert!(help.contains(key), "{key} in {help}");
     }

@@ -180,11 +180,11 @@ fn m5_error_values_reach_the_client() {
 }
 
 #[test]
-fn m5_after_eshutdown_the_rest_finishes_and_nothing_new_starts() {
-    let mut bench = Bench::new(&[]);
-    let tried_more = Gate::default();
-    let ticket = bench.play({
-        let tried_more = tried_more.clone();
+fn m5_after_eshutdown_the_rest_finishes_and_another_connection_goes_on() {
+    let bench = Bench::new(&[]);
+    let said = Gate::default();
+    let left = bench.play({
+        let said = said.clone();
         move |peer| {
             peer.negotiate(&Offer::simple())?;
             let (first, second) = (peer.request()?, peer.request()?);
@@ -194,37 +194,62 @@ fn m5_after_eshutdown_the_rest_finishes_and_nothing_new_starts() {
                 (second, first)
             };
             peer.send(&wire::simple(stopped.cookie, errno::ESHUTDOWN))?;
-            tried_more.pass();
+            said.pass();
             peer.answer(&finishing, &mut Disk::new(1 << 20))?;
             // The disconnect comes by itself: the client has not closed yet.
             let last = peer.request()?;
-            assert_eq!(last.kind, cmd::DISC);
+            assert_eq!(last.kind, cmd::DISC, "nothing new is sent");
             peer.expect_closed()
         }
     });
-
     let mut front = bench.open();
+    let next = bench.play(|peer| {
+        peer.negotiate(&Offer::simple())?;
+        peer.serve(&mut Disk::new(1 << 20))
+    });
     let stopped = front.submit_read(OFFSET, LENGTH);
     let finishing = front.submit_read(0, LENGTH);
-    assert_eq!(front.wait_read(stopped), Err(errno::ESHUTDOWN));
-    assert_eq!(
-        front.read(OFFSET, LENGTH),
-        Err(errno::ESHUTDOWN),
-        "a new request"
-    );
-    assert_eq!(
-        front.write(OFFSET, &[1; 512]),
-        Err(errno::ESHUTDOWN),
-        "a new request"
-    );
-    tried_more.open();
+    said.open();
     assert_eq!(
         front.wait_read(finishing),
         Ok(pattern(0, LENGTH as usize)),
         "it was in flight before"
     );
+    left.finished("M5 ESHUTDOWN");
+    assert_eq!(
+        front.wait_read(stopped),
+        Ok(pattern(OFFSET, LENGTH as usize)),
+        "it is made again over the next connection"
+    );
+    assert_eq!(front.read(0, LENGTH), Ok(pattern(0, LENGTH as usize)));
+    front.close();
+    next.finished("M5 after ESHUTDOWN");
+}
 
+#[test]
+fn m5_eshutdown_is_what_the_client_sees_when_nobody_takes_the_servers_place() {
+    let mut bench = Bench::new(&[]);
+    let ticket = bench.play(|peer| {
+        peer.negotiate(&Offer::simple())?;
+        let request = peer.request()?;
+        peer.send(&wire::simple(request.cookie, errno::ESHUTDOWN))?;
+        assert_eq!(peer.request()?.kind, cmd::DISC);
+        peer.expect_closed()
+    });
+    let mut front = bench.open();
+    // It offers less than the one that is going away.
+    let smaller = bench.play(|peer| {
+        peer.negotiate(&Offer {
+            size: 512,
+            ..Offer::simple()
+        })?;
+        assert_eq!(peer.request()?.kind, cmd::DISC, "nothing is asked of it");
+        peer.expect_closed()
+    });
+    assert_eq!(front.read(OFFSET, LENGTH), Err(errno::ESHUTDOWN));
     ticket.finished("M5 ESHUTDOWN");
+    smaller.finished("M5 the smaller one");
+    assert_eq!(front.write(OFFSET, &[1; 512]), Err(errno::ESHUTDOWN));
     still_lost("M5 ESHUTDOWN", &mut front);
     front.close();
     bench.serves_the_next("M5 ESHUTDOWN");

@@ -2,6 +2,7 @@
 //! for every contender, and costs less than the servers that it measures.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nbdkit_nbd_plugin::client::error::Error;
@@ -84,11 +85,12 @@ fn open(socket: &Path, export: &str) -> Result<Client, Error> {
         handshake_timeout: PATIENCE,
         request_timeout: PATIENCE,
         close_timeout: PATIENCE,
+        reconnect: None,
         wanted: None,
         manners: Manners::default(),
     };
     Client::open(
-        &options,
+        &Arc::new(options),
         &ExportName::new(export.as_bytes().to_vec()).unwrap_or_default(),
     )
 }

@@ -4,9 +4,12 @@
 //! reader needs; a sender that must wait for room takes the reading role meanwhile if nobody has
 //! it, because the server may be waiting for its replies to be drained.
 
+mod leaving;
+
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use once_cell::sync::OnceCell;
 
@@ -33,7 +36,10 @@ pub struct Patience {
     /// request. `None` where others use the connection too: it does not end with one of them.
     pub wanted: Option<Wanted>,
     /// How long answers may take after that; `None` for ever.
-    pub close: Option<std::time::Duration>,
+    pub close: Option<Duration>,
+    /// Whether another connection takes its place when it is lost, and this one is buried first:
+    /// see [`Connection::bury`].
+    pub lasting: bool,
 }
 
 /// A connection in transmission.
@@ -93,6 +99,17 @@ impl Connection {
         buffer: Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<Vec<Descriptor>, Error> {
+        self.carry_out(request, buffer, deadline, Self::check_usable)
+    }
+
+    #[inline]
+    fn carry_out(
+        &self,
+        request: Request,
+        buffer: Buffer<'_>,
+        deadline: &Deadline,
+        check: impl FnOnce(&Self) -> Result<(), Error>,
+    ) -> Result<Vec<Descriptor>, Error> {
         let mut cookie = Cookie(0);
         let ticket = self.inflight.claim(deadline, |given| {
             cookie = given;
@@ -106,9 +123,8 @@ impl Connection {
             });
         };
         // Only now: whoever ends the connection after this check finds the claimed slot.
-        if let Err(error) = self.check_usable() {
+        if let Err(error) = check(self) {
             drop(ticket);
-            self.leave();
             return Err(error);
         }
         let _fuse = Fuse(self);
@@ -148,32 +164,30 @@ impl Connection {
         self.inflight.is_idle()
     }
 
-    /// Says goodbye and waits until the server has closed its side, or until the deadline. No
-    /// request may be in flight.
-    pub fn close(&self, deadline: Deadline) {
-        if self.lost.get().is_some() {
-            return;
+    /// Whether it was this connection's server that said so.
+    pub fn has_announced(&self, lost: &Arc<Lost>) -> bool {
+        self.closing
+            .get()
+            .is_some_and(|closing| Arc::ptr_eq(closing, lost))
+    }
+
+    /// Ends it after a panic, and says so.
+    pub fn failed_by_panic(&self) -> Error {
+        self.fail(Cause::Panic);
+        let lost = || Arc::new(Lost::new(self.server.clone(), Cause::Panic));
+        Error::Lost(self.lost.get_or_init(lost).clone())
+    }
+
+    /// Ends it, since nobody wants anything more of it.
+    pub fn give_up(&self) {
+        self.fail(Cause::GivenUp(transport::Error::Unwanted));
+    }
+
+    fn check_not_lost(&self) -> Result<(), Error> {
+        match self.lost.get() {
+            Some(lost) => Err(Error::Lost(lost.clone())),
+            None => Ok(()),
         }
-        self.disconnect(deadline);
-        let mut scrap = [0; 4096];
-        let ended = loop {
-            match self.stream.wait(true, false, None, deadline) {
-                Ok(ready) if ready.expired => break deadline.passed(),
-                Ok(_) => (),
-                Err(error) => break error,
-            }
-            // A server that never stops sending is cut off by the deadline, too.
-            match self.stream.receive(&mut scrap, Blocking::No) {
-                Ok(_) if deadline.has_passed() => break deadline.passed(),
-                Ok(_) => (),
-                Err(error) => break error,
-            }
-        };
-        match ended {
-            transport::Error::Closed => log::debug!("{}: disconnected", self.server),
-            error => log::debug!("{}: disconnect: {error}", self.server),
-        }
-        self.stream.hang_up();
     }
 
     /// Whether it is known to be gone, or was left for a server that said that it is going away: there
@@ -186,6 +200,11 @@ impl Connection {
     pub fn untold_loss(&self) -> Option<&Lost> {
         let lost = self.lost.get().filter(|lost| lost.tell_once())?;
         Some(lost)
+    }
+
+    /// Whether it is gone without a word. Looks for the end of the stream if nobody else does.
+    pub fn is_lost(&self) -> bool {
+        self.closing.get().is_none() && self.is_over()
     }
 
     /// Whether no new request will succeed. Looks for the end of the stream if nobody else does.
@@ -387,12 +406,18 @@ impl Connection {
 
     /// Declares the connection lost. The first cause counts; later ones are its consequences.
     fn fail(&self, cause: Cause) {
+        // Whoever buries it sees to the rest; what is in flight ends with the next look of whoever
+        // receives.
+        let soft = self.patience.lasting && cause.is_ours();
         self.lost.get_or_init(|| {
             let lost = Lost::new(self.server.clone(), cause);
             log::debug!("{lost}");
             Arc::new(lost)
         });
-        self.stream.hang_up();
+        match soft {
+            true => self.stream.finish_sending(),
+            false => self.stream.hang_up(),
+        }
     }
 
     /// What became of a request that is over.
@@ -409,35 +434,14 @@ impl Connection {
                 let announced = self
                     .closing
                     .get_or_init(|| Arc::new(Lost::new(self.server.clone(), Cause::Announced)));
-                self.leave();
                 return Err(Error::Lost(announced.clone()));
             }
         }
-        self.leave();
         result.map_err(|error| Error::Failed {
             server: self.server.clone(),
             request,
             error,
         })
-    }
-
-    /// The last request out of a connection that is closing closes the door.
-    fn leave(&self) {
-        if self.closing.get().is_some() && self.inflight.is_idle() {
-            self.disconnect(Deadline::after_maybe(self.patience.close));
-        }
-    }
-
-    /// Sends `NBD_CMD_DISC`, which has no reply, and nothing after it.
-    fn disconnect(&self, deadline: Deadline) {
-        if self.disconnected.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let goodbye = Request::new(Command::DISC, 0, 0).encode(Cookie(0));
-        if let Err(error) = self.stream.send_all(&goodbye, deadline) {
-            log::debug!("{}: NBD_CMD_DISC: {error}", self.server);
-        }
-        self.stream.finish_sending();
     }
 }
 
@@ -537,6 +541,7 @@ mod tests {
         let patience = Patience {
             wanted: None,
             close: None,
+            lasting: false,
         };
         let connection = Connection::new("server".into(), ours, &export, patience);
         (connection.expect("a connection"), theirs)

@@ -4,8 +4,9 @@
 //! is lost.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::proto::consts::{CommandFlags, OptionReply};
 use crate::proto::handshake;
@@ -58,6 +59,26 @@ pub enum Error {
         /// The time that was left for it.
         timeout: transport::Error,
     },
+    /// Nobody waits for it any more, and the server is not there.
+    #[error("{0}: given up, as nobody waits for it any more")]
+    Unwanted(Server),
+    /// The server was lost and did not come back in the time that requests wait for it.
+    #[error(transparent)]
+    Outage(Arc<Outage>),
+    /// What the server was lost with cannot be had back, or not all of it.
+    #[error("{server}: {why}")]
+    Doomed {
+        /// Which server.
+        server: Server,
+        /// What stands in the way.
+        why: Arc<str>,
+    },
+    /// The server was lost with changes that no flush had made permanent, and none were kept.
+    #[error(
+        "{0}: what was written before the connection was lost may be missing, and nothing makes it \
+         permanent (replay=0)"
+    )]
+    Unflushed(Server),
     /// The request must not be sent to this server.
     #[error("{server}: {what}")]
     Unsupported {
@@ -84,9 +105,21 @@ impl Error {
         matches!(self, Self::Open { cause, .. } if cause.is_transient())
     }
 
+    /// Whether the server said that it is going away.
+    pub(super) fn is_announced(&self) -> bool {
+        matches!(self, Self::Lost(lost) if matches!(lost.cause, Cause::Announced))
+    }
+
+    /// Whether the server broke the protocol while the connection was opened.
+    pub(super) fn is_violation(&self) -> bool {
+        matches!(self, Self::Open { cause, .. }
+            if matches!(&**cause, OpenError::Handshake(handshake::Error::Violation(_))))
+    }
+
     /// Whether it came to nothing only because nobody waited any more. nbdkit has said so then.
     pub fn is_unwanted(&self) -> bool {
         match self {
+            Self::Unwanted(_) => true,
             Self::Open { cause, .. } => matches!(
                 &**cause,
                 OpenError::Connect(transport::Error::Unwanted)
@@ -112,7 +145,9 @@ impl Error {
                 errno => errno,
             },
             Self::Crowded { .. } => libc::EIO,
-            Self::GivenUp { .. } => libc::ESHUTDOWN,
+            Self::GivenUp { .. } | Self::Unwanted(_) => libc::ESHUTDOWN,
+            // Never ESHUTDOWN, which tells clients to leave: the tries go on.
+            Self::Outage(_) | Self::Doomed { .. } | Self::Unflushed(_) => libc::EIO,
             Self::Unsupported { errno, .. } => *errno,
         }
     }
@@ -190,6 +225,11 @@ impl Lost {
         }
     }
 
+    /// What ended it.
+    pub(super) fn cause(&self) -> &Cause {
+        &self.cause
+    }
+
     /// True for the first who asks: the loss is told to the user once, not by every waiter.
     pub fn tell_once(&self) -> bool {
         !self.told.swap(true, Ordering::Relaxed)
@@ -206,6 +246,64 @@ impl fmt::Display for Lost {
 }
 
 impl std::error::Error for Lost {}
+
+/// A server that was lost, and what came of coming back to it.
+#[derive(Debug)]
+pub struct Outage {
+    lost: Arc<Lost>,
+    /// How long requests wait; `None` for ever.
+    limit: Option<Duration>,
+    told: AtomicBool,
+    /// Why the last try failed.
+    last: Mutex<Option<String>>,
+}
+
+impl Outage {
+    pub(super) fn new(lost: Arc<Lost>, limit: Option<Duration>) -> Self {
+        Self {
+            lost,
+            limit,
+            told: AtomicBool::new(false),
+            last: Mutex::default(),
+        }
+    }
+
+    /// True for the first who asks: an outage is told to the user once, not by every waiter.
+    pub fn tell_once(&self) -> bool {
+        !self.told.swap(true, Ordering::Relaxed)
+    }
+
+    /// The loss that it began with.
+    pub(super) fn lost(&self) -> &Arc<Lost> {
+        &self.lost
+    }
+
+    /// A try has failed.
+    pub(super) fn note(&self, failure: String) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+    }
+
+    /// Why the last try failed, if one did.
+    pub(super) fn last(&self) -> Option<String> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.clone()
+    }
+}
+
+impl fmt::Display for Outage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; not back", self.lost)?;
+        if let Some(limit) = self.limit {
+            write!(f, " within {limit:?}")?;
+        }
+        match self.last() {
+            Some(last) => write!(f, " ({last})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Outage {}
 
 /// What ended a connection.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -233,6 +331,11 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Whether it was ours to end the connection, and the server may not know yet.
+    pub(super) fn is_ours(&self) -> bool {
+        matches!(self, Self::Deadline(..) | Self::Violation(_))
+    }
+
     fn errno(&self) -> i32 {
         match self {
             Self::Transport(error) | Self::Deadline(_, error) => error.errno(),

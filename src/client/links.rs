@@ -1,22 +1,25 @@
 //! A front client's way to the server, or the one way of all of them.
 //!
-//! [`Links`] holds the connections, says over which of them a request goes, and knows what must be
-//! done before they are left. At present there is one connection, made before the links are, and
-//! with it they live and end. [`Shared`] is for the links of all clients: it makes them anew when
-//! they have ended, in one attempt whose result all who wait for it get.
+//! [`Links`] says over which connection a request goes, and knows what must be done before one is
+//! left. A *plain* way has one connection, made before the links are, with which it lives and ends;
+//! only a server that says that it is going away is left for another, once. A *lasting* way outlives
+//! its connections: see `lasting.rs`. [`Shared`] is for the links of all clients: it makes them anew
+//! when they have ended, in one attempt whose result all who wait for it get.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::Opener;
 use super::connection::Connection;
 use super::error::{Error, OpenError, Server};
+use super::lasting::Lasting;
 use super::loan::Buffer;
+use super::plain::Plain;
 use super::upkeep::Upkeep;
 use super::volume::Volume;
 use crate::proto::chunks::Descriptor;
-use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::request::Request;
+use crate::session::gate::Protection;
 use crate::transport::{Deadline, Wanted};
 
 /// A way to an export.
@@ -24,25 +27,34 @@ use crate::transport::{Deadline, Wanted};
 pub struct Links {
     server: Server,
     volume: Arc<Volume>,
-    /// At least one.
-    members: Box<[Member]>,
-    /// Something was written that no flush has made permanent since.
-    wrote: AtomicBool,
+    way: Way,
 }
 
-/// One connection of several that lead to the same export.
 #[derive(Debug)]
-struct Member {
-    connection: Connection,
+enum Way {
+    Plain(Plain),
+    Lasting(Arc<Lasting>),
 }
 
 impl Links {
-    pub(super) fn new(server: Server, volume: Arc<Volume>, connection: Connection) -> Self {
+    pub(super) fn plain(
+        opener: Opener,
+        volume: Arc<Volume>,
+        connection: Connection,
+        protection: Protection,
+    ) -> Self {
         Self {
-            server,
+            server: opener.server.clone(),
+            way: Way::Plain(Plain::new(opener, volume.clone(), connection, protection)),
             volume,
-            members: Box::new([Member { connection }]),
-            wrote: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn lasting(lasting: Lasting, volume: Arc<Volume>) -> Self {
+        Self {
+            server: lasting.server().clone(),
+            volume,
+            way: Way::Lasting(Arc::new(lasting)),
         }
     }
 
@@ -63,7 +75,10 @@ impl Links {
         buffer: Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<Vec<Descriptor>, Error> {
-        self.member().submit(request, buffer, deadline)
+        match &self.way {
+            Way::Plain(plain) => plain.submit(request, buffer, deadline),
+            Way::Lasting(lasting) => lasting.submit(request, buffer, deadline),
+        }
     }
 
     /// The same for a request that changes what is stored.
@@ -73,39 +88,44 @@ impl Links {
         buffer: Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<(), Error> {
-        let result = self.member().submit(request, buffer, deadline);
-        // Also a change that failed may have been made in part.
-        let lasting = request.flags.contains(CommandFlags::FUA);
-        if !lasting && !self.wrote.load(Ordering::Relaxed) {
-            self.wrote.store(true, Ordering::Release);
+        match &self.way {
+            Way::Plain(plain) => plain.change(request, buffer, deadline),
+            Way::Lasting(lasting) => lasting.change(request, buffer, deadline),
         }
-        result.map(drop)
     }
 
-    /// Makes every answered change permanent.
-    pub fn flush(&self, deadline: &Deadline) -> Result<(), Error> {
-        // Whoever writes from now on is not covered.
-        let wrote = self.wrote.swap(false, Ordering::AcqRel);
-        let request = Request::new(Command::FLUSH, 0, 0);
-        let result = self.member().submit(request, Buffer::None, deadline);
-        if result.is_err() && wrote {
-            self.wrote.store(true, Ordering::Release);
+    /// Makes every answered change permanent. `since` is what [`Links::losses`] said when the client
+    /// came that asks for it.
+    pub fn flush(&self, deadline: &Deadline, since: u64) -> Result<(), Error> {
+        match &self.way {
+            Way::Plain(plain) => plain.flush(deadline),
+            Way::Lasting(lasting) => lasting.flush(deadline, since),
         }
-        result.map(drop)
+    }
+
+    /// How often something unflushed was lost for good. Who was there must not hear of a good flush
+    /// after that.
+    pub fn losses(&self) -> u64 {
+        match &self.way {
+            Way::Plain(_) => 0,
+            Way::Lasting(lasting) => lasting.losses(),
+        }
     }
 
     /// Whether no new request will succeed. Looks for the end of the stream if nobody else does.
     pub fn is_over(&self) -> bool {
-        self.members
-            .iter()
-            .all(|member| member.connection.is_over())
+        match &self.way {
+            Way::Plain(plain) => plain.is_over(),
+            Way::Lasting(lasting) => lasting.is_over(),
+        }
     }
 
     /// Whether all connections are gone, or were left: nothing is to be done for them any more.
     pub(super) fn are_gone(&self) -> bool {
-        self.members
-            .iter()
-            .all(|member| member.connection.is_gone())
+        match &self.way {
+            Way::Plain(plain) => plain.is_gone(),
+            Way::Lasting(lasting) => lasting.is_over(),
+        }
     }
 
     /// Flushes if something was written, says goodbye and waits for the server; all of that until
@@ -116,60 +136,36 @@ impl Links {
     /// does not know of: it must not come back into a filter that is unloaded, so its connection is
     /// left to end with the process.
     pub fn close(&self, deadline: Deadline) {
-        let deadline = self.member().grace().unwrap_or(deadline);
-        match self.is_over() {
-            true => self.tell_of_loss(),
-            false if self.wrote.load(Ordering::Acquire) => self.flush_finally(deadline),
-            false => (),
-        }
-        for member in &self.members {
-            match member.connection.is_idle() {
-                true => member.connection.close(deadline),
-                false => log::debug!("{}: left with requests in flight", self.server),
-            }
-        }
-    }
-
-    fn flush_finally(&self, deadline: Deadline) {
-        if !self.volume.export().can(TransmissionFlags::SEND_FLUSH) {
-            return;
-        }
-        if let Err(error) = self.flush(&deadline) {
-            // Not once for each kind: every time it is other data.
-            log::error!("warning: {error}; what was written since the last flush may be lost");
+        match &self.way {
+            Way::Plain(plain) => plain.close(deadline),
+            Way::Lasting(lasting) => lasting.close(deadline),
         }
     }
 
     /// Tells of the end of connections that no request has found out about, if that matters to what
     /// was answered.
     fn tell_of_loss(&self) {
-        if !self.wrote.load(Ordering::Acquire) {
-            return;
-        }
-        for member in &self.members {
-            if let Some(lost) = member.connection.untold_loss() {
-                log::error!("warning: {lost}; what was written since the last flush may be lost");
-            }
+        match &self.way {
+            Way::Plain(plain) => plain.tell_of_loss(),
+            // It was told when it was lost.
+            Way::Lasting(_) => (),
         }
     }
 
     /// Looks after requests that wait for long; see `Connection::inspect`.
     pub(super) fn inspect(&self) -> bool {
-        self.members
-            .iter()
-            .fold(false, |any, member| any | member.connection.inspect())
+        match &self.way {
+            Way::Plain(plain) => plain.inspect(),
+            Way::Lasting(lasting) => lasting.inspect(),
+        }
     }
 
     /// What is in flight may be answered until then, and no longer.
     pub(super) fn give_grace(&self, until: Deadline) {
-        for member in &self.members {
-            member.connection.give_grace(until);
+        match &self.way {
+            Way::Plain(plain) => plain.give_grace(until),
+            Way::Lasting(lasting) => lasting.give_grace(until),
         }
-    }
-
-    /// The connection for the next request.
-    fn member(&self) -> &Connection {
-        &self.members[0].connection
     }
 }
 

@@ -20,6 +20,26 @@ pub enum Buffer<'a> {
     Target(&'a mut [u8]),
 }
 
+impl Buffer<'_> {
+    /// The same for one sending of several.
+    pub fn lend(&mut self) -> Buffer<'_> {
+        match self {
+            Self::None => Buffer::None,
+            Self::Source(bytes) => Buffer::Source(bytes),
+            Self::Target(bytes) => Buffer::Target(bytes),
+        }
+    }
+
+    /// A part of it.
+    pub fn part(&mut self, range: std::ops::Range<usize>) -> Buffer<'_> {
+        match self {
+            Self::None => Buffer::None,
+            Self::Source(bytes) => Buffer::Source(&bytes[range]),
+            Self::Target(bytes) => Buffer::Target(&mut bytes[range]),
+        }
+    }
+}
+
 /// A [`Buffer`] without its lifetime.
 #[derive(Debug)]
 pub struct Loan {

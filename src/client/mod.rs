@@ -9,18 +9,24 @@
 //! deadline, its pieces. [`Links`] is its way to the server, alone or with others; it leads to a
 //! [`volume::Volume`], the export as nbdkit was told of it. [`upkeep`] is time.
 
+mod comeback;
 mod connection;
 pub mod error;
 mod flight;
+pub mod helpers;
 // Public for benches/micro alone.
 pub mod inflight;
+mod lasting;
 pub mod links;
 #[allow(unsafe_code)]
 mod loan;
 pub mod manners;
 mod open;
+mod opener;
 mod outbox;
+mod plain;
 mod receiver;
+pub mod resume;
 mod split;
 mod sync;
 pub mod upkeep;
@@ -29,12 +35,13 @@ pub mod volume;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::connection::{Connection, Patience};
 use self::error::{Error, Server};
 use self::links::Links;
 use self::loan::Buffer;
 use self::manners::Manners;
-use self::volume::Volumes;
+use self::opener::Opener;
+pub use self::opener::connect;
+use self::resume::Terms;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
@@ -64,6 +71,8 @@ pub struct Options {
     /// Longest time for answers in flight and for closing, once a client has left or nbdkit ends;
     /// `None` for ever.
     pub close_timeout: Option<Duration>,
+    /// Whether and how to come back to a server that was lost.
+    pub reconnect: Option<Terms>,
     /// Whether the client that a thread serves is still there, and nbdkit goes on. Asked on that
     /// thread, and only where it has waited for a second. `None` where nobody can be asked.
     pub wanted: Option<Wanted>,
@@ -86,29 +95,6 @@ pub fn server(options: &Options) -> Server {
     options.target.to_string().into()
 }
 
-/// Connects and enters transmission with an export. The connection belongs to all clients if it is
-/// `shared`: then it does not end with one that leaves.
-pub fn connect(
-    options: &Options,
-    volumes: &Volumes,
-    export: &ExportName,
-    shared: bool,
-) -> Result<Arc<Links>, Error> {
-    let server = server(options);
-    let (stream, offer) = open::enter(&server, options, export)?;
-    let patience = Patience {
-        wanted: options.wanted.filter(|_| !shared),
-        close: options.close_timeout,
-    };
-    let connection =
-        Connection::new(server.clone(), stream, &offer, patience).map_err(|error| Error::Open {
-            server: server.clone(),
-            cause: error::OpenError::System(error).into(),
-        })?;
-    let volume = volumes.admit(export.as_bytes(), &offer);
-    Ok(Arc::new(Links::new(server, volume, connection)))
-}
-
 /// An open export, for one client.
 #[derive(Debug)]
 pub struct Client {
@@ -116,6 +102,8 @@ pub struct Client {
     request_timeout: Option<Duration>,
     close_timeout: Option<Duration>,
     wanted: Option<Wanted>,
+    /// What [`Links::losses`] said when it came.
+    losses: u64,
 }
 
 /// An operation in several pieces. Each of them may be quick where all of them are not, and a request
@@ -181,6 +169,7 @@ impl Client {
     /// A client that goes by these links.
     pub fn new(links: Arc<Links>, options: &Options) -> Self {
         Self {
+            losses: links.losses(),
             links,
             request_timeout: options.request_timeout,
             close_timeout: options.close_timeout,
@@ -189,8 +178,9 @@ impl Client {
     }
 
     /// Opens an export for one client alone, which nobody else looks after.
-    pub fn open(options: &Options, export: &ExportName) -> Result<Self, Error> {
-        let links = connect(options, &Volumes::default(), export, false)?;
+    pub fn open(options: &Arc<Options>, export: &ExportName) -> Result<Self, Error> {
+        let (volumes, helpers) = Default::default();
+        let links = connect(options, &volumes, &helpers, export, false, false)?;
         Ok(Self::new(links, options))
     }
 
@@ -300,7 +290,7 @@ impl Client {
     /// Makes every answered write permanent.
     pub fn flush(&self) -> Result<(), Error> {
         self.require(TransmissionFlags::SEND_FLUSH, "NBD_CMD_FLUSH")?;
-        self.links.flush(&self.deadline())
+        self.links.flush(&self.deadline(), self.losses)
     }
 
     /// Tells the server that a range is not needed any more.
@@ -450,7 +440,7 @@ impl Client {
     /// Longest payload of one request, bytes.
     fn piece(&self) -> usize {
         // At least one minimum block by the rules for block sizes.
-        self.export().maximum_payload() as usize
+        self.links.volume().payload() as usize
     }
 
     /// Refuses what no server could do: a range past the end, or between blocks. A zero length is

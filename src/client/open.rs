@@ -24,13 +24,24 @@ const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
 /// A time for which nobody needs to be told what is waited for.
 const LEAST_REMINDER: Duration = Duration::from_millis(900);
 
-/// Connects, and enters transmission with `export`.
+/// Connects, and enters transmission with `export`. Once it was `again` reached, a hang-up is a loss,
+/// and no reason to ask otherwise.
 pub fn enter(
     server: &Server,
     options: &Options,
     export: &ExportName,
+    again: bool,
 ) -> Result<(Stream, Export), Error> {
-    match reach(server, options, Goal::open(export))? {
+    let goal = Goal::open(export);
+    let reached = match again {
+        false => reach(server, options, goal),
+        true => {
+            let goal = goal.with_ladder(options.manners.ladder());
+            attempt(server, options, goal, &mut End::default())
+                .map_err(|cause| failed(server, cause))
+        }
+    };
+    match reached? {
         (stream, Outcome::Export(export)) => {
             describe(server, &export);
             Ok((stream, *export))

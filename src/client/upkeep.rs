@@ -1,4 +1,4 @@
-//! Time: the only thread of the client's own. It makes attempts that do not belong to one client,
+//! Time: the only thread of the client's own that is always there. It makes attempts that do not belong to one client,
 //! looks after requests that wait for long, and learns that nbdkit is about to end.
 //!
 //! It starts when nbdkit has forked and is joined before nbdkit unloads the plugin. With nobody
@@ -13,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::helpers::Helpers;
 use super::links::Links;
 use crate::transport::{Deadline, Wanted};
 
@@ -27,6 +28,7 @@ pub type Task = Box<dyn FnOnce() + Send>;
 pub struct Upkeep {
     inner: Arc<Inner>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    helpers: Arc<Helpers>,
 }
 
 #[derive(Debug)]
@@ -72,11 +74,18 @@ impl Upkeep {
                 patience,
             }),
             thread: Mutex::new(None),
+            helpers: Arc::default(),
         }
+    }
+
+    /// Threads for what takes long, which end with this one.
+    pub fn helpers(&self) -> &Arc<Helpers> {
+        &self.helpers
     }
 
     /// Starts the thread, once.
     pub fn start(&self) -> std::io::Result<()> {
+        self.helpers.start();
         let mut thread = lock(&self.thread);
         if thread.is_none() {
             let inner = self.inner.clone();
@@ -126,6 +135,7 @@ impl Upkeep {
             // A panic of the thread's has been caught in it.
             let _ = thread.join();
         }
+        self.helpers.close();
         let live = std::mem::take(&mut lock(&self.inner.state).live);
         // What hung until now has used up its own time, and nobody else's.
         let until = Deadline::after_maybe(self.inner.patience);
@@ -144,6 +154,8 @@ impl Upkeep {
                 let _ = thread.join();
             }
         });
+        // What they waited for is over now.
+        self.helpers.join();
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use super::resume::{Resume, Terms};
 use crate::proto::consts::Command;
 use crate::proto::export::Export;
 
@@ -25,11 +26,17 @@ pub struct Volume {
     /// Longest requests that the server was found to take, in the order of [`place`]; `u32::MAX`
     /// where nothing was found yet.
     limits: [AtomicU32; 3],
+    /// Largest payload that every server behind it was found to take, bytes.
+    payload: AtomicU32,
+    /// What outlives the connections; none where they are not made anew.
+    session: Option<Resume>,
 }
 
 impl Volume {
-    fn new(export: Export) -> Self {
+    fn new(export: Export, terms: Option<&Terms>) -> Self {
         Self {
+            payload: AtomicU32::new(export.maximum_payload()),
+            session: terms.map(|terms| Resume::new(&export, terms)),
             export,
             limits: [const { AtomicU32::new(u32::MAX) }; 3],
         }
@@ -38,6 +45,21 @@ impl Volume {
     /// What nbdkit was told.
     pub fn export(&self) -> &Export {
         &self.export
+    }
+
+    /// What outlives its connections.
+    pub(super) fn session(&self) -> Option<&Resume> {
+        self.session.as_ref()
+    }
+
+    /// Largest length of one read or write, bytes.
+    pub fn payload(&self) -> u32 {
+        self.payload.load(Ordering::Relaxed)
+    }
+
+    /// A server behind it takes no more than that.
+    pub(super) fn found_payload(&self, most: u32) {
+        self.payload.fetch_min(most, Ordering::Relaxed);
     }
 
     /// Longest range for one request without payload, bytes, as far as is known: a whole number of
@@ -89,7 +111,7 @@ pub struct Volumes {
 impl Volumes {
     /// The volume for a connection that offers `export` for the name `asked`. If a client has it open
     /// already and was told the same, both have one; else whoever comes now starts afresh.
-    pub fn admit(&self, asked: &[u8], export: &Export) -> Arc<Volume> {
+    pub fn admit(&self, asked: &[u8], export: &Export, terms: Option<&Terms>) -> Arc<Volume> {
         let name = export
             .canonical_name
             .as_ref()
@@ -98,11 +120,13 @@ impl Volumes {
         // Clients can ask for any number of names: none is kept longer than it is used.
         known.retain(|_, volume| volume.strong_count() > 0);
         if let Some(volume) = known.get(name).and_then(Weak::upgrade) {
-            if volume.export.offers_the_same(export) {
+            // Whoever comes after a session has ended for good starts afresh.
+            let doomed = volume.session().is_some_and(Resume::is_doomed);
+            if !doomed && volume.export.offers_the_same(export) {
                 return volume;
             }
         }
-        let volume = Arc::new(Volume::new(export.clone()));
+        let volume = Arc::new(Volume::new(export.clone(), terms));
         known.insert(name.into(), Arc::downgrade(&volume));
         volume
     }
@@ -126,7 +150,7 @@ mod tests {
 
     #[test]
     fn what_is_too_long_is_cut_to_the_largest_payload_and_then_by_a_factor() {
-        let volume = Volume::new(export(1 << 40));
+        let volume = Volume::new(export(1 << 40), None);
         let kib = |n: u32| n << 10;
         let all = [32768, 8192, 2048, 512, 128, 64].map(kib);
         assert_eq!(lengths(&volume, u32::MAX), all);
@@ -139,19 +163,19 @@ mod tests {
 
     #[test]
     fn nothing_is_cut_for_ever() {
-        let volume = Volume::new(export(1 << 40));
+        let volume = Volume::new(export(1 << 40), None);
         assert_eq!(volume.shorter(LEAST_PIECE), None);
         assert_eq!(volume.shorter(512), None);
         assert_eq!(volume.shorter(LEAST_PIECE + 4096), Some(LEAST_PIECE));
         let mut small = export(1 << 40);
         small.block_sizes = BlockSizes::checked(1, 512, 4096);
-        let small = Volume::new(small);
+        let small = Volume::new(small, None);
         assert_eq!(lengths(&small, 1 << 20), [4096], "a small payload is tried");
     }
 
     #[test]
     fn a_limit_is_remembered_for_its_command() {
-        let volume = Volume::new(export(1 << 40));
+        let volume = Volume::new(export(1 << 40), None);
         assert_eq!(volume.longest(Command::TRIM), u32::MAX - 4095);
         volume.found_longest(Command::TRIM, 1 << 20);
         volume.found_longest(Command::TRIM, 1 << 22);
@@ -162,15 +186,15 @@ mod tests {
     #[test]
     fn clients_who_were_told_the_same_share_a_volume() {
         let volumes = Volumes::default();
-        let first = volumes.admit(b"disk", &export(1 << 20));
-        let again = volumes.admit(b"disk", &export(1 << 20));
+        let first = volumes.admit(b"disk", &export(1 << 20), None);
+        let again = volumes.admit(b"disk", &export(1 << 20), None);
         assert!(Arc::ptr_eq(&first, &again));
-        let grown = volumes.admit(b"disk", &export(1 << 21));
+        let grown = volumes.admit(b"disk", &export(1 << 21), None);
         assert!(!Arc::ptr_eq(&first, &grown));
-        let other = volumes.admit(b"other", &export(1 << 21));
+        let other = volumes.admit(b"other", &export(1 << 21), None);
         assert!(!Arc::ptr_eq(&grown, &other));
         drop((first, again, grown, other));
-        volumes.admit(b"new", &export(1));
+        volumes.admit(b"new", &export(1), None);
         let known = volumes.known.lock().expect("not poisoned");
         assert_eq!(known.len(), 1, "what nobody has open is forgotten");
     }

@@ -32,4 +32,11 @@ handshake-timeout=<TIME>
 request-timeout=<TIME> Longest wait for the answer to a request (default none).
 close-timeout=<TIME>   Longest wait when a connection is left (default 5 s).
 command-timeout=<TIME> Longest wait for the command to end (default none).
+reconnect=<TIME>       Come back to a lost server for so long, or 'forever'
+                       (default 0, which is off).
+reconnect-delay=<FIRST>[:<MAX>]
+                       Pauses between the tries (default 100ms:5s).
+replay=<SIZE>          Unflushed writes to keep for it (default 64M).
+keepalive=<TIME>       Silence after which TCP asks for the server's host
+                       (default 0: the kernel's time).
 ";

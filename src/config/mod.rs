@@ -2,12 +2,14 @@
 
 pub mod help;
 mod params;
+pub mod reconnect;
 pub mod target;
 pub mod tls;
 pub mod uri;
 
 use std::time::Duration;
 
+use self::reconnect::{Reconnect, ReconnectParams};
 use self::target::{Place, TargetParams};
 use self::tls::TlsParams;
 use crate::proto::handshake::TlsPolicy;
@@ -98,6 +100,12 @@ pub enum Error {
     /// A limit for the end of a server that we do not start.
     #[error("‘command-timeout’ parameter should only be used with ‘command’")]
     StrayCommandTimeout,
+    /// A way to come back to a server that is not come back to.
+    #[error("‘{0}’ parameter should only be used with ‘reconnect’, which is off")]
+    WithoutReconnect(&'static str),
+    /// Nobody can connect a socket again that somebody else has connected.
+    #[error("cannot use ‘reconnect’ with ‘socket-fd’: the socket is good for one connection")]
+    ReconnectSocketFd,
     /// The path does not fit a Unix socket address.
     #[error("socket file name too large")]
     SocketTooLong,
@@ -166,6 +174,8 @@ pub struct Params {
     shared: bool,
     tls: TlsParams,
     timeouts: Timeouts,
+    reconnect: ReconnectParams,
+    keepalive: Option<Duration>,
     /// Whether `command-timeout` was given, whatever its value.
     command_timeout: bool,
 }
@@ -244,6 +254,10 @@ impl Params {
                 self.timeouts.command = params::timeout("command-timeout", value)?;
                 self.command_timeout = true;
             }
+            "reconnect" => self.reconnect.set_limit(value)?,
+            "reconnect-delay" => self.reconnect.set_delay(value)?,
+            "replay" => self.reconnect.set_replay(value)?,
+            "keepalive" => self.keepalive = params::keepalive(value)?,
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -270,6 +284,7 @@ impl Params {
             }
         }
         let (tls_policy, tls) = tls_params.complete(&place)?;
+        let reconnect = self.reconnect.complete(&place)?;
         let export = if self.dynamic_export {
             ExportName::Dynamic
         } else {
@@ -284,6 +299,8 @@ impl Params {
             tls_policy,
             tls,
             timeouts: self.timeouts,
+            reconnect,
+            keepalive: self.keepalive,
         })
     }
 }
@@ -318,6 +335,11 @@ pub struct Config {
     pub tls: Settings,
     /// Deadlines.
     pub timeouts: Timeouts,
+    /// Whether and how to come back to a server that was lost.
+    pub reconnect: Option<Reconnect>,
+    /// After how long a silence to ask whether the server's host is still there; `None` leaves it to
+    /// the kernel.
+    pub keepalive: Option<Duration>,
 }
 
 /// Which export to open.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::{Error, uri};
 use crate::proto::codec::printable;
 use crate::proto::name::ExportName;
-use crate::transport::Deadline;
 use crate::transport::resolve::knows_service;
+use crate::transport::{Deadline, keepalive};
 
 /// What is wrong with a long export name.
 pub const NAME_TOO_LONG: &str = "must be at most 4096 bytes long";
@@ -18,8 +18,12 @@ const NO_SERVICE: &str = "must be the name of a TCP service that this system kno
                           or a number";
 const EMPTY: &str = "must not be empty";
 const BAD_TIME: &str = "must be a time such as 30, 1.5s or 200ms, or 0 for none";
+/// What is wrong with a long time.
+pub const TIME_TOO_LONG: &str = "must be at most 366 days";
 /// Longest time, seconds: a year. More is a typing mistake.
 const MAX_SECONDS: f64 = 366.0 * 86400.0;
+const BAD_SIZE: &str = "must be a size such as 1048576, 64M or 1G";
+const SIZE_TOO_LARGE: &str = "must be less than 8E";
 
 /// How long the system may take to look up a service, which mostly is in a file.
 const SERVICE_PATIENCE: Duration = Duration::from_secs(10);
@@ -192,12 +196,48 @@ pub fn export_name(key: &'static str, value: &[u8]) -> Result<ExportName, Error>
 
 /// A time: seconds, with a fraction or the unit `s` or `ms` if wanted. Zero is no limit.
 pub fn timeout(key: &'static str, value: &[u8]) -> Result<Option<Duration>, Error> {
-    let time = std::str::from_utf8(value).ok().and_then(duration);
-    let time = time.ok_or_else(|| bad(key, value, BAD_TIME))?;
+    let time = time(key, value, value, BAD_TIME)?;
     Ok((!time.is_zero()).then_some(time))
 }
 
-fn duration(text: &str) -> Option<Duration> {
+/// The time that `text`, which is `value` or a part of it, means; or else that it is `malformed`.
+pub fn time(
+    key: &'static str,
+    value: &[u8],
+    text: &[u8],
+    malformed: &'static str,
+) -> Result<Duration, Error> {
+    let text = std::str::from_utf8(text).map_err(|_| bad(key, value, malformed))?;
+    duration(text).map_err(|error| match error {
+        BadTime::Malformed => bad(key, value, malformed),
+        BadTime::TooLong => bad(key, value, TIME_TOO_LONG),
+    })
+}
+
+/// The time of silence after which TCP asks. Linux keeps it as seconds in fifteen bits.
+pub fn keepalive(value: &[u8]) -> Result<Option<Duration>, Error> {
+    let time = timeout("keepalive", value)?;
+    match time {
+        Some(time) if time > keepalive::LONGEST => Err(bad(
+            "keepalive",
+            value,
+            "must be at most 32767 seconds, which is as long as Linux waits",
+        )),
+        time => Ok(time),
+    }
+}
+
+/// Why a text is no time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BadTime {
+    /// It is not written like one.
+    Malformed,
+    /// Nobody can mean that.
+    TooLong,
+}
+
+/// The time that a text means.
+fn duration(text: &str) -> Result<Duration, BadTime> {
     let (number, unit) = match text.strip_suffix("ms") {
         Some(number) => (number, 1e-3),
         None => (text.strip_suffix('s').unwrap_or(text), 1.0),
@@ -206,13 +246,50 @@ fn duration(text: &str) -> Option<Duration> {
     if !number.starts_with(|c: char| c.is_ascii_digit())
         || !number.chars().all(|c| c.is_ascii_digit() || c == '.')
     {
-        return None;
+        return Err(BadTime::Malformed);
     }
-    let seconds = number.parse::<f64>().ok()? * unit;
-    (seconds <= MAX_SECONDS).then(|| Duration::from_secs_f64(seconds))
+    let seconds = number.parse::<f64>().map_err(|_| BadTime::Malformed)? * unit;
+    if seconds > MAX_SECONDS {
+        return Err(BadTime::TooLong);
+    }
+    Ok(Duration::from_secs_f64(seconds))
 }
 
-fn bad(key: &'static str, value: &[u8], why: &'static str) -> Error {
+/// A size in bytes: a decimal number and, if wanted, one of nbdkit's suffixes, in either case: powers
+/// of 1024 or sectors of 512 bytes. Like nbdkit's own it is below 2^63.
+pub fn size(key: &'static str, value: &[u8]) -> Result<u64, Error> {
+    let (digits, unit) = match value.split_last() {
+        Some((last, before)) if !last.is_ascii_digit() => {
+            let unit = match last.to_ascii_lowercase() {
+                b'b' => 1,
+                b's' => 512,
+                b'k' => 1 << 10,
+                b'm' => 1 << 20,
+                b'g' => 1 << 30,
+                b't' => 1 << 40,
+                b'p' => 1 << 50,
+                b'e' => 1 << 60,
+                _ => return Err(bad(key, value, BAD_SIZE)),
+            };
+            (before, unit)
+        }
+        _ => (value, 1_u64),
+    };
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(bad(key, value, BAD_SIZE));
+    }
+    // Only digits are left, so the one thing that can be wrong is that there are too many.
+    let number = std::str::from_utf8(digits)
+        .ok()
+        .and_then(|digits| digits.parse::<u64>().ok());
+    number
+        .and_then(|number| number.checked_mul(unit))
+        .filter(|size| *size <= i64::MAX as u64)
+        .ok_or_else(|| bad(key, value, SIZE_TOO_LARGE))
+}
+
+/// A value that means nothing, or what must not be.
+pub fn bad(key: &'static str, value: &[u8], why: &'static str) -> Error {
     Error::Value {
         key,
         value: shown(value),
@@ -235,7 +312,7 @@ mod tests {
         ] {
             assert_eq!(
                 duration(text),
-                Some(Duration::from_millis(expected)),
+                Ok(Duration::from_millis(expected)),
                 "{text}"
             );
         }
@@ -244,21 +321,14 @@ mod tests {
     #[test]
     fn what_is_no_time_is_refused() {
         for text in [
-            "",
-            "s",
-            "ms",
-            "-1",
-            "+1",
-            "1e3",
-            "inf",
-            "nan",
-            "1m",
-            "1.2.3",
-            "1 s",
-            "9999999999999",
+            "", "s", "ms", "-1", "+1", "1e3", "inf", "nan", "1m", "1.2.3", "1 s",
         ] {
-            assert_eq!(duration(text), None, "{text}");
+            assert_eq!(duration(text), Err(BadTime::Malformed), "{text}");
         }
+        for text in ["9999999999999", "31622401", "31622401000ms"] {
+            assert_eq!(duration(text), Err(BadTime::TooLong), "{text}");
+        }
+        assert!(duration("31622400").is_ok());
     }
 
     #[test]
@@ -390,6 +460,67 @@ mod tests {
         assert_eq!(descriptor(b"3"), Ok(3));
         assert_eq!(descriptor(b"-1"), Err(Error::NegativeDescriptor));
         assert!(descriptor(b"2147483648").is_err());
+    }
+
+    #[test]
+    fn sizes_are_nbdkits() {
+        for (text, expected) in [
+            ("0", 0),
+            ("1", 1),
+            ("1048576", 1 << 20),
+            ("010", 10),
+            ("3b", 3),
+            ("2s", 1024),
+            ("2S", 1024),
+            ("1k", 1 << 10),
+            ("1K", 1 << 10),
+            ("64M", 64 << 20),
+            ("64m", 64 << 20),
+            ("1g", 1 << 30),
+            ("2T", 2 << 40),
+            ("1P", 1 << 50),
+            ("7e", 7 << 60),
+            ("9223372036854775807", i64::MAX as u64),
+        ] {
+            assert_eq!(size("replay", text.as_bytes()), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused() {
+        for (text, why) in [
+            ("", BAD_SIZE),
+            ("M", BAD_SIZE),
+            ("-1", BAD_SIZE),
+            ("+1", BAD_SIZE),
+            (" 1", BAD_SIZE),
+            ("1 M", BAD_SIZE),
+            ("1MB", BAD_SIZE),
+            ("1MiB", BAD_SIZE),
+            ("1.5M", BAD_SIZE),
+            ("0x10", BAD_SIZE),
+            ("1z", BAD_SIZE),
+            ("8E", SIZE_TOO_LARGE),
+            ("16E", SIZE_TOO_LARGE),
+            ("9223372036854775808", SIZE_TOO_LARGE),
+            ("99999999999999999999999", SIZE_TOO_LARGE),
+            ("18446744073709551615s", SIZE_TOO_LARGE),
+        ] {
+            let error = size("replay", text.as_bytes()).expect_err(text);
+            assert_eq!(error.to_string(), format!("replay={text}: {why}"));
+        }
+        assert!(size("replay", b"1\xff").is_err());
+    }
+
+    #[test]
+    fn tcp_waits_no_longer_than_linux_can() {
+        assert_eq!(keepalive(b"0"), Ok(None));
+        assert_eq!(keepalive(b"200ms"), Ok(Some(Duration::from_millis(200))));
+        assert_eq!(keepalive(b"32767"), Ok(Some(keepalive::LONGEST)));
+        assert_eq!(
+            keepalive(b"32768").expect_err("too long").to_string(),
+            "keepalive=32768: must be at most 32767 seconds, which is as long as Linux waits"
+        );
     }
 
     #[test]

@@ -54,6 +54,14 @@ pub fn set_ending(ending: bool) {
     ENDING.store(ending, Ordering::Release);
 }
 
+/// nbdkit has forked, and its sleep can be used.
+static RUNNING: AtomicBool = AtomicBool::new(false);
+
+/// nbdkit has forked for the last time.
+pub fn note_fork() {
+    RUNNING.store(true, Ordering::Release);
+}
+
 fn is_ending() -> bool {
     ENDING.load(Ordering::Acquire)
 }
@@ -61,12 +69,13 @@ fn is_ending() -> bool {
 /// Whether the client that this thread serves is still there, and nbdkit goes on; on a thread that
 /// serves no client, whether nbdkit goes on. nbdkit has no question for that, but its sleep ends
 /// early, with an error of nbdkit's own that everybody sees. So it is asked only where somebody has
-/// waited for long. Not to be called before `after_fork`.
+/// waited for long. Before `after_fork` it cannot be asked, and the answer is yes.
 #[must_use]
 pub fn is_wanted() -> bool {
     // SAFETY: takes two numbers.
     let goes_on = || unsafe { sys::nbdkit_nanosleep(0, 1) == 0 };
-    !is_ending() && goes_on()
+    let running = RUNNING.load(Ordering::Acquire);
+    !running || (!is_ending() && goes_on())
 }
 
 /// Sleeps for a second. False if nbdkit, or the client that waits, ends before that; nbdkit has

@@ -28,7 +28,7 @@ impl Handle {
     /// Connects to the server that the user named, or joins the shared connection.
     pub fn open(readonly: bool) -> Result<Self, Failure> {
         let upstream = state::upstream()?;
-        let client = upstream.open(|| {
+        let client = upstream.open(readonly, || {
             let name = lists::export_name().ok_or_else(Failure::by_host)?;
             // nbdkit has the protocol's limit, too.
             ExportName::new(name).ok_or_else(|| Failure::misuse("the export name is too long"))

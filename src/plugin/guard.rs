@@ -88,6 +88,9 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let message = match &error {
             Error::Lost(lost) if !lost.tell_once() => Message::Told(error.to_string()),
+            Error::Outage(outage) if !outage.tell_once() => Message::Told(error.to_string()),
+            // It was said when it came to that.
+            Error::Doomed { .. } => Message::Told(error.to_string()),
             // nbdkit said it in its own words.
             error if error.is_unwanted() => Message::Told(error.to_string()),
             _ => Message::Tell(error.to_string()),

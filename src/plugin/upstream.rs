@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use super::guard::Failure;
 use crate::client::error::Error;
+use crate::client::helpers::Helpers;
 use crate::client::links::{Links, Shared};
 use crate::client::manners::Manners;
+use crate::client::resume::Terms;
 use crate::client::upkeep::Upkeep;
 use crate::client::volume::Volumes;
 use crate::client::{self, Client, Options};
@@ -20,6 +22,7 @@ use crate::proto::name;
 use crate::transport::Target;
 use crate::transport::command::Child;
 use crate::transport::fd::Inherited;
+use crate::transport::keepalive::Keepalive;
 use crate::transport::ssh::Ssh;
 
 /// A server that is ready to be connected to.
@@ -34,7 +37,7 @@ pub struct Upstream {
 /// How to reach it.
 #[derive(Debug)]
 struct Server {
-    options: Options,
+    options: Arc<Options>,
     export: ExportName,
     retry: u32,
     volumes: Volumes,
@@ -68,6 +71,7 @@ impl Upstream {
             Place::Tcp { host, port } => Target::Tcp {
                 host: host.clone(),
                 port: port.clone(),
+                keepalive: config.keepalive.map(Keepalive::new),
             },
             Place::Vsock { cid, port } => Target::Vsock {
                 cid: *cid,
@@ -89,6 +93,9 @@ impl Upstream {
                 Target::Child(child)
             }
         };
+        if config.keepalive.is_some() && !matches!(target, Target::Tcp { .. }) {
+            log::debug!("{target}: keepalive has no effect, as this is not TCP");
+        }
         if config.tls_policy != TlsPolicy::Off {
             // Files are read again for each connection; this is for the user who is still there.
             config
@@ -96,8 +103,8 @@ impl Upstream {
                 .check()
                 .map_err(|error| Failure::misuse(&error.to_string()))?;
         }
-        let mut server = Server {
-            options: Options {
+        let server = Server {
+            options: Arc::new(Options {
                 target,
                 tls_policy: config.tls_policy,
                 tls: config.tls.clone(),
@@ -105,9 +112,15 @@ impl Upstream {
                 handshake_timeout: config.timeouts.handshake,
                 request_timeout: config.timeouts.request,
                 close_timeout: config.timeouts.close,
-                wanted: None,
+                reconnect: config.reconnect.map(|reconnect| Terms {
+                    limit: reconnect.limit,
+                    first: reconnect.first,
+                    max: reconnect.max,
+                    replay: reconnect.replay,
+                }),
+                wanted: Some(params::is_wanted),
                 manners: Manners::default(),
-            },
+            }),
             export: config.export.clone(),
             retry: config.retry,
             volumes: Volumes::default(),
@@ -120,11 +133,11 @@ impl Upstream {
                 std::thread::sleep(Duration::from_secs(1));
                 true
             };
-            let links = server.connect(&name::ExportName::default(), pause, true)?;
+            let name = name::ExportName::default();
+            let links = server.connect(&name, pause, upkeep.helpers(), true, false)?;
             upkeep.register(links.clone());
             Ok::<_, Error>(Arc::new(Shared::with(links)))
         });
-        server.options.wanted = Some(params::is_wanted);
         Ok(Self {
             server: Arc::new(server),
             upkeep,
@@ -134,6 +147,7 @@ impl Upstream {
 
     /// nbdkit has forked for the last time: threads may run.
     pub fn after_fork(&self) -> Result<(), Failure> {
+        params::note_fork();
         self.upkeep
             .start()
             .map_err(|error| Failure::misuse(&format!("cannot start a thread: {error}")))?;
@@ -146,7 +160,7 @@ impl Upstream {
     /// What a failed request has to say, with the end of a server that we started, if that is why.
     pub fn explain(&self, error: Error) -> Failure {
         match &error {
-            Error::Lost(_) => {
+            Error::Lost(_) | Error::Outage(_) => {
                 Failure::with_postscript(error, || self.server.options.target.obituary())
             }
             _ => error.into(),
@@ -156,6 +170,7 @@ impl Upstream {
     /// A connection for a client that asks for the export `wanted`.
     pub fn open(
         &self,
+        readonly: bool,
         wanted: impl FnOnce() -> Result<name::ExportName, Failure>,
     ) -> Result<Session, Failure> {
         let server = &self.server;
@@ -165,7 +180,9 @@ impl Upstream {
                     ExportName::Fixed(_) => name::ExportName::default(),
                     ExportName::Dynamic => wanted()?,
                 };
-                let links = server.connect(&wanted, params::sleep_a_second, false)?;
+                let helpers = self.upkeep.helpers();
+                let pause = params::sleep_a_second;
+                let links = server.connect(&wanted, pause, helpers, false, readonly)?;
                 self.upkeep.register(links.clone());
                 links
             }
@@ -183,8 +200,10 @@ impl Upstream {
         let name = client::server(&self.server.options);
         let attempt = || -> client::links::Attempt {
             let server = self.server.clone();
+            let helpers = self.upkeep.helpers().clone();
             Box::new(move || {
-                server.connect(&name::ExportName::default(), params::sleep_a_second, true)
+                let name = name::ExportName::default();
+                server.connect(&name, params::sleep_a_second, &helpers, true, false)
             })
         };
         let links = shared.join(&self.upkeep, &name, params::is_wanted, attempt)?;
@@ -245,7 +264,9 @@ impl Server {
         &self,
         wanted: &name::ExportName,
         pause: Pause,
+        helpers: &Arc<Helpers>,
         shared: bool,
+        readonly: bool,
     ) -> Result<Arc<Links>, Error> {
         let export = match &self.export {
             ExportName::Fixed(name) => name,
@@ -253,7 +274,8 @@ impl Server {
         };
         let mut tries_left = self.retry;
         loop {
-            match client::connect(&self.options, &self.volumes, export, shared) {
+            let (options, volumes) = (&self.options, &self.volumes);
+            match client::connect(options, volumes, helpers, export, shared, readonly) {
                 Err(error) if tries_left > 0 && error.is_transient() => {
                     log::debug!("connect failed; will try again: {error}");
                     tries_left -= 1;

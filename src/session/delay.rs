@@ -20,13 +20,13 @@ impl Delays {
 
     /// The next delay. `dice` from 0 to 255 takes up to a quarter off, so that many who lost the same
     /// server do not come back at once. After an outage of `lasted` nobody waits for longer than
-    /// that: whoever was away for a moment is back in a moment.
+    /// a quarter of that: whoever was away for a moment is back in a moment.
     pub fn next(&mut self, dice: u8, lasted: Duration) -> Duration {
         let delay = self.next;
         self.next = (delay * 2).min(self.max);
         let delay = delay - delay * u32::from(dice) / (4 * 255);
         // The first try is not to be made at once, again and again, where nothing takes time.
-        delay.min(lasted.max(FLOOR))
+        delay.min((lasted / 4).max(FLOOR))
     }
 }
 
@@ -58,10 +58,10 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_longer_than_the_outage_has_lasted() {
+    fn nobody_waits_longer_than_a_part_of_the_outage() {
         let mut delays = Delays::new(Duration::from_secs(1), Duration::from_secs(8));
         assert_eq!(delays.next(0, Duration::ZERO), FLOOR);
-        assert_eq!(delays.next(0, Duration::from_millis(300)).as_millis(), 300);
+        assert_eq!(delays.next(0, Duration::from_millis(1200)).as_millis(), 300);
         assert_eq!(delays.next(0, LONG).as_secs(), 4);
     }
 }

@@ -182,6 +182,11 @@ impl Core {
         Moment(self.now)
     }
 
+    /// How many events there were.
+    pub fn events(&self) -> u64 {
+        self.now
+    }
+
     /// The present turn.
     pub fn turn(&self) -> u64 {
         self.turn
@@ -264,6 +269,11 @@ impl Core {
             self.reserved += cost;
         }
         fits
+    }
+
+    /// Whether there would be room if the journal were empty.
+    pub fn would_fit(&self, written: Written<'_>) -> bool {
+        written.cost() <= self.facts.replay
     }
 
     /// The change is over, or is sent by another way: its room is free again.
@@ -607,12 +617,19 @@ impl Core {
         }
     }
 
-    /// A request that would make something permanent will never be answered, though its member
-    /// lives: nobody knows how it ended, only that it has.
-    pub fn forget_lasting(&mut self, sending: Sending) {
-        self.lasting.remove(&sending.moment);
+    /// A flush, or a change that was to be `lasting`, was not sent after all.
+    pub fn unsent(&mut self, sending: Sending, lasting: bool) {
+        if lasting {
+            self.lasting.remove(&sending.moment);
+        }
         self.flushing
             .take_if(|flush| flush.moment == sending.moment);
+    }
+
+    /// A flush or a lasting change was answered, and nobody waits to judge the answer; or the answer
+    /// cannot be understood, so that nobody knows how it ended, only that it has.
+    pub fn forget_lasting(&mut self, sending: Sending) {
+        self.unsent(sending, true);
         self.void_all();
     }
 

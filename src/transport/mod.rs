@@ -8,6 +8,7 @@ mod deadline;
 mod doorbell;
 #[allow(unsafe_code)]
 pub mod fd;
+pub mod keepalive;
 #[allow(unsafe_code)]
 pub mod resolve;
 pub mod ssh;
@@ -176,6 +177,8 @@ pub enum Target {
         host: String,
         /// Number or name.
         port: String,
+        /// The times after which a silent host is gone; `None` leaves them to the kernel.
+        keepalive: Option<keepalive::Keepalive>,
     },
     /// A virtio socket.
     Vsock {
@@ -196,8 +199,12 @@ impl Target {
     /// Connects, before the deadline.
     pub fn connect(&self, deadline: Deadline) -> Result<Stream, Error> {
         let stream = match self {
-            Self::Tcp { host, port } => {
-                let (stream, address) = tcp::open(host, port, deadline)?;
+            Self::Tcp {
+                host,
+                port,
+                keepalive,
+            } => {
+                let (stream, address) = tcp::open(host, port, *keepalive, deadline)?;
                 log::debug!("{self}: connected to {address}");
                 return Ok(stream);
             }
@@ -272,7 +279,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => f.write_str(&printable(path.as_os_str().as_bytes(), NAME)),
-            Self::Tcp { host, port } => {
+            Self::Tcp { host, port, .. } => {
                 let port = printable(port.as_bytes(), NAME);
                 match (host.contains(':'), printable(host.as_bytes(), NAME)) {
                     (true, host) => write!(f, "[{host}]:{port}"),
@@ -308,6 +315,7 @@ mod tests {
         let tcp = |host: &str, port: &str| Target::Tcp {
             host: host.to_owned(),
             port: port.to_owned(),
+            keepalive: None,
         };
         for (target, name) in [
             (Target::Unix("/a\n\u{1b}b".into()), "/a\\n\\u{1b}b"),

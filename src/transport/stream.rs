@@ -75,6 +75,11 @@ impl Stream {
         }
     }
 
+    /// Whether TLS is on.
+    pub fn has_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Puts TLS over a plain stream. Nothing that came in clear may be left: whoever can put bytes
     /// behind the server's consent to TLS could otherwise have them taken for the server's
     /// ("NBD_OPT_STARTTLS").

@@ -3,19 +3,25 @@
 use std::net::SocketAddr;
 
 use rustix::io::Errno;
-use rustix::net::sockopt::{set_socket_keepalive, set_tcp_nodelay};
+use rustix::net::sockopt::set_tcp_nodelay;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
+use super::keepalive::{self, Keepalive};
 use super::resolve::resolve;
 use super::{Deadline, Error, Stream};
 
 /// Connects to the first address of `host` that answers, and tells which that is. The time until the deadline is shared
 /// out among the addresses that are left, so that one dead address does not use it all up.
-pub fn open(host: &str, port: &str, deadline: Deadline) -> Result<(Stream, SocketAddr), Error> {
+pub fn open(
+    host: &str,
+    port: &str,
+    keepalive: Option<Keepalive>,
+    deadline: Deadline,
+) -> Result<(Stream, SocketAddr), Error> {
     let addresses = resolve(host, port, deadline)?;
     let mut failure = Error::Resolve("no address".to_owned());
     for (tried, address) in addresses.iter().enumerate() {
-        match open_one(address, deadline.share(addresses.len() - tried)) {
+        match open_one(address, keepalive, deadline.share(addresses.len() - tried)) {
             Ok(stream) => return Ok((stream, *address)),
             Err(error) => {
                 // The only one is told anyway.
@@ -32,7 +38,11 @@ pub fn open(host: &str, port: &str, deadline: Deadline) -> Result<(Stream, Socke
     Err(failure)
 }
 
-fn open_one(address: &SocketAddr, deadline: Deadline) -> Result<Stream, Error> {
+fn open_one(
+    address: &SocketAddr,
+    keepalive: Option<Keepalive>,
+    deadline: Deadline,
+) -> Result<Stream, Error> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
@@ -46,7 +56,7 @@ fn open_one(address: &SocketAddr, deadline: Deadline) -> Result<Stream, Error> {
     let stream = Stream::new(fd).finish_connecting(deadline)?;
     // Requests are sent whole, so waiting for more to send would only cost time.
     set_tcp_nodelay(stream.as_fd(), true).map_err(Error::io("setsockopt"))?;
-    set_socket_keepalive(stream.as_fd(), true).map_err(Error::io("setsockopt"))?;
+    keepalive::apply(stream.as_fd(), keepalive).map_err(Error::io("setsockopt"))?;
     Ok(stream)
 }
 
@@ -64,7 +74,7 @@ mod tests {
     fn connects_by_number_and_name() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let port = listener.local_addr().expect("address").port().to_string();
-        let taken = |host| open(host, &port, soon()).expect("connected").1;
+        let taken = |host| open(host, &port, None, soon()).expect("connected").1;
         let address = listener.local_addr().expect("address");
         assert_eq!(taken("127.0.0.1"), address);
         assert_eq!(taken("localhost"), address, "IPv6 first, then IPv4");
@@ -76,14 +86,14 @@ mod tests {
         let port = listener.local_addr().expect("address").port().to_string();
         drop(listener);
         assert_eq!(
-            open("127.0.0.1", &port, soon()).err(),
+            open("127.0.0.1", &port, None, soon()).err(),
             Some(Error::Connect(Errno::CONNREFUSED))
         );
     }
 
     #[test]
     fn service_names_are_looked_up() {
-        let error = open("127.0.0.1", "no-such-service", soon()).err();
+        let error = open("127.0.0.1", "no-such-service", None, soon()).err();
         assert!(matches!(error, Some(Error::Resolve(_))), "{error:?}");
     }
 }

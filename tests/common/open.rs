@@ -4,6 +4,7 @@
 //! the crate include this file by its path.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nbdkit_nbd_plugin::client::error::Error;
@@ -24,8 +25,9 @@ pub fn open(socket: &Path) -> Result<Client, Error> {
         handshake_timeout: None,
         request_timeout: None,
         close_timeout: Some(Duration::from_secs(5)),
+        reconnect: None,
         wanted: None,
         manners: Manners::default(),
     };
-    Client::open(&options, &ExportName::default())
+    Client::open(&Arc::new(options), &ExportName::default())
 }

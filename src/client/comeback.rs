@@ -1,0 +1,408 @@
+//! How a way comes back to a server that was lost: the old connection is buried, a new one made and
+//! led through the gate, the journal written over it, and only then does anybody else use it.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::connection::Connection;
+use super::error::{Cause, Error, Outage};
+use super::lasting::Lasting;
+use super::loan::Buffer;
+use super::resume::{Inner, Phase, SLICE, Up};
+use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
+use crate::proto::request::Request;
+use crate::session::delay::Delays;
+use crate::session::{Content, Piece, gate};
+use crate::transport::Deadline;
+
+/// So many pieces of the journal are on their way at once.
+const WRITERS: usize = 8;
+
+/// Longest stretch of zeroes that is written as data at once, bytes.
+const ZEROES: usize = 64 * 1024;
+
+/// So many violations of the protocol in a row end the session.
+const VIOLATIONS: u32 = 5;
+
+/// When to remind of an outage that has no limit.
+const REMINDER: Duration = Duration::from_secs(60);
+
+/// How a try has ended.
+enum Try {
+    Back,
+    Failed(String),
+    Over,
+}
+
+impl Lasting {
+    /// Starts a thread that comes back, unless there is one. Before nbdkit has forked there can be
+    /// none; the next inspection makes up for it.
+    pub(super) fn begin_to_come_back(self: &Arc<Self>) {
+        let mut inner = self.resume().lock();
+        let away = inner.ways.get_mut(&self.way).map(|way| &mut way.phase);
+        let Some(Phase::Away(away)) = away else {
+            return;
+        };
+        if std::mem::replace(&mut away.thread, true) {
+            return;
+        }
+        drop(inner);
+        let this = self.clone();
+        let begun = self
+            .helpers
+            .run("nbd-reconnect", Box::new(move || this.come_back()));
+        if !begun {
+            self.no_thread();
+        }
+    }
+
+    fn no_thread(&self) {
+        let mut inner = self.resume().lock();
+        if let Some(Phase::Away(away)) = inner.ways.get_mut(&self.way).map(|way| &mut way.phase) {
+            away.thread = false;
+        }
+    }
+
+    fn come_back(&self) {
+        let thread = Thread(self);
+        let resume = self.resume();
+        let (grave, outage, lost_at) = {
+            let mut inner = resume.lock();
+            match inner.ways.get_mut(&self.way).map(|way| &mut way.phase) {
+                Some(Phase::Away(away)) => (away.grave.clone(), away.outage.clone(), away.since),
+                _ => return,
+            }
+        };
+        if let Some(up) = grave {
+            self.bury(&up, &outage);
+        }
+        if self.has_violated_enough() {
+            self.end(&format!("{} ({VIOLATIONS} times in a row)", outage.lost()));
+            return;
+        }
+        let mut delays = Delays::new(self.terms.first, self.terms.max);
+        let mut reminder = Some(self.terms.limit.map_or(REMINDER, |limit| limit / 3));
+        loop {
+            let dice = RandomState::new().hash_one(0) as u8;
+            if !self.pause(delays.next(dice, lost_at.elapsed())) {
+                return;
+            }
+            log::debug!("{}: trying to reconnect", self.server());
+            match self.try_once() {
+                Try::Back => {
+                    let away = lost_at.elapsed();
+                    log::error!("{}: connected again after {away:.1?}", self.server());
+                    // It may have been lost again, and then another thread cares for it.
+                    std::mem::forget(thread);
+                    return;
+                }
+                Try::Over => return,
+                Try::Failed(why) => {
+                    log::debug!("{why}");
+                    outage.note(why);
+                }
+            }
+            if reminder.is_some_and(|after| lost_at.elapsed() >= after) {
+                reminder = None;
+                let last = outage.last().unwrap_or_default();
+                log::error!(
+                    "{}: still not back after {:.0?}: {last}",
+                    self.server(),
+                    lost_at.elapsed()
+                );
+            }
+        }
+    }
+
+    /// Sees the old connection to its end, so that nothing is carried out later that is sent again.
+    fn bury(&self, up: &Up, outage: &Outage) {
+        let deadline = self.close_deadline();
+        let goes_on = || self.goes_on();
+        match outage.lost().cause() {
+            Cause::Announced => {
+                let can_flush = self.volume.export().can(TransmissionFlags::SEND_FLUSH);
+                let flush = can_flush && self.resume().lock().core.has_unflushed();
+                up.connection.retire(flush, deadline, goes_on);
+            }
+            _ => up.connection.bury(deadline, goes_on),
+        }
+        let mut inner = self.resume().lock();
+        inner.core.buried(up.member);
+        if let Some(Phase::Away(away)) = inner.ways.get_mut(&self.way).map(|way| &mut way.phase) {
+            away.grave = None;
+        }
+        self.resume().tell(inner);
+    }
+
+    fn close_deadline(&self) -> Deadline {
+        Deadline::after_maybe(self.opener.options.close_timeout)
+    }
+
+    fn goes_on(&self) -> bool {
+        self.is_away(&self.resume().lock())
+    }
+
+    fn is_away(&self, inner: &Inner) -> bool {
+        let phase = inner.ways.get(&self.way).map(|way| &way.phase);
+        inner.core.doom().is_none() && matches!(phase, Some(Phase::Away(_)))
+    }
+
+    /// Waits. False if nobody wants the server back any more.
+    fn pause(&self, delay: Duration) -> bool {
+        let until = Instant::now() + delay;
+        let mut inner = self.resume().lock();
+        while self.is_away(&inner) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            inner = self.resume().hold(inner, left);
+        }
+        false
+    }
+
+    fn try_once(&self) -> Try {
+        let (connection, offer, protection) = match self.opener.open(true) {
+            Ok(opened) => opened,
+            Err(error) => {
+                if error.is_violation() && self.count_violation() {
+                    return self.end(&format!("{error} ({VIOLATIONS} times in a row)"));
+                }
+                return Try::Failed(error.to_string());
+            }
+        };
+        let was = (self.volume.export(), self.protection);
+        if let Some(difference) = gate::difference(was, (&offer, protection)) {
+            connection.close(self.close_deadline());
+            return self.end(&format!("the server is back, but {difference}"));
+        }
+        self.volume.found_payload(offer.maximum_payload());
+        match self.settle_in(connection, offer.maximum_payload()) {
+            Ok(true) => Try::Back,
+            Ok(false) => Try::Over,
+            Err(Error::Lost(lost)) => Try::Failed(lost.to_string()),
+            Err(error) => self.end(&format!(
+                "{error}: what was written before the connection was lost could not be written again"
+            )),
+        }
+    }
+
+    /// Makes a new connection a member: the journal is written over it, and then it is served. False if
+    /// nobody wants it any more; an error is what became of the journal.
+    pub(super) fn settle_in(&self, connection: Connection, maximum: u32) -> Result<bool, Error> {
+        let resume = self.resume();
+        let begun = Instant::now();
+        let mut inner = resume.lock();
+        let up = Up {
+            connection: Arc::new(connection),
+            member: inner.core.born(),
+            maximum,
+        };
+        let pieces = loop {
+            match inner.ways.get_mut(&self.way) {
+                Some(way) if matches!(way.phase, Phase::New | Phase::Away(_)) => {
+                    way.coming.get_or_insert_with(|| up.connection.clone());
+                }
+                _ => {
+                    inner.core.left(up.member);
+                    drop(inner);
+                    up.connection.close(self.close_deadline());
+                    return Ok(false);
+                }
+            }
+            if let Some(pieces) = inner.core.begin_rewrite(up.member, true) {
+                break pieces;
+            }
+            inner = resume.hold(inner, SLICE);
+        };
+        drop(inner);
+        let written = self.rewrite(&up.connection, up.maximum, &pieces);
+        let took = begun.elapsed();
+        let mut inner = resume.lock();
+        match &written {
+            Ok(()) => {
+                inner.core.end_rewrite(up.member, true);
+            }
+            Err(Error::Lost(_)) => {
+                inner.core.lost(up.member);
+                inner.core.buried(up.member);
+            }
+            Err(_) => {
+                inner.core.end_rewrite(up.member, false);
+                inner.core.lost(up.member);
+            }
+        }
+        let mut served = false;
+        if let Some(way) = inner.ways.get_mut(&self.way) {
+            way.coming = None;
+            if let Phase::Away(away) = &mut way.phase {
+                away.since += took;
+            }
+            if written.is_ok() {
+                way.phase = Phase::Up(up.clone());
+                served = true;
+            }
+        }
+        resume.tell(inner);
+        if let Err(error) = written {
+            up.connection.give_up();
+            return Err(error);
+        }
+        if !pieces.is_empty() {
+            let bytes: u64 = pieces.iter().map(|piece| piece.length).sum();
+            log::debug!(
+                "{}: wrote {bytes} bytes again, which were not flushed, in {took:.1?}",
+                self.server()
+            );
+        }
+        if !served {
+            up.connection.close(self.close_deadline());
+        }
+        Ok(served)
+    }
+
+    fn count_violation(&self) -> bool {
+        let mut inner = self.resume().lock();
+        let Some(way) = inner.ways.get_mut(&self.way) else {
+            return false;
+        };
+        way.violations += 1;
+        way.violations >= VIOLATIONS
+    }
+
+    fn has_violated_enough(&self) -> bool {
+        let inner = self.resume().lock();
+        let way = inner.ways.get(&self.way);
+        way.is_some_and(|way| way.violations >= VIOLATIONS)
+    }
+
+    /// The session is over for everybody who has it.
+    fn end(&self, why: &str) -> Try {
+        let resume = self.resume();
+        let mut inner = resume.lock();
+        inner.core.end(why);
+        resume.tell(inner);
+        log::error!("{}: {why}; its clients have to open it anew", self.server());
+        Try::Over
+    }
+
+    /// Writes pieces of the journal over a connection, several at once.
+    pub(super) fn rewrite(
+        &self,
+        connection: &Connection,
+        maximum: u32,
+        pieces: &[Piece],
+    ) -> Result<(), Error> {
+        let next = AtomicUsize::new(0);
+        let failed = AtomicBool::new(false);
+        let failure: Mutex<Option<Error>> = Mutex::new(None);
+        let write = || {
+            while !failed.load(Ordering::Relaxed) {
+                let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                    break;
+                };
+                if let Err(error) = self.write_piece(connection, maximum, piece) {
+                    failed.store(true, Ordering::Relaxed);
+                    lock(&failure).get_or_insert(error);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let mut others = Vec::new();
+            for _ in 1..WRITERS.min(pieces.len()) {
+                let builder = std::thread::Builder::new().name("nbd-replay".to_owned());
+                // With fewer of them it takes longer.
+                others.extend(builder.spawn_scoped(scope, write));
+            }
+            write();
+            // The scope waits for what threads do, not for their end, and that is our code as well.
+            for other in others {
+                // What it was about to write is missing.
+                if other.join().is_err() {
+                    lock(&failure).get_or_insert(connection.failed_by_panic());
+                }
+            }
+        });
+        lock(&failure).take().map_or(Ok(()), Err)
+    }
+
+    fn write_piece(
+        &self,
+        connection: &Connection,
+        maximum: u32,
+        piece: &Piece,
+    ) -> Result<(), Error> {
+        let timeout = self.opener.options.request_timeout.or(self.terms.limit);
+        let write = |offset: u64, bytes: &[u8]| {
+            let mut at = offset;
+            for part in bytes.chunks(maximum as usize) {
+                let request = Request::new(Command::WRITE, at, part.len() as u32);
+                let deadline = Deadline::after_maybe(timeout);
+                connection.submit(request, Buffer::Source(part), &deadline)?;
+                at += part.len() as u64;
+            }
+            Ok(())
+        };
+        match piece.contents.as_slice() {
+            [Content::Bytes(bytes)] => write(piece.offset, bytes),
+            [Content::Zeroes { no_hole }] => self.zero_piece(connection, piece, *no_hole, write),
+            several => {
+                let mut bytes = Vec::with_capacity(piece.length as usize);
+                for content in several {
+                    if let Content::Bytes(part) = content {
+                        bytes.extend_from_slice(part);
+                    }
+                }
+                write(piece.offset, &bytes)
+            }
+        }
+    }
+
+    fn zero_piece(
+        &self,
+        connection: &Connection,
+        piece: &Piece,
+        no_hole: bool,
+        write: impl Fn(u64, &[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let can = self
+            .volume
+            .export()
+            .can(TransmissionFlags::SEND_WRITE_ZEROES);
+        if can && u32::try_from(piece.length).is_ok() {
+            let mut request =
+                Request::new(Command::WRITE_ZEROES, piece.offset, piece.length as u32);
+            request.flags.set(CommandFlags::NO_HOLE, no_hole);
+            let timeout = self.opener.options.request_timeout.or(self.terms.limit);
+            let deadline = Deadline::after_maybe(timeout);
+            match connection.submit(request, Buffer::None, &deadline) {
+                // It may take less at once than its predecessor did.
+                Err(error @ Error::Failed { .. }) => log::debug!("{error}; writing zeroes as data"),
+                answer => return answer.map(drop),
+            }
+        }
+        let zeroes = [0; ZEROES];
+        let mut at = 0;
+        while at < piece.length {
+            let length = (piece.length - at).min(ZEROES as u64);
+            write(piece.offset + at, &zeroes[..length as usize])?;
+            at += length;
+        }
+        Ok(())
+    }
+}
+
+/// The thread that comes back. If it ends without, an inspection starts another.
+struct Thread<'a>(&'a Lasting);
+
+impl Drop for Thread<'_> {
+    fn drop(&mut self) {
+        self.0.no_thread();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

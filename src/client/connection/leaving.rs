@@ -1,0 +1,119 @@
+//! How a connection is left: in good order, softly, or to be buried.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Connection;
+use crate::client::loan::Buffer;
+use crate::proto::consts::Command;
+use crate::proto::request::{Cookie, Request};
+use crate::transport::{self, Blocking, Deadline};
+
+/// How long a server that is going away may take to close its side.
+const COURTESY: Duration = Duration::from_millis(500);
+
+/// How soon it is looked again whether a connection that nobody waits for has come to rest.
+const AWAIT_IDLE: Duration = Duration::from_millis(2);
+
+/// How soon it is asked again whether a connection is still to be buried.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+impl Connection {
+    /// Says goodbye and waits until the server has closed its side, or until the deadline. No
+    /// request may be in flight.
+    pub fn close(&self, deadline: Deadline) {
+        if self.lost.get().is_some() {
+            return;
+        }
+        self.disconnect(deadline);
+        let mut scrap = [0; 4096];
+        let ended = loop {
+            match self.stream.wait(true, false, None, deadline) {
+                Ok(ready) if ready.expired => break deadline.passed(),
+                Ok(_) => (),
+                Err(error) => break error,
+            }
+            // A server that never stops sending is cut off by the deadline, too.
+            match self.stream.receive(&mut scrap, Blocking::No) {
+                Ok(_) if deadline.has_passed() => break deadline.passed(),
+                Ok(_) => (),
+                Err(error) => break error,
+            }
+        };
+        match ended {
+            transport::Error::Closed => log::debug!("{}: disconnected", self.server),
+            error => log::debug!("{}: disconnect: {error}", self.server),
+        }
+        self.stream.hang_up();
+    }
+
+    /// Leaves for a server that said that it is going away: once what is in flight was answered,
+    /// after a flush if that is wanted, and all before the deadline. Whether the flush was good, if
+    /// it was wanted.
+    pub fn retire(&self, flush: bool, deadline: Deadline, goes_on: impl Fn() -> bool) -> bool {
+        self.await_idle(deadline, &goes_on);
+        let mut good = true;
+        if flush {
+            let request = Request::new(Command::FLUSH, 0, 0);
+            let answer = self.carry_out(request, Buffer::None, &deadline, Self::check_not_lost);
+            if let Err(error) = &answer {
+                log::debug!("{error}");
+            }
+            good = answer.is_ok();
+        }
+        if self.is_idle() {
+            // All is answered: that the server closes its side, too, is a courtesy.
+            self.close(deadline.within(COURTESY));
+        }
+        good
+    }
+
+    /// Sees a connection to its end that was given up. A server may go on carrying out what it has
+    /// received, so it is waited for until it has closed its side, or until the deadline. Then it is
+    /// closed, and what was sent over it will not be carried out later.
+    pub fn bury(&self, deadline: Deadline, goes_on: impl Fn() -> bool) {
+        self.await_idle(deadline, &goes_on);
+        // Nobody else may take what comes for an answer.
+        let role = self.inflight.try_read();
+        let mut scrap = [0; 4096];
+        while role.is_some() && goes_on() && !deadline.has_passed() {
+            let pause = deadline.within(LOOK_AGAIN);
+            let ended = match self.stream.wait(true, false, None, pause) {
+                Ok(ready) if ready.readable => {
+                    self.stream.receive(&mut scrap, Blocking::No).is_err()
+                }
+                Ok(_) => false,
+                Err(_) => true,
+            };
+            if ended {
+                break;
+            }
+        }
+        self.stream.hang_up();
+    }
+
+    /// Waits until nothing is in flight. Those who could tell have other things to do than to tell
+    /// somebody whom it is of interest to once in a long time.
+    fn await_idle(&self, deadline: Deadline, goes_on: &impl Fn() -> bool) {
+        while !self.is_idle() && !deadline.has_passed() && goes_on() {
+            std::thread::sleep(
+                deadline
+                    .within(AWAIT_IDLE)
+                    .remaining()
+                    .unwrap_or(AWAIT_IDLE),
+            );
+        }
+    }
+
+    /// Sends `NBD_CMD_DISC`, which has no reply, and nothing after it.
+    fn disconnect(&self, deadline: Deadline) {
+        if self.disconnected.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let goodbye = Request::new(Command::DISC, 0, 0).encode(Cookie(0));
+        if let Err(error) = self.stream.send_all(&goodbye, deadline) {
+            log::debug!("{}: NBD_CMD_DISC: {error}", self.server);
+        }
+        self.stream.finish_sending();
+    }
+}

@@ -1,0 +1,536 @@
+//! A way that outlives its connections: while the server is lost, requests wait in their own
+//! threads, and are sent again by them. How it comes back is `comeback.rs`.
+//!
+//! Each request asks [`Inner::pass`], under the lock of the export's session, whether it may be sent,
+//! is sent without it, and then asks the session what the answer is worth.
+
+mod flush;
+mod operation;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
+
+use self::operation::{Operation, Place};
+use super::Opener;
+use super::connection::Connection;
+use super::error::{Cause, Error, Lost, Outage, Server};
+use super::helpers::Helpers;
+use super::loan::Buffer;
+use super::resume::{Away, Inner, Pass, Phase, Resume, SLICE, Terms, Up, WayId};
+use super::volume::Volume;
+use crate::proto::chunks::Descriptor;
+use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
+use crate::proto::request::Request;
+use crate::session::gate::Protection;
+use crate::session::{Change, Core, Sending, Span, Worth, Written};
+use crate::transport::Deadline;
+
+/// How long a request waits before it asks whether its client is still there, and then from one
+/// time to the next: to ask may print a message.
+const ASK: Duration = Duration::from_secs(1);
+
+/// A way that outlives its connections.
+#[derive(Debug)]
+pub(super) struct Lasting {
+    pub(super) opener: Opener,
+    pub(super) volume: Arc<Volume>,
+    pub(super) terms: Terms,
+    pub(super) helpers: Arc<Helpers>,
+    pub(super) way: WayId,
+    pub(super) protection: Protection,
+    /// Flushes of our own that are on their way.
+    pub(super) own: AtomicU32,
+}
+
+impl Lasting {
+    /// Makes a new connection one of the export's: what others have written, and no flush has made
+    /// permanent, is written over it first, since its server may be another than theirs by now.
+    pub(super) fn open(
+        opener: Opener,
+        volume: Arc<Volume>,
+        terms: Terms,
+        helpers: Arc<Helpers>,
+        connection: Connection,
+        protection: Protection,
+        maximum: u32,
+    ) -> Result<Self, Error> {
+        let session = volume.session().expect("a lasting way has a session");
+        let way = session.lock().admit();
+        let lasting = Self {
+            opener,
+            volume,
+            terms,
+            helpers,
+            way,
+            protection,
+            own: AtomicU32::new(0),
+        };
+        match lasting.settle_in(connection, maximum) {
+            Ok(_) => Ok(lasting),
+            Err(error) => {
+                lasting.resume().lock().ways.remove(&way);
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn server(&self) -> &Server {
+        &self.opener.server
+    }
+
+    pub(super) fn resume(&self) -> &Resume {
+        self.volume.session().expect("a lasting way has a session")
+    }
+
+    fn operation(&self, deadline: &Deadline) -> Operation {
+        Operation {
+            wanted: self.opener.options.wanted,
+            timeout: deadline.length(),
+            limit: self.terms.limit,
+            waited: Duration::ZERO,
+            asked: Duration::ZERO,
+            again: false,
+            hurried: false,
+        }
+    }
+
+    /// Sends a request that changes nothing, as often as it takes.
+    pub(super) fn submit(
+        self: &Arc<Self>,
+        request: Request,
+        mut buffer: Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<Vec<Descriptor>, Error> {
+        let mut operation = self.operation(deadline);
+        let span = Span::new(request.offset, request.length.into());
+        loop {
+            let may = |core: &Core| core.may_read(span);
+            let (mut inner, up) = self.enter(&mut operation, request, may)?;
+            let sending = inner.core.send_read(up.member);
+            drop(inner);
+            let begun = operation.timeout.map(|_| Instant::now());
+            let answer = self.send(&up, request, &mut buffer, &operation.deadline());
+            match answer {
+                Err(Error::Lost(lost)) => {
+                    self.lost(&up.connection, &lost);
+                    operation.lost(begun.map_or(Duration::ZERO, |begun| begun.elapsed()));
+                }
+                answer => {
+                    let mut inner = self.resume().lock();
+                    if inner.core.has_read(sending) == Worth::Counts {
+                        inner.answered_well(self.way);
+                        return answer;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends a request that changes something, as often as it takes.
+    pub(super) fn change(
+        self: &Arc<Self>,
+        request: Request,
+        mut buffer: Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<(), Error> {
+        let mut operation = self.operation(deadline);
+        let resume = self.resume();
+        let payload = match &buffer {
+            Buffer::Source(bytes) => *bytes,
+            _ => &[],
+        };
+        let written = match request.command {
+            Command::WRITE => Written::Bytes(payload),
+            Command::WRITE_ZEROES => Written::Zeroes {
+                no_hole: request.flags.contains(CommandFlags::NO_HOLE),
+            },
+            _ => Written::Trimmed,
+        };
+        let mut place = Place {
+            resume,
+            change: None,
+            reserved: None,
+        };
+        let asked_fua = request.flags.contains(CommandFlags::FUA);
+        let export = self.volume.export();
+        let has_flush = export.can(TransmissionFlags::SEND_FLUSH);
+        let has_fua = export.can(TransmissionFlags::SEND_FUA);
+        let room = asked_fua || self.reserve(&mut place, written, &mut operation)?;
+        // Without room the change is made permanent before it is answered; so it is where the
+        // server has no other way to do so (the refusal to open sees to it that it has one).
+        let fua = asked_fua || (has_fua && (!room || !has_flush));
+        let flush_too = !room && !fua && has_flush;
+        let mut request = request;
+        request.flags.set(CommandFlags::FUA, fua);
+        loop {
+            let (change, sending, up) =
+                self.enter_change(&mut operation, request, &mut place, fua)?;
+            let begun = operation.timeout.map(|_| Instant::now());
+            let answer = self.send(&up, request, &mut buffer, &operation.deadline());
+            let lost = match &answer {
+                Err(Error::Lost(lost)) => Some(lost),
+                _ => None,
+            };
+            if let Some(lost) = lost {
+                self.lost(&up.connection, lost);
+                operation.lost(begun.map_or(Duration::ZERO, |begun| begun.elapsed()));
+                continue;
+            }
+            if answer.is_ok() && flush_too {
+                self.flush_for(&mut operation, None)?;
+                let mut inner = resume.lock();
+                if inner.core.made_permanent(change, sending) == Worth::SendAgain {
+                    continue;
+                }
+                place.settle(&mut inner);
+                resume.tell(inner);
+                return Ok(());
+            }
+            let mut inner = resume.lock();
+            let worth = match &answer {
+                Ok(_) => inner.core.changed(change, sending, fua, written),
+                Err(Error::Crowded { .. }) => {
+                    inner.core.unsent(sending, fua);
+                    Worth::Counts
+                }
+                Err(_) => inner.core.refused(change, sending, fua),
+            };
+            if worth == Worth::SendAgain {
+                continue;
+            }
+            if matches!(answer, Err(Error::Crowded { .. })) {
+                inner.core.abandon(change);
+            }
+            place.settle(&mut inner);
+            inner.answered_well(self.way);
+            let filling = inner.core.is_filling() && inner.core.may_flush();
+            resume.tell(inner);
+            if filling {
+                self.flush_quietly();
+            }
+            return answer.map(drop);
+        }
+    }
+
+    /// Room in the journal for a change; if there is none, also not after a flush, it has to be made
+    /// permanent at once, and this is false.
+    fn reserve<'a>(
+        self: &Arc<Self>,
+        place: &mut Place<'a>,
+        written: Written<'a>,
+        operation: &mut Operation,
+    ) -> Result<bool, Error> {
+        for flushed in [false, true] {
+            let mut inner = self.resume().lock();
+            if inner.core.reserve(written) {
+                place.reserved = Some(written);
+                return Ok(true);
+            }
+            if flushed || !inner.core.would_fit(written) {
+                break;
+            }
+            drop(inner);
+            if let Err(error) = self.flush_for(operation, None) {
+                if !matches!(error, Error::Failed { .. }) {
+                    return Err(error);
+                }
+                log::debug!("{error}");
+            }
+        }
+        Ok(false)
+    }
+
+    /// Waits until a change may be sent, and notes that it is.
+    fn enter_change(
+        &self,
+        operation: &mut Operation,
+        request: Request,
+        place: &mut Place<'_>,
+        lasting: bool,
+    ) -> Result<(Change, Sending, Up), Error> {
+        let span = Span::new(request.offset, request.length.into());
+        loop {
+            // A change that was not sent holds up nobody while its own server is lost.
+            let queued = place.change;
+            let may = |core: &Core| queued.is_none_or(|change| core.may_change(change));
+            let (mut inner, up) = self.enter(operation, request, may)?;
+            let change = *place.change.get_or_insert_with(|| inner.core.queue(span));
+            if inner.core.may_change(change) {
+                let sending = inner.core.send_change(change, up.member, lasting);
+                return Ok((change, sending, up));
+            }
+        }
+    }
+
+    /// Waits until a request may be sent. The lock comes with the answer, so that nothing changes
+    /// before what follows from it is noted.
+    fn enter(
+        &self,
+        operation: &mut Operation,
+        request: Request,
+        may: impl Fn(&Core) -> bool,
+    ) -> Result<(MutexGuard<'_, Inner>, Up), Error> {
+        let resume = self.resume();
+        let mut inner = resume.lock();
+        let mut ordered: Option<Deadline> = None;
+        loop {
+            let outage = match inner.pass(self.server(), self.way, self.terms.limit, &may) {
+                Pass::Send(up) => return Ok((inner, up)),
+                Pass::Fail(error) => return Err(error),
+                Pass::Hold(outage) => outage,
+            };
+            if operation.hurried {
+                if let Some(outage) = outage {
+                    return Err(Error::Outage(outage));
+                }
+            }
+            let counts = outage.is_some() && !inner.core.is_rewriting();
+            let begun = Instant::now();
+            inner = resume.hold(inner, SLICE);
+            let slice = begun.elapsed();
+            if counts {
+                operation.waited += slice;
+            }
+            self.check(operation, slice, outage)?;
+            if !counts && !operation.again {
+                // Behind others' changes, and never sent.
+                let until =
+                    *ordered.get_or_insert_with(|| Deadline::after_maybe(operation.timeout));
+                if until.has_passed() {
+                    return Err(Error::Crowded {
+                        server: self.server().clone(),
+                        request,
+                        timeout: until.passed(),
+                    });
+                }
+            }
+            if operation.wanted.is_some() && operation.asked >= ASK {
+                operation.asked = Duration::ZERO;
+                // Not under the lock: to ask may print a message.
+                drop(inner);
+                if operation.wanted.is_some_and(|wanted| !wanted()) {
+                    return Err(Error::Unwanted(self.server().clone()));
+                }
+                inner = resume.lock();
+            }
+        }
+    }
+
+    fn check(
+        &self,
+        operation: &mut Operation,
+        slice: Duration,
+        outage: Option<Arc<Outage>>,
+    ) -> Result<(), Error> {
+        operation.asked += slice;
+        match (operation.limit, outage) {
+            (Some(limit), Some(outage)) if operation.waited >= limit => Err(Error::Outage(outage)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends a request once. A server that came back may take less payload at once than the one that
+    /// nbdkit was told of.
+    pub(super) fn send(
+        &self,
+        up: &Up,
+        request: Request,
+        buffer: &mut Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<Vec<Descriptor>, Error> {
+        let has_payload = [Command::READ, Command::WRITE].contains(&request.command);
+        if !has_payload || request.length <= up.maximum {
+            return up.connection.submit(request, buffer.lend(), deadline);
+        }
+        let pieces = super::split::pieces(request.offset, request.length, up.maximum as usize);
+        for (offset, length) in pieces {
+            let from = (offset - request.offset) as usize;
+            let piece = Request {
+                offset,
+                length: length as u32,
+                ..request
+            };
+            up.connection
+                .submit(piece, buffer.part(from..from + length), deadline)?;
+        }
+        Ok(Vec::new())
+    }
+
+    /// A request has found out that a connection is gone. The first one that does begins the outage.
+    pub(super) fn lost(self: &Arc<Self>, connection: &Arc<Connection>, lost: &Arc<Lost>) {
+        let resume = self.resume();
+        let mut inner = resume.lock();
+        let inner_ref = &mut *inner;
+        let Some(way) = inner_ref.ways.get_mut(&self.way) else {
+            return;
+        };
+        let Phase::Up(up) = &way.phase else {
+            return;
+        };
+        if !Arc::ptr_eq(&up.connection, connection) {
+            return;
+        }
+        let up = up.clone();
+        inner_ref.core.lost(up.member);
+        if let Cause::GivenUp(_) = lost.cause() {
+            // Whoever would wait for it has left.
+            way.phase = Phase::Over;
+            inner_ref.core.buried(up.member);
+            resume.tell(inner);
+            return;
+        }
+        if let Cause::Violation(_) = lost.cause() {
+            way.violations += 1;
+        }
+        let outage = Arc::new(Outage::new(lost.clone(), self.terms.limit));
+        way.phase = Phase::Away(Away {
+            since: Instant::now(),
+            outage: outage.clone(),
+            grave: Some(up),
+            thread: false,
+        });
+        resume.tell(inner);
+        self.tell_of_loss(&outage);
+        self.begin_to_come_back();
+    }
+
+    fn tell_of_loss(&self, outage: &Outage) {
+        let lost = outage.lost();
+        lost.tell_once();
+        let obituary = self.opener.options.target.obituary();
+        let obituary = obituary.map(|text| format!(": {text}")).unwrap_or_default();
+        let limit = match self.terms.limit {
+            Some(limit) => format!("for up to {limit:?}"),
+            None => "for as long as it takes".to_owned(),
+        };
+        log::error!("{lost}{obituary}; trying again {limit}");
+    }
+
+    pub(super) fn losses(&self) -> u64 {
+        self.resume().lock().core.losses()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        let inner = self.resume().lock();
+        inner.core.doom().is_some()
+            || inner
+                .ways
+                .get(&self.way)
+                .is_none_or(|way| matches!(way.phase, Phase::Over))
+    }
+
+    /// Looks after requests that wait for long, after what is unflushed with nobody asking for
+    /// anything, and after an outage without a thread.
+    pub(super) fn inspect(self: &Arc<Self>) -> bool {
+        let mut inner = self.resume().lock();
+        let Inner { core, ways, .. } = &mut *inner;
+        let Some(way) = ways.get_mut(&self.way) else {
+            return false;
+        };
+        let connection = match &way.phase {
+            Phase::Up(up) => {
+                let idle = std::mem::replace(&mut way.seen, core.events()) == core.events();
+                if idle && !way.quiet && self.can_flush() && core.wants_flush(up.member) {
+                    let this = self.clone();
+                    self.helpers
+                        .run("nbd-flush", Box::new(move || this.flush_quietly()));
+                }
+                Some(up.connection.clone())
+            }
+            Phase::Away(away) => {
+                let connection = way.coming.clone();
+                if !away.thread {
+                    drop(inner);
+                    self.begin_to_come_back();
+                }
+                connection
+            }
+            Phase::New => way.coming.clone(),
+            Phase::Over => None,
+        };
+        connection.is_some_and(|connection| connection.inspect())
+    }
+
+    fn can_flush(&self) -> bool {
+        self.volume.export().can(TransmissionFlags::SEND_FLUSH)
+    }
+
+    pub(super) fn give_grace(&self, until: Deadline) {
+        let inner = self.resume().lock();
+        let Some(way) = inner.ways.get(&self.way) else {
+            return;
+        };
+        if let Phase::Up(up) = &way.phase {
+            up.connection.give_grace(until);
+        }
+        if let Some(connection) = &way.coming {
+            connection.give_grace(until);
+        }
+    }
+
+    /// Leaves: flushes what this way wrote, and says goodbye. A server that is lost is not waited for.
+    pub(super) fn close(self: &Arc<Self>, deadline: Deadline) {
+        let resume = self.resume();
+        let up = match resume.lock().ways.get(&self.way).map(|way| &way.phase) {
+            Some(Phase::Up(up)) => Some(up.clone()),
+            _ => None,
+        };
+        let deadline = up
+            .as_ref()
+            .and_then(|up| up.connection.grace())
+            .unwrap_or(deadline);
+        let idle = up.as_ref().is_none_or(|up| up.connection.is_idle());
+        if let Some(up) = up.as_ref().filter(|_| self.can_flush() && idle) {
+            if resume.lock().core.wants_flush(up.member) {
+                let mut operation = self.operation(&deadline);
+                operation.wanted = None;
+                operation.hurried = true;
+                if let Err(error) = self.flush_for(&mut operation, None) {
+                    log::debug!("{error}");
+                }
+            }
+        }
+        let mut inner = resume.lock();
+        let Inner { core, ways, .. } = &mut *inner;
+        let Some(way) = ways.remove(&self.way) else {
+            return;
+        };
+        let open = match way.phase {
+            Phase::Up(up) => {
+                core.left(up.member);
+                Some(up.connection)
+            }
+            _ => None,
+        };
+        let last = ways.is_empty() && core.has_unflushed();
+        resume.tell(inner);
+        if let Some(coming) = way.coming {
+            coming.give_up();
+        }
+        if last {
+            log::error!(
+                "warning: {}: what was written since the last flush may be lost: the last client has \
+                 left",
+                self.server()
+            );
+        }
+        match open {
+            Some(connection) if idle => connection.close(deadline),
+            // A thread of ours is to end, and with it what it waits for.
+            Some(connection) if self.own.load(Ordering::Acquire) > 0 => connection.give_up(),
+            Some(_) => log::debug!("{}: left with requests in flight", self.server()),
+            None => (),
+        }
+    }
+}
+
+impl Inner {
+    /// A server that answers well keeps to the protocol.
+    fn answered_well(&mut self, way: WayId) {
+        if let Some(way) = self.ways.get_mut(&way) {
+            way.violations = 0;
+            way.quiet = false;
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Flushes over a way that outlives its connections: there is one at a time for an export, and
+//! whoever waited for it may find that it has covered what it is about.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
+
+use super::{Lasting, Operation};
+use crate::client::error::Error;
+use crate::client::loan::Buffer;
+use crate::client::resume::{Inner, Up};
+use crate::proto::consts::Command;
+use crate::proto::request::Request;
+use crate::session::{Core, Moment, Worth};
+use crate::transport::Deadline;
+
+impl Lasting {
+    /// Makes every answered change permanent.
+    pub(in crate::client) fn flush(
+        self: &Arc<Self>,
+        deadline: &Deadline,
+        since: u64,
+    ) -> Result<(), Error> {
+        let mut operation = self.operation(deadline);
+        self.flush_for(&mut operation, Some(since))
+    }
+
+    /// A flush that no client has asked for, and nobody waits for. What comes of a failure is that
+    /// everything is written again before the next one.
+    pub(in crate::client) fn flush_quietly(self: &Arc<Self>) {
+        let deadline = Deadline::after_maybe(self.opener.options.request_timeout);
+        let mut operation = self.operation(&deadline);
+        operation.wanted = None;
+        operation.hurried = true;
+        self.own.fetch_add(1, Ordering::AcqRel);
+        let flushed = self.flush_for(&mut operation, None);
+        self.own.fetch_sub(1, Ordering::AcqRel);
+        if let Err(error) = flushed {
+            log::debug!("flush without being asked: {error}");
+            if let Some(way) = self.resume().lock().ways.get_mut(&self.way) {
+                way.quiet = true;
+            }
+        }
+    }
+
+    pub(super) fn flush_for(
+        self: &Arc<Self>,
+        operation: &mut Operation,
+        since: Option<u64>,
+    ) -> Result<(), Error> {
+        let resume = self.resume();
+        let request = Request::new(Command::FLUSH, 0, 0);
+        let asked: Moment = resume.lock().core.moment();
+        loop {
+            let may = |core: &Core| core.may_flush();
+            let (mut inner, up) = self.enter(operation, request, may)?;
+            if since.is_some_and(|since| since < inner.core.losses()) {
+                return Err(Error::Unflushed(self.server().clone()));
+            }
+            if inner.core.was_flushed(up.member, asked) {
+                return Ok(());
+            }
+            if inner.core.must_rewrite(up.member) {
+                self.rewrite_before_flush(inner, &up)?;
+                continue;
+            }
+            let sending = inner.core.send_flush(up.member);
+            drop(inner);
+            let begun = operation.timeout.map(|_| Instant::now());
+            let deadline = operation.deadline();
+            let answer = self.send(&up, request, &mut Buffer::None, &deadline);
+            if let Err(Error::Lost(lost)) = &answer {
+                self.lost(&up.connection, lost);
+                operation.lost(begun.map_or(Duration::ZERO, |begun| begun.elapsed()));
+                continue;
+            }
+            let mut inner = resume.lock();
+            let worth = match &answer {
+                Err(Error::Crowded { .. }) => {
+                    inner.core.unsent(sending, true);
+                    Worth::Counts
+                }
+                answer => inner.core.flushed(sending, answer.is_ok()),
+            };
+            inner.answered_well(self.way);
+            resume.tell(inner);
+            if worth == Worth::Counts {
+                return answer.map(drop);
+            }
+        }
+    }
+
+    /// Writes again what a failed flush, or who has left, has made uncertain.
+    fn rewrite_before_flush(
+        self: &Arc<Self>,
+        mut inner: MutexGuard<'_, Inner>,
+        up: &Up,
+    ) -> Result<(), Error> {
+        let resume = self.resume();
+        let Some(pieces) = inner.core.begin_rewrite(up.member, false) else {
+            return Ok(());
+        };
+        drop(inner);
+        log::debug!("{}: writing again before a flush", self.server());
+        let written = self.rewrite(&up.connection, up.maximum, &pieces);
+        let mut inner = resume.lock();
+        inner.core.end_rewrite(up.member, written.is_ok());
+        resume.tell(inner);
+        match written {
+            Err(Error::Lost(lost)) => {
+                self.lost(&up.connection, &lost);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}

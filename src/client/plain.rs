@@ -1,0 +1,297 @@
+//! A way with one connection, with which it lives and ends.
+//!
+//! The one exception is `NBD_ESHUTDOWN`: the server has said that it is going away, nothing is lost
+//! yet, and the specification wants the connection left ("Terminating the transmission phase"). What
+//! is in flight is answered first, what was written is flushed, and then one try is made to go on
+//! over a new connection, through the gate.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::Opener;
+use super::connection::Connection;
+use super::error::Error;
+use super::loan::Buffer;
+use super::volume::Volume;
+use crate::proto::chunks::Descriptor;
+use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
+use crate::proto::request::Request;
+use crate::session::gate::{self, Protection};
+use crate::transport::Deadline;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Plain {
+    opener: Opener,
+    volume: Arc<Volume>,
+    protection: Protection,
+    first: Connection,
+    /// Something was written that no flush has made permanent since.
+    wrote: AtomicBool,
+    /// Another connection has taken the first one's place.
+    moved: AtomicBool,
+    successor: Mutex<Successor>,
+    settled: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Successor {
+    connection: Option<Arc<Connection>>,
+    /// Somebody is looking for one.
+    sought: bool,
+    /// None was found, and none is looked for any more.
+    missing: bool,
+}
+
+impl Plain {
+    pub(super) fn new(
+        opener: Opener,
+        volume: Arc<Volume>,
+        first: Connection,
+        protection: Protection,
+    ) -> Self {
+        Self {
+            opener,
+            volume,
+            protection,
+            first,
+            wrote: AtomicBool::new(false),
+            moved: AtomicBool::new(false),
+            successor: Mutex::default(),
+            settled: Condvar::new(),
+        }
+    }
+
+    pub(super) fn submit(
+        &self,
+        request: Request,
+        mut buffer: Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<Vec<Descriptor>, Error> {
+        let result = match self.moved.load(Ordering::Acquire) {
+            false => self.first.submit(request, buffer.lend(), deadline),
+            true => self.with(|connection| connection.submit(request, buffer.lend(), deadline)),
+        };
+        match result {
+            Err(error) => self.go_on(error, request, buffer, deadline),
+            answer => answer,
+        }
+    }
+
+    pub(super) fn change(
+        &self,
+        request: Request,
+        buffer: Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<(), Error> {
+        // Before, for whoever leaves the connection once this is answered, and after, for whoever
+        // flushed meanwhile. Also a change that failed may have been made in part.
+        let lasting = request.flags.contains(CommandFlags::FUA);
+        self.note_change(lasting);
+        let result = self.submit(request, buffer, deadline);
+        self.note_change(lasting);
+        result.map(drop)
+    }
+
+    fn note_change(&self, lasting: bool) {
+        if !lasting && !self.wrote.load(Ordering::Relaxed) {
+            self.wrote.store(true, Ordering::Release);
+        }
+    }
+
+    pub(super) fn flush(&self, deadline: &Deadline) -> Result<(), Error> {
+        // Whoever writes from now on is not covered.
+        let wrote = self.wrote.swap(false, Ordering::AcqRel);
+        let request = Request::new(Command::FLUSH, 0, 0);
+        let mut result = self.with(|connection| connection.submit(request, Buffer::None, deadline));
+        if result.is_err() && wrote {
+            self.wrote.store(true, Ordering::Release);
+        }
+        if let Err(error) = result {
+            result = self.go_on(error, request, Buffer::None, deadline);
+        }
+        result.map(drop)
+    }
+
+    /// What becomes of a request that has failed: if the server only said that it is going away, it
+    /// is made once more over another connection.
+    #[cold]
+    fn go_on(
+        &self,
+        error: Error,
+        request: Request,
+        buffer: Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<Vec<Descriptor>, Error> {
+        let Error::Lost(lost) = &error else {
+            return Err(error);
+        };
+        if !error.is_announced() {
+            return Err(error);
+        }
+        let leaving = |connection: &Connection| connection.has_announced(lost);
+        let mut state = self.lock();
+        while state.sought {
+            if deadline.has_passed() {
+                return Err(error);
+            }
+            let most = deadline.within(crate::transport::PAUSE).remaining();
+            let most = most.unwrap_or(crate::transport::PAUSE);
+            (state, _) = self
+                .settled
+                .wait_timeout(state, most)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        let old = state.connection.clone();
+        if old.as_deref().map_or_else(|| leaving(&self.first), leaving) {
+            if state.missing {
+                return Err(error);
+            }
+            state.sought = true;
+            drop(state);
+            // Whatever happens, nobody waits for ever.
+            let seeking = Seeking(self);
+            let found = self.succeed(old.as_deref().unwrap_or(&self.first));
+            state = self.lock();
+            match found {
+                Some(connection) => state.connection = Some(Arc::new(connection)),
+                None => state.missing = true,
+            }
+            drop(state);
+            self.moved.store(true, Ordering::Release);
+            drop(seeking);
+        } else {
+            drop(state);
+        }
+        if self.with(leaving) {
+            return Err(error);
+        }
+        let result = self.with(|connection| connection.submit(request, buffer, deadline));
+        if result.as_ref().is_err_and(Error::is_announced) {
+            // One try it is. The next request makes another.
+            self.with(|connection| self.retire(connection));
+        }
+        result
+    }
+
+    /// Leaves a connection whose server is going away. Whether nothing that was written over it can
+    /// be lost.
+    fn retire(&self, connection: &Connection) -> bool {
+        let deadline = Deadline::after_maybe(self.opener.options.close_timeout);
+        let flush = self.wrote.swap(false, Ordering::AcqRel);
+        let flush = flush && self.volume.export().can(TransmissionFlags::SEND_FLUSH);
+        let good = connection.retire(flush, deadline, || true);
+        if !good {
+            self.wrote.store(true, Ordering::Release);
+        }
+        good
+    }
+
+    /// Leaves a connection, and finds another that offers no less.
+    fn succeed(&self, old: &Connection) -> Option<Connection> {
+        if !self.retire(old) {
+            log::debug!(
+                "{}: not left for another connection: what was written could not be flushed",
+                self.opener.server
+            );
+            return None;
+        }
+        match self.opener.open(false) {
+            Ok((connection, offer, protection)) => {
+                let was = (self.volume.export(), self.protection);
+                match gate::difference(was, (&offer, protection)) {
+                    None => Some(connection),
+                    Some(difference) => {
+                        log::debug!("{}: {difference}", self.opener.server);
+                        let patience = self.opener.options.close_timeout;
+                        connection.close(Deadline::after_maybe(patience));
+                        None
+                    }
+                }
+            }
+            Err(error) => {
+                log::debug!("{error}");
+                None
+            }
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        // One whose server is going away has a successor, as long as none was looked for in vain.
+        let missing = self.lock().missing;
+        missing || self.with(Connection::is_lost)
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.with(Connection::is_gone)
+    }
+
+    pub(super) fn close(&self, deadline: Deadline) {
+        self.with(|connection| {
+            let deadline = connection.grace().unwrap_or(deadline);
+            match connection.is_over() {
+                true => self.tell_of_loss(),
+                false if self.wrote.load(Ordering::Acquire) => self.flush_finally(deadline),
+                false => (),
+            }
+            match connection.is_idle() {
+                true => connection.close(deadline),
+                false => log::debug!("{}: left with requests in flight", self.opener.server),
+            }
+        });
+    }
+
+    fn flush_finally(&self, deadline: Deadline) {
+        if !self.volume.export().can(TransmissionFlags::SEND_FLUSH) {
+            return;
+        }
+        if let Err(error) = self.flush(&deadline) {
+            // Not once for each kind: every time it is other data.
+            log::error!("warning: {error}; what was written since the last flush may be lost");
+        }
+    }
+
+    pub(super) fn tell_of_loss(&self) {
+        if !self.wrote.load(Ordering::Acquire) {
+            return;
+        }
+        self.with(|connection| {
+            if let Some(lost) = connection.untold_loss() {
+                log::error!("warning: {lost}; what was written since the last flush may be lost");
+            }
+        });
+    }
+
+    pub(super) fn inspect(&self) -> bool {
+        self.with(Connection::inspect)
+    }
+
+    pub(super) fn give_grace(&self, until: Deadline) {
+        self.with(|connection| connection.give_grace(until));
+    }
+
+    /// The connection for the next request.
+    fn with<T>(&self, act: impl FnOnce(&Connection) -> T) -> T {
+        let successor = match self.moved.load(Ordering::Acquire) {
+            true => self.lock().connection.clone(),
+            false => None,
+        };
+        act(successor.as_deref().unwrap_or(&self.first))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Successor> {
+        self.successor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The duty of ending the search for a successor.
+struct Seeking<'a>(&'a Plain);
+
+impl Drop for Seeking<'_> {
+    fn drop(&mut self) {
+        self.0.lock().sought = false;
+        self.0.settled.notify_all();
+    }
+}

@@ -1,0 +1,215 @@
+//! What the links of one export share so that they can come back: the session's core, and the state
+//! of each way to the server, under one lock. Here is the one place that says send, hold or fail.
+//!
+//! ```text
+//!   New ----------------------------------------------------> Up   the journal written again
+//!          lost                    tries, the gate,
+//!   Up ------------> Away ----------------------------------> Up
+//!    \                | \          the journal written again
+//!     \ closed,       |  `-- after reconnect=TIME requests fail at once; the tries go on
+//!      \ given up     | closed
+//!       `-----------> Over <---- whatever happens: worse than before, journal refused (for all ways)
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::connection::Connection;
+use super::error::{Error, Outage, Server};
+use crate::proto::consts::TransmissionFlags;
+use crate::proto::export::Export;
+use crate::session::{Core, Facts, MemberId};
+
+/// Whether and how links come back to a server that was lost.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// How long requests wait for that; `None` for ever.
+    pub limit: Option<Duration>,
+    /// The delay before the second try; it doubles from try to try.
+    pub first: Duration,
+    /// The longest delay.
+    pub max: Duration,
+    /// Most memory for what is acknowledged and not permanent, bytes; 0 for none.
+    pub replay: u64,
+}
+
+/// How long one who is held waits before looking whether its client is still there.
+pub(super) const SLICE: Duration = Duration::from_millis(250);
+
+/// The session of an export.
+#[derive(Debug)]
+pub struct Resume {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+/// What is under the lock.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) core: Core,
+    pub(super) ways: BTreeMap<WayId, Way>,
+    /// How many wait for something to change here.
+    waiting: usize,
+    next: u64,
+}
+
+/// A front client's way, or that of all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct WayId(u64);
+
+#[derive(Debug)]
+pub(super) struct Way {
+    pub(super) phase: Phase,
+    /// The connection over which the journal is being written.
+    pub(super) coming: Option<Arc<Connection>>,
+    /// Violations of the protocol since the last good answer.
+    pub(super) violations: u32,
+    /// What the core's time was at the last inspection.
+    pub(super) seen: u64,
+    /// A flush of our own has failed since something was written.
+    pub(super) quiet: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Its client is being opened.
+    New,
+    Up(Up),
+    Away(Away),
+    /// Closed, or given up since nobody wants it any more.
+    Over,
+}
+
+/// A connection that is served.
+#[derive(Clone, Debug)]
+pub(super) struct Up {
+    pub(super) connection: Arc<Connection>,
+    pub(super) member: MemberId,
+    /// Largest payload that this server takes, bytes.
+    pub(super) maximum: u32,
+}
+
+/// A connection was lost.
+#[derive(Debug)]
+pub(super) struct Away {
+    /// When. Times in which the journal was written are added.
+    pub(super) since: Instant,
+    pub(super) outage: Arc<Outage>,
+    /// The lost connection, until it is buried.
+    pub(super) grave: Option<Up>,
+    /// A thread is coming back.
+    pub(super) thread: bool,
+}
+
+/// What is to be done with a request.
+pub(super) enum Pass {
+    Send(Up),
+    /// Not yet; since when what it waits for has been away, if it is the server.
+    Hold(Option<Arc<Outage>>),
+    Fail(Error),
+}
+
+impl Resume {
+    /// A session for an export of which nbdkit was told this.
+    pub(super) fn new(export: &Export, terms: &Terms) -> Self {
+        let core = Core::new(Facts {
+            replay: terms.replay,
+            multi_conn: export.can(TransmissionFlags::CAN_MULTI_CONN),
+        });
+        Self {
+            inner: Mutex::new(Inner {
+                core,
+                ways: BTreeMap::new(),
+                waiting: 0,
+                next: 0,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something may have changed, a slice of time at most.
+    pub(super) fn hold<'a>(
+        &'a self,
+        mut inner: MutexGuard<'a, Inner>,
+        most: Duration,
+    ) -> MutexGuard<'a, Inner> {
+        inner.waiting += 1;
+        let (mut inner, _) = self
+            .changed
+            .wait_timeout(inner, most.min(SLICE))
+            .unwrap_or_else(PoisonError::into_inner);
+        inner.waiting -= 1;
+        inner
+    }
+
+    /// Gives the lock back and wakes who waits for what may have changed.
+    pub(super) fn tell(&self, inner: MutexGuard<'_, Inner>) {
+        let wake = inner.waiting > 0;
+        drop(inner);
+        // It costs a system call even if nobody waits.
+        if wake {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Whether whoever comes now has to start afresh.
+    pub(super) fn is_doomed(&self) -> bool {
+        self.lock().core.doom().is_some()
+    }
+}
+
+impl Inner {
+    /// A new way, for a client that is being opened.
+    pub(super) fn admit(&mut self) -> WayId {
+        let id = WayId(self.next);
+        self.next += 1;
+        let way = Way {
+            phase: Phase::New,
+            coming: None,
+            violations: 0,
+            seen: 0,
+            quiet: false,
+        };
+        self.ways.insert(id, way);
+        id
+    }
+
+    /// The one place that decides: send, hold or fail. `may` says whether the order of things would
+    /// let the request go.
+    pub(super) fn pass(
+        &self,
+        server: &Server,
+        way: WayId,
+        limit: Option<Duration>,
+        may: impl FnOnce(&Core) -> bool,
+    ) -> Pass {
+        if let Some(why) = self.core.doom() {
+            return Pass::Fail(Error::Doomed {
+                server: server.clone(),
+                why: why.clone(),
+            });
+        }
+        match self.ways.get(&way).map(|way| &way.phase) {
+            Some(Phase::Up(up)) => match may(&self.core) {
+                true => Pass::Send(up.clone()),
+                false => Pass::Hold(None),
+            },
+            Some(Phase::Away(away)) => match self.is_long(away, limit) {
+                true => Pass::Fail(Error::Outage(away.outage.clone())),
+                false => Pass::Hold(Some(away.outage.clone())),
+            },
+            Some(Phase::New) => Pass::Hold(None),
+            Some(Phase::Over) | None => Pass::Fail(Error::Unwanted(server.clone())),
+        }
+    }
+
+    /// Whether requests are not to wait any longer. While the journal is written time stands still.
+    fn is_long(&self, away: &Away, limit: Option<Duration>) -> bool {
+        !self.core.is_rewriting() && limit.is_some_and(|limit| away.since.elapsed() >= limit)
+    }
+}
