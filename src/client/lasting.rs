@@ -182,10 +182,13 @@ impl Lasting {
                 continue;
             }
             if answer.is_ok() && flush_too {
+                if resume.lock().core.written_through(change, sending) == Worth::SendAgain {
+                    continue;
+                }
                 let flushed = self.flush_for(&mut operation, None);
                 let mut inner = resume.lock();
                 if let Err(error) = flushed {
-                    // It is not on its way any more, whatever that counts for.
+                    // Whatever that counts for, nobody waits for it any more.
                     let _ = inner.core.refused(change, sending, false);
                     inner.core.abandon(change);
                     place.settle(&mut inner);

@@ -18,7 +18,8 @@ pub(super) struct Order {
 #[derive(Debug)]
 struct Place {
     span: Span,
-    /// Over which connection it is on its way.
+    /// Over which connection it was sent last, until it is certain that nothing of that will be
+    /// carried out any more.
     member: Option<MemberId>,
     /// The turn in which it was sent first.
     first: Option<u64>,
@@ -27,6 +28,11 @@ struct Place {
 }
 
 impl Order {
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
     /// Gives a change its place, behind all others.
     pub(super) fn queue(&mut self, span: Span) -> Change {
         let change = Change(self.next);
@@ -62,13 +68,6 @@ impl Order {
         }
     }
 
-    /// The answer did not count: the change is to be sent again, and is not on its way.
-    pub(super) fn answered(&mut self, change: Change) {
-        if let Some(place) = self.places.get_mut(&change) {
-            place.member = None;
-        }
-    }
-
     pub(super) fn over(&mut self, change: Change) {
         self.places.remove(&change);
     }
@@ -82,10 +81,21 @@ impl Order {
         }
     }
 
+    /// The server has answered it, and it is to be sent again.
+    pub(super) fn answered(&mut self, change: Change) {
+        if let Some(place) = self.places.get_mut(&change) {
+            place.member = None;
+        }
+        self.places
+            .retain(|_, place| !place.abandoned || place.member.is_some());
+    }
+
     /// Nothing sent over the connection will be carried out any more.
     pub(super) fn buried(&mut self, member: MemberId) {
-        self.places
-            .retain(|_, place| !(place.abandoned && place.member == Some(member)));
+        self.places.retain(|_, place| {
+            place.member.take_if(|by| *by == member);
+            !place.abandoned || place.member.is_some()
+        });
     }
 
     /// Whether a change of this range was sent in an earlier turn and is to be sent again: somebody

@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::{Lasting, Operation};
+use super::{ASK, Lasting, Operation};
 use crate::client::error::Error;
 use crate::client::loan::Buffer;
-use crate::client::resume::{Inner, Up};
+use crate::client::resume::{Inner, SLICE, Up};
 use crate::proto::consts::Command;
 use crate::proto::request::Request;
-use crate::session::{Core, Moment, Worth};
+use crate::session::{Core, Moment, Sending, Worth};
 use crate::transport::Deadline;
 
 impl Lasting {
@@ -75,6 +75,9 @@ impl Lasting {
                 continue;
             }
             let mut inner = resume.lock();
+            if answer.is_ok() {
+                inner = self.await_judgement(operation, inner, sending)?;
+            }
             let worth = match &answer {
                 Err(Error::Crowded { .. }) => {
                     inner.core.unsent(sending, true);
@@ -91,6 +94,36 @@ impl Lasting {
                 return answer.map(drop);
             }
         }
+    }
+
+    /// Waits until it can be known what a good flush is worth: whatever was to make something
+    /// permanent beside it may fail, and then the flush has made nothing permanent.
+    fn await_judgement<'a>(
+        &'a self,
+        operation: &Operation,
+        mut inner: MutexGuard<'a, Inner>,
+        sending: Sending,
+    ) -> Result<MutexGuard<'a, Inner>, Error> {
+        let resume = self.resume();
+        let answered = inner.core.moment();
+        let mut asked = Instant::now();
+        while !inner.core.may_judge(answered) {
+            inner = resume.hold(inner, SLICE);
+            if asked.elapsed() < ASK {
+                continue;
+            }
+            asked = Instant::now();
+            drop(inner);
+            // Not under the lock: to ask may print a message.
+            let wanted = operation.wanted.is_none_or(|wanted| wanted());
+            inner = resume.lock();
+            if !wanted || !inner.ways.contains_key(&self.way) {
+                inner.core.forget_lasting(sending);
+                resume.tell(inner);
+                return Err(Error::Unwanted(self.server().clone()));
+            }
+        }
+        Ok(inner)
     }
 
     /// Writes again what a failed flush, or who has left, has made uncertain.
