@@ -181,6 +181,7 @@ impl Connection {
     /// Ends it, since nobody wants anything more of it.
     pub fn give_up(&self) {
         self.fail(Cause::GivenUp(transport::Error::Unwanted));
+        self.stream.hang_up();
     }
 
     fn check_not_lost(&self) -> Result<(), Error> {

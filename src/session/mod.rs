@@ -114,14 +114,17 @@ struct Member {
     void: Option<Moment>,
     /// First and last acknowledgement that no flush has covered yet, where there is no journal.
     unflushed: Option<(Moment, Moment)>,
-    /// Requests on their way that make something permanent.
-    lasting: u32,
 }
+
+/// Whoever a change came over that may have been dropped by a flush which failed meanwhile: no
+/// member, so that it is written again before the next flush.
+const NOBODY: MemberId = MemberId(0);
 
 /// The journal is being written again.
 #[derive(Debug)]
 struct Rewriting {
     by: MemberId,
+    since: Moment,
     /// Where the entries begin that are, in order.
     starts: Vec<u64>,
 }
@@ -139,7 +142,11 @@ pub struct Core {
     /// Memory promised to changes on their way, bytes.
     reserved: u64,
     rewriting: Option<Rewriting>,
-    flushing: Option<MemberId>,
+    flushing: Option<Sending>,
+    /// Requests on their way that make something permanent.
+    lasting: BTreeMap<Moment, MemberId>,
+    /// When the last of these failed, or was lost: whatever was on its way then may have been dropped.
+    voided: Moment,
     /// When the last good flush was sent over a member that is alive.
     flushed: BTreeMap<MemberId, Moment>,
     /// How often something unflushed was lost.
@@ -161,6 +168,8 @@ impl Core {
             reserved: 0,
             rewriting: None,
             flushing: None,
+            lasting: BTreeMap::new(),
+            voided: Moment(0),
             flushed: BTreeMap::new(),
             losses: 0,
             doom: None,
@@ -194,7 +203,6 @@ impl Core {
             birth,
             void: None,
             unflushed: None,
-            lasting: 0,
         };
         self.members.insert(id, member);
         id
@@ -207,11 +215,9 @@ impl Core {
         };
         self.turn += 1;
         self.flushed.remove(&id);
-        if self.flushing == Some(id) {
-            self.flushing = None;
-        }
+        self.flushing.take_if(|flush| flush.member == id);
         self.rewriting.take_if(|rewriting| rewriting.by == id);
-        if member.lasting > 0 {
+        if self.settle_all(id) {
             // It may have failed, and nobody will ever know.
             self.void_all();
         }
@@ -234,6 +240,8 @@ impl Core {
     pub fn left(&mut self, id: MemberId) {
         self.members.remove(&id);
         self.flushed.remove(&id);
+        self.settle_all(id);
+        self.rewriting.take_if(|rewriting| rewriting.by == id);
         self.order.buried(id);
     }
 
@@ -296,6 +304,7 @@ impl Core {
         written: Written<'_>,
     ) -> Worth {
         if !self.counts(sending, lasting) {
+            self.order.answered(change);
             return Worth::SendAgain;
         }
         let Some(span) = self.order.span(change) else {
@@ -308,8 +317,11 @@ impl Core {
                 self.journal.cut(span);
             }
         } else if self.facts.replay > 0 {
-            self.journal
-                .put(span.start, span.length(), written, sending.member, now);
+            let (by, at) = match self.is_suspect(sending.moment) {
+                true => (NOBODY, Moment(0)),
+                false => (sending.member, now),
+            };
+            self.journal.put(span.start, span.length(), written, by, at);
         } else {
             self.note_unflushed(sending.member, now);
         }
@@ -323,6 +335,7 @@ impl Core {
             self.void_all();
         }
         if !self.counts(sending, lasting) {
+            self.order.answered(change);
             return Worth::SendAgain;
         }
         self.order.over(change);
@@ -345,10 +358,19 @@ impl Core {
         }
     }
 
+    /// The server has answered a change with success for which there was no room in the journal, and
+    /// which is not permanent by itself. If that counts, a flush is to follow, and then
+    /// [`Core::made_permanent`], or [`Core::refused`] if the flush fails.
+    pub fn written_through(&mut self, change: Change, sending: Sending) -> Worth {
+        self.order.answered(change);
+        self.has_read(sending)
+    }
+
     /// A flush that was sent after the answer to a change has made it permanent, for which there was
-    /// no room in the journal.
+    /// no room in the journal. `sending` is the change's: what was written again, or dropped, since
+    /// then has undone it.
     pub fn made_permanent(&mut self, change: Change, sending: Sending) -> Worth {
-        if !self.is_of_this_turn(sending) {
+        if !self.is_of_this_turn(sending) || self.is_suspect(sending.moment) {
             return Worth::SendAgain;
         }
         if let Some(span) = self.order.span(change) {
@@ -419,24 +441,34 @@ impl Core {
 
     /// A flush is sent.
     pub fn send_flush(&mut self, member: MemberId) -> Sending {
-        self.flushing = Some(member);
-        self.send(member, true)
+        let sending = self.send(member, true);
+        self.flushing = Some(sending);
+        sending
     }
 
-    /// A flush was answered.
+    /// Whether a flush that was answered at a moment can be judged: whatever was to make something
+    /// permanent at the same time has been answered too. It may have failed, and have taken with it
+    /// what the flush says it has made permanent.
+    pub fn may_judge(&self, answered: Moment) -> bool {
+        let mut others = self.lasting.range(..answered);
+        others.all(|(sent, _)| Some(*sent) == self.flushing.map(|flush| flush.moment))
+    }
+
+    /// A flush was answered, and [`Core::may_judge`] it.
     pub fn flushed(&mut self, sending: Sending, success: bool) -> Worth {
-        if self.flushing == Some(sending.member) {
-            self.flushing = None;
+        self.flushing
+            .take_if(|flush| flush.moment == sending.moment);
+        if !success {
+            self.void_all();
         }
         if !self.counts(sending, true) {
-            if !success {
-                self.void_all();
-            }
             return Worth::SendAgain;
         }
         if !success {
-            self.void_all();
             return Worth::Counts;
+        }
+        if self.is_suspect(sending.moment) {
+            return Worth::SendAgain;
         }
         let id = sending.member;
         let Some(mut flusher) = self.members.remove(&id) else {
@@ -467,9 +499,15 @@ impl Core {
 
     fn void_all(&mut self) {
         let now = self.moment();
+        self.voided = now;
         self.members
             .values_mut()
             .for_each(|member| member.void = Some(now));
+    }
+
+    /// Whether what was sent then may have been dropped since, though it was answered with success.
+    fn is_suspect(&self, sent: Moment) -> bool {
+        sent < self.voided && self.rules.rewrite_after_failure
     }
 
     // Writing the journal again.
@@ -481,6 +519,7 @@ impl Core {
         if self.rewriting.is_some() {
             return None;
         }
+        let since = self.moment();
         let member = self.members.get(&id)?;
         let is_meant = |entry: &Entry| match all {
             true => self.rules.one_journal || !self.members.contains_key(&entry.owner),
@@ -489,7 +528,11 @@ impl Core {
         let pieces = self.journal.pieces(is_meant);
         let meant = self.journal.iter().filter(|(_, entry)| is_meant(entry));
         let starts = meant.map(|(span, _)| span.start).collect();
-        self.rewriting = Some(Rewriting { by: id, starts });
+        self.rewriting = Some(Rewriting {
+            by: id,
+            since,
+            starts,
+        });
         self.turn += 1;
         Some(pieces)
     }
@@ -501,8 +544,11 @@ impl Core {
             return false;
         };
         if success {
-            let now = self.moment();
-            self.journal.applied(&rewriting.starts, id, now);
+            let (by, at) = match self.is_suspect(rewriting.since) {
+                true => (NOBODY, Moment(0)),
+                false => (id, self.moment()),
+            };
+            self.journal.applied(&rewriting.starts, by, at);
         }
         true
     }
@@ -560,33 +606,44 @@ impl Core {
     }
 
     fn send(&mut self, id: MemberId, lasting: bool) -> Sending {
-        if let Some(member) = self.members.get_mut(&id).filter(|_| lasting) {
-            member.lasting += 1;
+        let moment = self.moment();
+        if lasting {
+            self.lasting.insert(moment, id);
         }
         Sending {
             member: id,
             turn: self.turn,
-            moment: self.moment(),
+            moment,
         }
     }
 
     /// A flush, or a change that was to be `lasting`, was not sent after all.
     pub fn unsent(&mut self, sending: Sending, lasting: bool) {
-        self.counts(sending, lasting);
-        if lasting && self.flushing == Some(sending.member) {
-            self.flushing = None;
+        if lasting {
+            self.lasting.remove(&sending.moment);
         }
+        self.flushing
+            .take_if(|flush| flush.moment == sending.moment);
     }
 
-    fn settle_lasting(&mut self, id: MemberId) {
-        if let Some(member) = self.members.get_mut(&id) {
-            member.lasting = member.lasting.saturating_sub(1);
-        }
+    /// A flush or a lasting change was answered, and nobody waits to judge the answer; or the answer
+    /// cannot be understood, so that nobody knows how it ended, only that it has.
+    pub fn forget_lasting(&mut self, sending: Sending) {
+        self.unsent(sending, true);
+        self.void_all();
+    }
+
+    /// Nothing is on its way over a member any more; whether anything was that makes something
+    /// permanent.
+    fn settle_all(&mut self, id: MemberId) -> bool {
+        let before = self.lasting.len();
+        self.lasting.retain(|_, by| *by != id);
+        self.lasting.len() < before
     }
 
     fn counts(&mut self, sending: Sending, lasting: bool) -> bool {
         if lasting {
-            self.settle_lasting(sending.member);
+            self.lasting.remove(&sending.moment);
         }
         self.is_of_this_turn(sending)
     }

@@ -18,17 +18,21 @@ pub(super) struct Order {
 #[derive(Debug)]
 struct Place {
     span: Span,
-    /// Over which connection it was sent last.
+    /// Over which connection it was sent last, until it is certain that nothing of that will be
+    /// carried out any more.
     member: Option<MemberId>,
     /// The turn in which it was sent first.
     first: Option<u64>,
-    /// The turn in which it was sent last.
-    last: u64,
     /// Whoever made it has given up.
     abandoned: bool,
 }
 
 impl Order {
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
     /// Gives a change its place, behind all others.
     pub(super) fn queue(&mut self, span: Span) -> Change {
         let change = Change(self.next);
@@ -37,7 +41,6 @@ impl Order {
             span,
             member: None,
             first: None,
-            last: 0,
             abandoned: false,
         };
         self.places.insert(change, place);
@@ -62,7 +65,6 @@ impl Order {
         if let Some(place) = self.places.get_mut(&change) {
             place.member = Some(member);
             place.first.get_or_insert(turn);
-            place.last = turn;
         }
     }
 
@@ -79,10 +81,21 @@ impl Order {
         }
     }
 
+    /// The server has answered it, and it is to be sent again.
+    pub(super) fn answered(&mut self, change: Change) {
+        if let Some(place) = self.places.get_mut(&change) {
+            place.member = None;
+        }
+        self.places
+            .retain(|_, place| !place.abandoned || place.member.is_some());
+    }
+
     /// Nothing sent over the connection will be carried out any more.
     pub(super) fn buried(&mut self, member: MemberId) {
-        self.places
-            .retain(|_, place| !(place.abandoned && place.member == Some(member)));
+        self.places.retain(|_, place| {
+            place.member.take_if(|by| *by == member);
+            !place.abandoned || place.member.is_some()
+        });
     }
 
     /// Whether a change of this range was sent in an earlier turn and is to be sent again: somebody
