@@ -110,12 +110,15 @@ fn memory_is_bounded_with_short_writes() {
     memory_is_bounded(2048);
 }
 
+/// An odd number: half of them are changes, and one is a flush.
+const WAITING: u64 = 33;
+
 /// Requests that wait for a lost server, half of them changes; one write is unflushed.
 fn waiting(stage: &mut Stage) -> Client {
     let mut client = stage.client();
     client.write(0, &DATA).expect("a write");
     stage.server.kill();
-    for number in 0..16 {
+    for number in 0..WAITING / 2 {
         client.submit(cmd::READ, 0, number * 4096, 4096, &[]);
         client.submit(cmd::WRITE, 0, number * 4096, 4096, &DATA);
     }
@@ -134,6 +137,10 @@ fn sigterm_ends_it_with_a_lost_server() {
         assert!(client.waits());
         let start = Instant::now();
         stage.front.signal(libc::SIGTERM);
+        let errors = client.last(WAITING, SOON);
+        assert!(!errors.contains(&0), "{errors:?}");
+        // nbdkit does not end before its client has heard of that.
+        drop(client);
         let status = stage.front.wait_timeout(SOON);
         println!("ended after {:?}", start.elapsed());
         let status = status.expect("nbdkit ends soon");

@@ -188,6 +188,22 @@ impl Client {
         }
     }
 
+    /// Takes this many answers, or fewer if nbdkit closes the connection before; returns their errors.
+    pub fn last(&self, count: u64, limit: Duration) -> Vec<u32> {
+        let mut errors = Vec::new();
+        for _ in 0..count {
+            match self.answers.recv_timeout(limit) {
+                Ok(answer) => {
+                    self.record(&answer);
+                    errors.push(answer.error);
+                }
+                Err(RecvTimeoutError::Timeout) => panic!("no answer within {limit:?}"),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        errors
+    }
+
     fn record(&self, answer: &Answer) {
         let op = self.flying.borrow_mut().remove(&answer.cookie);
         if let (Some((_, recorder)), Some(mut op)) = (&self.recorder, op) {

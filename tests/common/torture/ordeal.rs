@@ -21,6 +21,7 @@ use super::client::{Client, Recorder};
 use super::history;
 use super::setup::Setup;
 use super::trace;
+use super::trace::event::What;
 use super::volatile::Volatile;
 use super::writer::{Mix, Story, Writer};
 use super::{Rng, kills, seed};
@@ -123,6 +124,16 @@ impl Stage {
             let has_all = |line: &String| words.iter().all(|word| line.contains(word));
             errors.iter().any(has_all).then_some(())
         });
+    }
+
+    /// Nothing was asked of the server in its present life.
+    pub fn is_told_nothing(&self) {
+        let epoch = self.server.setup().epoch;
+        let log = self.server.log();
+        let told = log
+            .iter()
+            .find(|event| event.epoch == epoch && matches!(event.what, What::Arrive(_)));
+        assert_eq!(told, None);
     }
 
     pub fn client(&self) -> Client {
