@@ -152,6 +152,108 @@ fn two_clients_before_a_server_with_one_cache_for_all() {
     .endure();
 }
 
+/// In each life of the server one flush fails and costs it all that was dirty, and the next one says success.
+#[test]
+fn flushes_fail() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        kills: 12,
+        extra: &["reconnect=30", DELAY, "replay=512K"],
+        mix: Mix {
+            flushes: 4,
+            ..Mix::default()
+        },
+        trouble: |setup, rng| setup.flush_fails = 1 + rng.below(4),
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn flushes_fail_before_two_clients() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        setup: Setup {
+            flags: FLAGS | flag::CAN_MULTI_CONN,
+            cut_every: 1100,
+            ..Setup::default()
+        },
+        clients: 2,
+        depth: 32,
+        kills: 10,
+        trouble: |setup, rng| setup.flush_fails = 1 + rng.below(4),
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+/// In each life of the server one answer gets lost.
+#[test]
+fn answers_get_lost() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        kills: 4,
+        extra: &["reconnect=30", DELAY, "request-timeout=1"],
+        trouble: |setup, rng| setup.drops = 40 + rng.below(60),
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+/// In each life of the server one connection is told that the server goes.
+#[test]
+fn says_that_it_goes() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        kills: 10,
+        clients: 2,
+        depth: 32,
+        trouble: |setup, rng| setup.goes_at = 40 + rng.below(200),
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn clients_come_and_go() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        kills: 10,
+        clients: 3,
+        depth: 16,
+        extra: &["reconnect=30", DELAY, "retry=10"],
+        stay: 70,
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn clients_come_and_go_and_share() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        kills: 10,
+        clients: 3,
+        depth: 16,
+        extra: &["reconnect=30", DELAY, "shared=true"],
+        stay: 70,
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
 /// A server that only has FUA: nothing unflushed ever is.
 #[test]
 fn server_without_flush() {

@@ -32,6 +32,8 @@ const PROGRESS: Duration = Duration::from_secs(30);
 const LAST: u64 = 1000;
 /// By when nbdkit must have said what there is to say.
 const TOLD: Duration = Duration::from_secs(5);
+/// How many flushes there are in the end, for one that succeeds.
+const TRIES: usize = 4;
 /// How many complaints are shown.
 const SHOWN: usize = 12;
 
@@ -46,6 +48,10 @@ pub struct Ordeal<'a> {
     pub mix: Mix,
     /// Not a new one each time.
     pub seed: Option<u64>,
+    /// What else is wrong with each life of the server, by chance.
+    pub trouble: fn(&mut Setup, &mut Rng),
+    /// All clients but the first leave after so many answers, and come again; 0: never.
+    pub stay: u64,
 }
 
 impl Default for Ordeal<'_> {
@@ -58,6 +64,8 @@ impl Default for Ordeal<'_> {
             kills: 40,
             mix: Mix::default(),
             seed: None,
+            trouble: |_, _| (),
+            stay: 0,
         }
     }
 }
@@ -183,14 +191,17 @@ impl Ordeal<'_> {
         let mut rng = Rng::new(seed);
         let blocks = self.setup.size / BLOCK as u64;
         let story = Story::new(seed, blocks);
-        let mut stage = Stage::new(
-            Setup {
-                seed: rng.next(),
-                die_at: if kills == 0 { 0 } else { 400 },
-                ..self.setup.clone()
-            },
-            self.extra,
-        );
+        let mut setup = Setup {
+            seed: rng.next(),
+            die_at: if kills == 0 { 0 } else { 400 },
+            ..self.setup.clone()
+        };
+        (self.trouble)(&mut setup, &mut rng);
+        // Flushes fail only where the server is told to.
+        story
+            .flush_may_fail
+            .store(setup.flush_fails != 0, Ordering::SeqCst);
+        let mut stage = Stage::new(setup, self.extra);
         // The writers have a record of their own.
         stage.loses();
         let clients: Vec<Client> = (0..self.clients).map(|_| stage.client()).collect();
@@ -198,16 +209,21 @@ impl Ordeal<'_> {
             .into_iter()
             .map(|client| (client, rng.fork()))
             .collect();
-        let (mix, depth) = (self.mix, self.depth);
+        let (mix, depth, stay) = (self.mix, self.depth, self.stay);
+        let socket = stage.front.socket().to_owned();
         thread::scope(|scope| {
             let handles: Vec<_> = writers
                 .into_iter()
                 .enumerate()
                 .map(|(number, (client, rng))| {
-                    let story = &story;
+                    let (story, socket) = (&story, &socket);
                     scope.spawn(move || {
                         let mut writer = Writer::new(story, client, number, rng);
-                        let ran = catch_unwind(AssertUnwindSafe(|| writer.run(mix, depth)));
+                        let ran = catch_unwind(AssertUnwindSafe(|| {
+                            // When all have left, the journal goes with them.
+                            let stay = if number == 0 { 0 } else { stay };
+                            writer.run(mix, depth, stay, socket);
+                        }));
                         // Whoever fails lets the others end.
                         if let Err(panic) = ran {
                             story.stop.store(true, Ordering::SeqCst);
@@ -219,7 +235,7 @@ impl Ordeal<'_> {
                 })
                 .collect();
             let killed = catch_unwind(AssertUnwindSafe(|| {
-                kill(&mut stage, &story, kills, &mut rng);
+                kill(&mut stage, &story, kills, &mut rng, self.trouble);
             }));
             story.stop.store(true, Ordering::SeqCst);
             let writers: Vec<_> = handles.into_iter().map(|handle| handle.join()).collect();
@@ -245,11 +261,21 @@ impl Ordeal<'_> {
 }
 
 /// Lets the server die, again and again, at random moments of which some come right after its return.
-fn kill(stage: &mut Stage, story: &Story, kills: usize, rng: &mut Rng) {
+fn kill(
+    stage: &mut Stage,
+    story: &Story,
+    kills: usize,
+    rng: &mut Rng,
+    trouble: fn(&mut Setup, &mut Rng),
+) {
     for life in 1..=kills {
         wait(stage, story, &format!("death {life}"), |stage, _| {
             stage.server.has_died()
         });
+        if story.stop.load(Ordering::SeqCst) {
+            // Somebody has failed.
+            return;
+        }
         let steps = match rng.below(4) {
             0 => 1 + rng.below(60),
             1 => 60 + rng.below(400),
@@ -259,6 +285,7 @@ fn kill(stage: &mut Stage, story: &Story, kills: usize, rng: &mut Rng) {
         stage.server.respawn(|setup| {
             setup.die_at = if life == kills { 0 } else { steps };
             setup.seed = seed;
+            trouble(setup, rng);
         });
     }
     let before = story.progress.load(Ordering::SeqCst);
@@ -295,9 +322,14 @@ fn wait(
 fn finish(stage: &mut Stage, story: &Story, writers: &mut [Writer]) -> Vec<String> {
     let mut complaints = Vec::new();
     for writer in writers.iter_mut().filter(|writer| writer.can_flush()) {
-        let error = writer.flush();
-        if error != 0 {
-            complaints.push(format!("the last flush fails: {error}"));
+        // Where flushes may fail at all, the next one must not.
+        let mut errors = Vec::new();
+        let flushed = (0..TRIES).any(|_| {
+            errors.push(writer.flush());
+            errors.ends_with(&[0])
+        });
+        if !flushed || (errors.len() > 1 && !story.flush_may_fail.load(Ordering::SeqCst)) {
+            complaints.push(format!("the last flush fails: {errors:?}"));
         }
     }
     writers[0].read_all();

@@ -1,7 +1,8 @@
 //! Random writers: they know what they wrote, and log what they saw.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ use super::history::Op;
 
 /// By when an answer must have come; the server is never away for so long.
 pub const PATIENCE: Duration = Duration::from_secs(40);
+
+/// The number of the first client that is no writer's first.
+const FIRST_OF_THE_LATER: usize = 100;
 
 /// Of a hundred requests so many are reads, FUA writes, zeroes, trims and flushes; the rest are writes.
 #[derive(Clone, Copy)]
@@ -50,6 +54,10 @@ pub struct Story {
     pub stop: AtomicBool,
     /// Whether a request may fail.
     pub may_fail: AtomicBool,
+    /// Whether a flush may.
+    pub flush_may_fail: AtomicBool,
+    /// How many clients there have been.
+    clients: AtomicUsize,
 }
 
 impl Story {
@@ -63,6 +71,8 @@ impl Story {
             progress: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             may_fail: AtomicBool::new(false),
+            flush_may_fail: AtomicBool::new(false),
+            clients: AtomicUsize::new(FIRST_OF_THE_LATER),
         }
     }
 
@@ -128,15 +138,31 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Sends random requests, `depth` at a time, until the story stops; then takes the last answers.
-    pub fn run(&mut self, mix: Mix, depth: usize) {
+    /// Sends random requests, `depth` at a time, until the story stops; then takes the last answers. After
+    /// `stay` answers, if that is not zero, it leaves, and another client takes its place.
+    pub fn run(&mut self, mix: Mix, depth: usize, stay: u64, socket: &Path) {
+        let mut taken = 0;
         while !self.story.stop.load(Ordering::SeqCst) {
             while self.flying.len() < depth {
                 self.random(mix);
             }
             self.take();
+            taken += 1;
+            if taken == stay {
+                taken = 0;
+                self.replace(socket);
+            }
         }
         self.settle();
+    }
+
+    /// Leaves in good order, while the server lives or not, and comes as somebody else.
+    fn replace(&mut self, socket: &Path) {
+        self.settle();
+        self.client.close(PATIENCE);
+        let client = Client::open(socket);
+        self.client = client.unwrap_or_else(|error| panic!("no client any more: {error}"));
+        self.number = self.story.clients.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Takes the answers to all that is in flight.
@@ -209,8 +235,9 @@ impl<'a> Writer<'a> {
         op.answered = Some(answer.at);
         op.error = answer.error;
         if answer.error != 0 {
+            let flush = op.kind == cmd::FLUSH && self.story.flush_may_fail.load(Ordering::SeqCst);
             assert!(
-                self.story.may_fail.load(Ordering::SeqCst),
+                flush || self.story.may_fail.load(Ordering::SeqCst),
                 "client {}: error {} to kind {} at block {}",
                 self.number,
                 answer.error,
