@@ -371,7 +371,7 @@ impl Lasting {
             for part in bytes.chunks(maximum as usize) {
                 let request = Request::new(Command::WRITE, at, part.len() as u32);
                 let deadline = Deadline::after_maybe(timeout);
-                connection.submit(request, Buffer::Source(part), &deadline)?;
+                connection.submit(request, &mut Buffer::Source(part), &deadline)?;
                 at += part.len() as u64;
             }
             Ok(())
@@ -408,7 +408,7 @@ impl Lasting {
             request.flags.set(CommandFlags::NO_HOLE, no_hole);
             let timeout = self.opener.options.request_timeout.or(self.terms.limit);
             let deadline = Deadline::after_maybe(timeout);
-            match connection.submit(request, Buffer::None, &deadline) {
+            match connection.submit(request, &mut Buffer::None, &deadline) {
                 // It may take less at once than its predecessor did.
                 Err(error @ Error::Failed { .. }) => log::debug!("{error}; writing zeroes as data"),
                 answer => return answer.map(drop),

@@ -370,7 +370,7 @@ impl Lasting {
     ) -> Result<Vec<Descriptor>, Error> {
         let has_payload = [Command::READ, Command::WRITE].contains(&request.command);
         if !has_payload || request.length <= up.maximum {
-            return up.connection.submit(request, buffer.lend(), deadline);
+            return up.connection.submit(request, buffer, deadline);
         }
         let pieces = super::split::pieces(request.offset, request.length, up.maximum as usize);
         for (offset, length) in pieces {
@@ -381,7 +381,7 @@ impl Lasting {
                 ..request
             };
             up.connection
-                .submit(piece, buffer.part(from..from + length), deadline)?;
+                .submit(piece, &mut buffer.part(from..from + length), deadline)?;
         }
         Ok(Vec::new())
     }
