@@ -4,13 +4,14 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::clients::{LIMIT, assert_same_bytes, nbdsh, program, text};
 use common::daemon::Daemon;
 use common::front::Front;
-use common::nbdkit::{Nbdkit, uri};
+use common::nbdkit::{Nbdkit, plugin_args, uri};
 use common::need_all;
 use common::process::{Guarded, eventually};
 use common::started::{Place, end, script, strs};
@@ -268,6 +269,40 @@ fn another_user_gets_a_new_server_with_the_rights_of_the_first() {
     end(&mut front);
     server.is_gone();
     place.is_clean();
+}
+
+#[test]
+fn signals_that_the_first_server_ignores_the_next_one_ignores_too() {
+    if !need_all(&["nbdkit"]) {
+        return;
+    }
+    let place = Place::new();
+    let server =
+        script("grep '^SigIgn:' /proc/self/status >> \"$DIR/ignored\"; exec nbdkit -f memory 1M");
+    let args = plugin_args(&[&strs(&server)[..], &[RECONNECT]].concat());
+    let front = Nbdkit::start_with(place.path(), &args, |command| {
+        place.prepare(command);
+        let ignore = || {
+            // SAFETY: to ignore a signal is no code of ours.
+            unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+            Ok(())
+        };
+        // SAFETY: signal is async-signal-safe.
+        unsafe { command.pre_exec(ignore) };
+    });
+    let mut client = Front::open(front.socket()).expect("opens");
+    kill(&place);
+    assert!(client.read(0, 512).is_ok(), "{}", front.stderr());
+    client.close();
+    let ignored = place.file("ignored");
+    let lines: Vec<_> = ignored.lines().collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[0], lines[1]);
+    // SIGHUP is the first signal, and SIGTERM is not for a server to ignore.
+    let mask = lines[1].split_whitespace().nth(1).expect("a mask");
+    let mask = u64::from_str_radix(mask, 16).expect("a number");
+    assert_eq!(mask & (1 | 1 << (libc::SIGTERM - 1)), 1, "{lines:?}");
+    end_all(&place, front);
 }
 
 /// A server that serves once, and then has only an excuse.
