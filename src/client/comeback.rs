@@ -86,7 +86,12 @@ impl Lasting {
         let mut reminder = Some(self.terms.limit.map_or(REMINDER, |limit| limit / 3));
         loop {
             let dice = RandomState::new().hash_one(0) as u8;
-            if !self.pause(delays.next(dice, lost_at.elapsed())) {
+            // Each try may start a server, which may happen ten times only in a minute.
+            let lasted = match self.opener.options.target.starts_again() {
+                true => Duration::MAX,
+                false => lost_at.elapsed(),
+            };
+            if !self.pause(delays.next(dice, lasted)) {
                 return;
             }
             log::debug!("{}: trying to reconnect", self.server());
