@@ -238,11 +238,18 @@ impl Core {
 
     /// A front client has left, and its connection is closed in good order.
     pub fn left(&mut self, id: MemberId) {
-        self.members.remove(&id);
+        let unflushed = self.members.remove(&id).and_then(|m| m.unflushed);
         self.flushed.remove(&id);
         self.settle_all(id);
         self.rewriting.take_if(|rewriting| rewriting.by == id);
         self.order.buried(id);
+        if let (Some((first, last)), true) = (unflushed, self.facts.multi_conn) {
+            // Others' flushes are about it, and their losses too.
+            for member in self.members.values_mut() {
+                let (from, to) = member.unflushed.unwrap_or((first, last));
+                member.unflushed = Some((from.min(first), to.max(last)));
+            }
+        }
     }
 
     // Changes.

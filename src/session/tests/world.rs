@@ -144,6 +144,23 @@ pub(super) struct World {
     pub(super) tracing: bool,
 }
 
+impl Act {
+    /// Acts that may be slow in a session together: so many kinds there are.
+    pub(super) const KINDS: usize = 7;
+
+    pub(super) fn kind(self) -> usize {
+        match self {
+            Self::Answer(_) => 0,
+            Self::Serve(_) => 1,
+            Self::Notice(_) => 2,
+            Self::Bury(_) => 3,
+            Self::Connect(_) | Self::Begin(_) => 4,
+            Self::End(_) => 5,
+            _ => 6,
+        }
+    }
+}
+
 impl World {
     pub(super) fn new(plan: Plan, faults: Faults) -> Self {
         let multi_conn = plan.kind == Kind::Multi;
