@@ -33,7 +33,7 @@ mod rules;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use self::journal::{Content, Piece, Written};
@@ -125,6 +125,9 @@ const NOBODY: MemberId = MemberId(0);
 struct Rewriting {
     by: MemberId,
     since: Moment,
+    /// Its member was lost, and is not buried: the server may still carry pieces out, and undo what
+    /// is newer.
+    lost: bool,
     /// Where the entries begin that are, in order.
     starts: Vec<u64>,
 }
@@ -147,6 +150,9 @@ pub struct Core {
     lasting: BTreeMap<Moment, MemberId>,
     /// When the last of these failed, or was lost: whatever was on its way then may have been dropped.
     voided: Moment,
+    /// Lost members over which something was on its way that makes something permanent, and may still
+    /// be carried out, and fail.
+    dying: BTreeSet<MemberId>,
     /// When the last good flush was sent over a member that is alive.
     flushed: BTreeMap<MemberId, Moment>,
     /// How often something unflushed was lost.
@@ -170,6 +176,7 @@ impl Core {
             flushing: None,
             lasting: BTreeMap::new(),
             voided: Moment(0),
+            dying: BTreeSet::new(),
             flushed: BTreeMap::new(),
             losses: 0,
             doom: None,
@@ -208,7 +215,9 @@ impl Core {
         id
     }
 
-    /// A connection was lost, or is given up: nothing that it still answers counts.
+    /// A connection was lost, or is given up: nothing that it still answers counts. Until it is
+    /// buried, nobody flushes if something was on its way over it that makes something permanent,
+    /// and nothing is sent at all if the journal was.
     pub fn lost(&mut self, id: MemberId) {
         let Some(member) = self.members.remove(&id) else {
             return;
@@ -216,10 +225,13 @@ impl Core {
         self.turn += 1;
         self.flushed.remove(&id);
         self.flushing.take_if(|flush| flush.member == id);
-        self.rewriting.take_if(|rewriting| rewriting.by == id);
+        if let Some(rewriting) = self.rewriting.as_mut().filter(|r| r.by == id) {
+            rewriting.lost = true;
+        }
         if self.settle_all(id) {
             // It may have failed, and nobody will ever know.
             self.void_all();
+            self.dying.insert(id);
         }
         if self.facts.replay == 0 {
             let others =
@@ -234,6 +246,11 @@ impl Core {
     /// Nothing that was sent over a lost connection will be carried out any more.
     pub fn buried(&mut self, id: MemberId) {
         self.order.buried(id);
+        self.rewriting.take_if(|rewriting| rewriting.by == id);
+        if self.dying.remove(&id) {
+            // It may have failed as late as now.
+            self.void_all();
+        }
     }
 
     /// A front client has left, and its connection is closed in good order.
@@ -411,7 +428,7 @@ impl Core {
 
     /// Whether a flush may be sent now: there is one at a time for an export.
     pub fn may_flush(&self) -> bool {
-        self.may_send() && self.flushing.is_none()
+        self.may_send() && self.flushing.is_none() && self.dying.is_empty()
     }
 
     /// Whether a flush that was sent after `since` has made everything permanent that one over this
@@ -538,6 +555,7 @@ impl Core {
         self.rewriting = Some(Rewriting {
             by: id,
             since,
+            lost: false,
             starts,
         });
         self.turn += 1;
@@ -547,7 +565,7 @@ impl Core {
     /// The server has answered all of it, with success or not. False if the member was lost
     /// meanwhile: it counts for nothing then.
     pub fn end_rewrite(&mut self, id: MemberId, success: bool) -> bool {
-        let Some(rewriting) = self.rewriting.take_if(|rewriting| rewriting.by == id) else {
+        let Some(rewriting) = self.rewriting.take_if(|r| r.by == id && !r.lost) else {
             return false;
         };
         if success {
