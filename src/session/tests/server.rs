@@ -113,6 +113,12 @@ impl Server {
         self.requests.values().any(|r| r.connection == connection)
     }
 
+    /// Whether nothing is on its way and nothing in the cache, so that a loss is as good as one
+    /// later.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.requests.is_empty() && self.cells.iter().all(|cell| cell.dirty.is_empty())
+    }
+
     /// Sends a request; over a dead connection it goes nowhere.
     pub(super) fn send(&mut self, connection: usize, by: By, what: What) -> usize {
         self.next += 1;
