@@ -22,6 +22,8 @@ pub(super) struct Scope {
     /// How often something else happens than what is first.
     pub(super) delays: usize,
     pub(super) faults: Faults,
+    /// The server takes its time to end lost connections.
+    pub(super) lazy: bool,
     /// Changes, then what else there is to ask for.
     pub(super) changes: &'static [Ask],
     pub(super) others: &'static [Ask],
@@ -46,14 +48,18 @@ const BLOCKS: usize = 3;
 const CHANGES: &[Ask] = &[
     ask(Do::Write, 0, 2, false),
     ask(Do::Write, 1, 3, false),
-    ask(Do::Write, 1, 2, false),
-    ask(Do::Write, 0, 2, true),
+    ask(Do::Write, 0, 1, true),
     ask(Do::Zero, 0, 1, false),
-    ask(Do::Trim, 1, 3, false),
+    ask(Do::Trim, 1, 2, false),
 ];
 
 /// The same with fewer.
 const FEW: &[Ask] = &[ask(Do::Write, 0, 2, false), ask(Do::Write, 1, 3, false)];
+
+/// The same, one of them permanent.
+const FUA: &[Ask] = &[ask(Do::Write, 0, 2, false), ask(Do::Write, 1, 3, true)];
+
+const WRITE: &[Ask] = &[ask(Do::Write, 0, 2, false)];
 
 const OTHERS: &[Ask] = &[FLUSH, READ];
 
@@ -88,8 +94,10 @@ fn go(scope: &Scope, world: &mut World, paths: &mut Paths) -> Verdict {
     world.rest(paths)?;
     let mut delays = scope.delays;
     let mut asked = 0;
+    // A loss is as good as one later, until something is sent, carried out or answered.
+    let mut seen = world.progress();
     loop {
-        let (mut acts, late) = world.acts_in_time();
+        let (mut acts, late) = world.acts_in_time(scope.lazy);
         let now = acts.len();
         acts.extend(late);
         let more = usize::from(asked < scope.operations);
@@ -97,7 +105,7 @@ fn go(scope: &Scope, world: &mut World, paths: &mut Paths) -> Verdict {
         if options == 0 {
             return world.finish(paths);
         }
-        if asked > 0 {
+        if std::mem::replace(&mut seen, world.progress()) < world.progress() {
             let mishaps = world.mishaps();
             match paths.pick(1 + mishaps.len()).checked_sub(1) {
                 Some(mishap) => {
@@ -177,83 +185,216 @@ fn prove(scope: Scope) {
     }
 }
 
-/// One client, each operation over before the next begins: all sequences of four.
+const SCOPE: Scope = Scope {
+    kind: Kind::Common,
+    clients: 1,
+    operations: 3,
+    delays: 1,
+    faults: NONE,
+    lazy: false,
+    changes: CHANGES,
+    others: OTHERS,
+    fua: true,
+    replay: ROOM,
+};
+
+const KILL: Faults = Faults { kills: 1, ..NONE };
+const CUT: Faults = Faults { cuts: 1, ..NONE };
+const FLUSHES: Faults = Faults { flushes: 1, ..NONE };
+
+/// All sequences of four, each operation over before the next begins.
 #[test]
 fn one_client_loses_the_server() {
     prove(Scope {
-        kind: Kind::Common,
-        clients: 1,
         operations: 4,
         delays: 0,
-        faults: Faults { kills: 1, ..NONE },
-        changes: CHANGES,
-        others: OTHERS,
-        fua: true,
-        replay: ROOM,
+        faults: KILL,
+        ..SCOPE
     });
 }
 
 #[test]
 fn one_client_loses_its_connection() {
     prove(Scope {
-        kind: Kind::Common,
-        clients: 1,
-        operations: 3,
-        delays: 1,
-        faults: Faults { cuts: 1, ..NONE },
-        changes: CHANGES,
-        others: OTHERS,
-        fua: true,
-        replay: ROOM,
+        changes: FUA,
+        faults: CUT,
+        ..SCOPE
     });
 }
 
 #[test]
 fn operations_at_once() {
     prove(Scope {
-        kind: Kind::Common,
-        clients: 1,
-        operations: 3,
         delays: 2,
-        faults: Faults { kills: 1, ..NONE },
-        changes: FEW,
-        others: OTHERS,
-        fua: true,
-        replay: ROOM,
+        faults: KILL,
+        changes: FUA,
+        ..SCOPE
     });
 }
 
+#[test]
+fn a_server_is_lost_twice() {
+    prove(Scope {
+        delays: 0,
+        faults: Faults { kills: 2, ..NONE },
+        changes: FEW,
+        ..SCOPE
+    });
+}
+
+/// And again when everything has come to rest, which is how each path ends.
+#[test]
+fn a_flush_fails_and_the_server_is_lost() {
+    prove(Scope {
+        faults: Faults {
+            flushes: 1,
+            kills: 1,
+            ..NONE
+        },
+        changes: FUA,
+        ..SCOPE
+    });
+}
+
+#[test]
+fn a_change_is_refused_and_the_server_is_lost() {
+    prove(Scope {
+        delays: 0,
+        faults: Faults {
+            refusals: 1,
+            kills: 1,
+            ..NONE
+        },
+        changes: FEW,
+        ..SCOPE
+    });
+}
+
+#[test]
+fn the_journal_is_refused() {
+    prove(Scope {
+        clients: 2,
+        faults: Faults {
+            kills: 1,
+            dooms: 1,
+            ..NONE
+        },
+        operations: 2,
+        changes: FEW,
+        ..SCOPE
+    });
+}
+
+#[test]
+fn a_deadline_passes() {
+    prove(Scope {
+        operations: 2,
+        faults: Faults {
+            kills: 1,
+            deadlines: 1,
+            ..NONE
+        },
+        changes: FEW,
+        ..SCOPE
+    });
+}
+
+/// With and without FUA.
+#[test]
+fn there_is_no_room() {
+    for fua in [true, false] {
+        prove(Scope {
+            fua,
+            replay: 300,
+            delays: 0,
+            faults: Faults {
+                kills: 1,
+                flushes: 1,
+                ..NONE
+            },
+            changes: FEW,
+            ..SCOPE
+        });
+    }
+}
+
+/// Two clients on connections of their own, one fault.
 fn two(kind: Kind, delays: usize, faults: Faults) {
     prove(Scope {
         kind,
         clients: 2,
-        operations: 3,
         delays,
         faults,
         changes: FEW,
-        others: OTHERS,
-        fua: true,
-        replay: ROOM,
+        ..SCOPE
     });
 }
 
 #[test]
 fn two_clients_lose_the_server() {
-    for kind in [Kind::Multi, Kind::Common, Kind::Separate] {
-        two(kind, 1, Faults { kills: 1, ..NONE });
-    }
+    two(Kind::Multi, 1, KILL);
+    two(Kind::Common, 0, KILL);
+    two(Kind::Separate, 0, KILL);
 }
 
 #[test]
 fn two_clients_and_a_flush_that_fails() {
     for kind in [Kind::Multi, Kind::Common, Kind::Separate] {
-        two(kind, 1, Faults { flushes: 1, ..NONE });
+        two(kind, 1, FLUSHES);
     }
 }
 
 #[test]
 fn two_clients_and_a_dead_connection() {
-    for kind in [Kind::Multi, Kind::Common, Kind::Separate] {
-        two(kind, 1, Faults { cuts: 1, ..NONE });
-    }
+    two(Kind::Multi, 1, CUT);
+    two(Kind::Common, 0, CUT);
+    two(Kind::Separate, 0, CUT);
+}
+
+/// Over a dead connection a flush may still fail, or a piece of the journal be written.
+#[test]
+fn what_is_lost_is_carried_out_late() {
+    prove(Scope {
+        kind: Kind::Multi,
+        clients: 2,
+        operations: 4,
+        delays: 0,
+        faults: Faults {
+            cuts: 1,
+            flushes: 1,
+            ..NONE
+        },
+        lazy: true,
+        changes: WRITE,
+        others: &[FLUSH],
+        ..SCOPE
+    });
+}
+
+#[test]
+fn pieces_are_carried_out_late() {
+    prove(Scope {
+        kind: Kind::Multi,
+        clients: 2,
+        delays: 1,
+        faults: Faults { cuts: 2, ..NONE },
+        lazy: true,
+        changes: WRITE,
+        others: &[FLUSH],
+        ..SCOPE
+    });
+}
+
+/// Two clients without a journal are not told that a flush has succeeded.
+#[test]
+fn nothing_is_kept() {
+    prove(Scope {
+        kind: Kind::Multi,
+        clients: 2,
+        replay: 0,
+        delays: 0,
+        faults: KILL,
+        changes: FEW,
+        ..SCOPE
+    });
 }
