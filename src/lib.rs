@@ -13,8 +13,8 @@
 //! functions. [`config`] is what the user asked for, checked once.
 //!
 //! `unsafe` lives in `host`, in `plugin/{mod,callbacks}.rs`, in `transport/{fd,resolve}.rs`,
-//! `transport/tls/rekey.rs` and `transport/command/{impatience,keeper,kept,launch}.rs`, and in
-//! `client/loan.rs`; everywhere else it is forbidden.
+//! `transport/tls/rekey.rs` and `transport/command/{descriptors,impatience,keeper,kept,launch,signals}.rs`,
+//! and in `client/loan.rs`; everywhere else it is forbidden.
 
 #[deny(unsafe_code)]
 pub mod client;

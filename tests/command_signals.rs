@@ -54,7 +54,7 @@ fn handlers_are_ours_for_the_wait_only() {
         place.path().join("ready").display()
     );
     let argv = ["/bin/sh", "-c", &script].map(OsString::from);
-    let child = Child::start(&argv, None).expect("a shell");
+    let child = Child::start(&argv, None, false).expect("a shell");
     child.after_fork().expect("a thread");
     assert_eq!(SIGNALS.map(disposition), before);
     let ready = place.path().join("ready");

@@ -3,12 +3,12 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use super::error::{Cause, Error, Outage};
-use super::lasting::Lasting;
+use super::lasting::{ASK, Lasting};
 use super::loan::Buffer;
 use super::resume::{Inner, Phase, SLICE, Up};
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
@@ -179,7 +179,7 @@ impl Lasting {
             return self.end(&format!("the server is back, but {difference}"));
         }
         self.volume.found_payload(offer.maximum_payload());
-        match self.settle_in(connection, offer.maximum_payload()) {
+        match self.settle_in(connection, offer.maximum_payload(), || self.goes_on()) {
             Ok(true) => Try::Back,
             Ok(false) => Try::Over,
             Err(Error::Lost(lost)) => Try::Failed(lost.to_string()),
@@ -191,7 +191,12 @@ impl Lasting {
 
     /// Makes a new connection a member: the journal is written over it, and then it is served. False if
     /// nobody wants it any more; an error is what became of the journal.
-    pub(super) fn settle_in(&self, connection: Connection, maximum: u32) -> Result<bool, Error> {
+    pub(super) fn settle_in(
+        &self,
+        connection: Connection,
+        maximum: u32,
+        wanted: impl Fn() -> bool,
+    ) -> Result<bool, Error> {
         let resume = self.resume();
         let begun = Instant::now();
         let mut inner = resume.lock();
@@ -218,7 +223,7 @@ impl Lasting {
             inner = resume.hold(inner, SLICE);
         };
         drop(inner);
-        let written = self.rewrite(&up.connection, up.maximum, &pieces);
+        let written = self.rewrite(&up.connection, up.maximum, &pieces, wanted);
         let took = begun.elapsed();
         let mut inner = resume.lock();
         match &written {
@@ -288,13 +293,18 @@ impl Lasting {
         Try::Over
     }
 
-    /// Writes pieces of the journal over a connection, several at once.
+    /// Writes pieces of the journal over a connection, several at once. If it is not wanted any more,
+    /// the connection is given up, and the error says that it was lost.
     pub(super) fn rewrite(
         &self,
         connection: &Connection,
         maximum: u32,
         pieces: &[Piece],
+        wanted: impl Fn() -> bool,
     ) -> Result<(), Error> {
+        if pieces.is_empty() {
+            return Ok(());
+        }
         let next = AtomicUsize::new(0);
         let failed = AtomicBool::new(false);
         let failure: Mutex<Option<Error>> = Mutex::new(None);
@@ -310,17 +320,38 @@ impl Lasting {
             }
         };
         std::thread::scope(|scope| {
-            let mut others = Vec::new();
-            for _ in 1..WRITERS.min(pieces.len()) {
+            let mut writers = Vec::new();
+            let (done, ends) = mpsc::channel();
+            for _ in 0..WRITERS.min(pieces.len()) {
                 let builder = std::thread::Builder::new().name("nbd-replay".to_owned());
+                let (write, done) = (&write, done.clone());
+                let body = move || {
+                    write();
+                    // Who waits for it is there until all have said so.
+                    let _ = done.send(());
+                };
                 // With fewer of them it takes longer.
-                others.extend(builder.spawn_scoped(scope, write));
+                writers.extend(builder.spawn_scoped(scope, body));
             }
-            write();
+            drop(done);
+            if writers.is_empty() {
+                write();
+            }
+            // This thread may serve a client, and knows whether that is still there; a panic of a
+            // writer's ends the waiting, too.
+            let mut left = writers.len();
+            while left > 0 {
+                match ends.recv_timeout(ASK) {
+                    Ok(()) => left -= 1,
+                    Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                    Err(mpsc::RecvTimeoutError::Timeout) if wanted() => (),
+                    Err(mpsc::RecvTimeoutError::Timeout) => connection.give_up(),
+                }
+            }
             // The scope waits for what threads do, not for their end, and that is our code as well.
-            for other in others {
+            for writer in writers {
                 // What it was about to write is missing.
-                if other.join().is_err() {
+                if writer.join().is_err() {
                     lock(&failure).get_or_insert(connection.failed_by_panic());
                 }
             }
@@ -340,7 +371,7 @@ impl Lasting {
             for part in bytes.chunks(maximum as usize) {
                 let request = Request::new(Command::WRITE, at, part.len() as u32);
                 let deadline = Deadline::after_maybe(timeout);
-                connection.submit(request, Buffer::Source(part), &deadline)?;
+                connection.submit(request, &mut Buffer::Source(part), &deadline)?;
                 at += part.len() as u64;
             }
             Ok(())
@@ -377,7 +408,7 @@ impl Lasting {
             request.flags.set(CommandFlags::NO_HOLE, no_hole);
             let timeout = self.opener.options.request_timeout.or(self.terms.limit);
             let deadline = Deadline::after_maybe(timeout);
-            match connection.submit(request, Buffer::None, &deadline) {
+            match connection.submit(request, &mut Buffer::None, &deadline) {
                 // It may take less at once than its predecessor did.
                 Err(error @ Error::Failed { .. }) => log::debug!("{error}; writing zeroes as data"),
                 answer => return answer.map(drop),

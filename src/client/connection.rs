@@ -93,22 +93,25 @@ impl Connection {
     /// Sends a request and waits for its answer, until the deadline. `buffer` is the payload of a
     /// write or the room for a read, exactly as long as the request; it is not touched any more once
     /// this returns. For a status query the result is its descriptors.
+    #[inline]
     pub fn submit(
         &self,
         request: Request,
-        buffer: Buffer<'_>,
+        buffer: &mut Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<Vec<Descriptor>, Error> {
-        self.carry_out(request, buffer, deadline, Self::check_usable)
+        self.carry_out(request, buffer, deadline, false)
     }
 
-    #[inline]
+    /// One function for both, and everything in it: it is the way of each request. `last` if it is the
+    /// last one before the connection is left.
+    #[inline(never)]
     fn carry_out(
         &self,
         request: Request,
-        buffer: Buffer<'_>,
+        buffer: &mut Buffer<'_>,
         deadline: &Deadline,
-        check: impl FnOnce(&Self) -> Result<(), Error>,
+        last: bool,
     ) -> Result<Vec<Descriptor>, Error> {
         let mut cookie = Cookie(0);
         let ticket = self.inflight.claim(deadline, |given| {
@@ -123,7 +126,7 @@ impl Connection {
             });
         };
         // Only now: whoever ends the connection after this check finds the claimed slot.
-        if let Err(error) = check(self) {
+        if let Err(error) = self.check_usable(last) {
             drop(ticket);
             return Err(error);
         }
@@ -164,6 +167,11 @@ impl Connection {
         self.inflight.is_idle()
     }
 
+    /// Whether its server said that it is going away.
+    pub fn is_leaving(&self) -> bool {
+        self.closing.get().is_some()
+    }
+
     /// Whether it was this connection's server that said so.
     pub fn has_announced(&self, lost: &Arc<Lost>) -> bool {
         self.closing
@@ -181,13 +189,7 @@ impl Connection {
     /// Ends it, since nobody wants anything more of it.
     pub fn give_up(&self) {
         self.fail(Cause::GivenUp(transport::Error::Unwanted));
-    }
-
-    fn check_not_lost(&self) -> Result<(), Error> {
-        match self.lost.get() {
-            Some(lost) => Err(Error::Lost(lost.clone())),
-            None => Ok(()),
-        }
+        self.stream.hang_up();
     }
 
     /// Whether it is known to be gone, or was left for a server that said that it is going away: there
@@ -212,14 +214,14 @@ impl Connection {
         if let Some(mut role) = self.inflight.try_read() {
             self.receive_once(&mut role, Blocking::No);
         }
-        self.check_usable().is_err()
+        self.check_usable(false).is_err()
     }
 
-    fn check_usable(&self) -> Result<(), Error> {
+    fn check_usable(&self, last: bool) -> Result<(), Error> {
         if let Some(lost) = self.lost.get() {
             return Err(Error::Lost(lost.clone()));
         }
-        if let Some(announced) = self.closing.get() {
+        if let Some(announced) = self.closing.get().filter(|_| !last) {
             return Err(Error::Lost(announced.clone()));
         }
         Ok(())

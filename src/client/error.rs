@@ -333,7 +333,10 @@ pub enum Cause {
 impl Cause {
     /// Whether it was ours to end the connection, and the server may not know yet.
     pub(super) fn is_ours(&self) -> bool {
-        matches!(self, Self::Deadline(..) | Self::Violation(_))
+        matches!(
+            self,
+            Self::Deadline(..) | Self::Violation(_) | Self::GivenUp(_)
+        )
     }
 
     fn errno(&self) -> i32 {

@@ -24,7 +24,7 @@ impl Flight {
         request: Request,
         cookie: Cookie,
         context: Option<u32>,
-        buffer: Buffer<'_>,
+        buffer: &mut Buffer<'_>,
     ) -> Self {
         Self {
             header: request.encode(cookie),

@@ -58,6 +58,11 @@ impl Helpers {
         self.lock().open = false;
     }
 
+    /// Whether nothing more is started, and what runs should end.
+    pub(super) fn is_closed(&self) -> bool {
+        !self.lock().open
+    }
+
     /// Waits for the end of all threads, which have been told to end.
     pub(super) fn join(&self) {
         let threads = std::mem::take(&mut self.lock().threads);

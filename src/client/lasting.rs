@@ -7,6 +7,7 @@
 mod flush;
 mod operation;
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ use crate::transport::Deadline;
 
 /// How long a request waits before it asks whether its client is still there, and then from one
 /// time to the next: to ask may print a message.
-const ASK: Duration = Duration::from_secs(1);
+pub(super) const ASK: Duration = Duration::from_secs(1);
 
 /// A way that outlives its connections.
 #[derive(Debug)]
@@ -66,7 +67,9 @@ impl Lasting {
             protection,
             own: AtomicU32::new(0),
         };
-        match lasting.settle_in(connection, maximum) {
+        let wanted = lasting.opener.options.wanted;
+        let wanted = move || wanted.is_none_or(|wanted| wanted());
+        match lasting.settle_in(connection, maximum, wanted) {
             Ok(_) => Ok(lasting),
             Err(error) => {
                 lasting.resume().lock().ways.remove(&way);
@@ -106,7 +109,7 @@ impl Lasting {
         let span = Span::new(request.offset, request.length.into());
         loop {
             let may = |core: &Core| core.may_read(span);
-            let (mut inner, up) = self.enter(&mut operation, request, may)?;
+            let (mut inner, up) = self.enter(&mut operation, request, may, |_| ())?;
             let sending = inner.core.send_read(up.member);
             drop(inner);
             let begun = operation.timeout.map(|_| Instant::now());
@@ -150,6 +153,7 @@ impl Lasting {
         let mut place = Place {
             resume,
             change: None,
+            sent: false,
             reserved: None,
         };
         let asked_fua = request.flags.contains(CommandFlags::FUA);
@@ -178,8 +182,19 @@ impl Lasting {
                 continue;
             }
             if answer.is_ok() && flush_too {
-                self.flush_for(&mut operation, None)?;
+                if resume.lock().core.written_through(change, sending) == Worth::SendAgain {
+                    continue;
+                }
+                let flushed = self.flush_for(&mut operation, None);
                 let mut inner = resume.lock();
+                if let Err(error) = flushed {
+                    // Whatever that counts for, nobody waits for it any more.
+                    let _ = inner.core.refused(change, sending, false);
+                    inner.core.abandon(change);
+                    place.settle(&mut inner);
+                    resume.tell(inner);
+                    return Err(error);
+                }
                 if inner.core.made_permanent(change, sending) == Worth::SendAgain {
                     continue;
                 }
@@ -204,7 +219,7 @@ impl Lasting {
             }
             place.settle(&mut inner);
             inner.answered_well(self.way);
-            let filling = inner.core.is_filling() && inner.core.may_flush();
+            let filling = inner.core.is_filling() && inner.wants_quiet_flush(self.way);
             resume.tell(inner);
             if filling {
                 self.flush_quietly();
@@ -251,25 +266,36 @@ impl Lasting {
     ) -> Result<(Change, Sending, Up), Error> {
         let span = Span::new(request.offset, request.length.into());
         loop {
-            // A change that was not sent holds up nobody while its own server is lost.
-            let queued = place.change;
-            let may = |core: &Core| queued.is_none_or(|change| core.may_change(change));
-            let (mut inner, up) = self.enter(operation, request, may)?;
+            let queued = Cell::new(place.change);
+            let sent = place.sent;
+            let may = |core: &Core| queued.get().is_none_or(|change| core.may_change(change));
+            let away = |inner: &mut Inner| {
+                // What was never sent holds up nobody while its own server is lost.
+                if let Some(change) = queued.get().filter(|_| !sent) {
+                    queued.set(None);
+                    inner.core.abandon(change);
+                }
+            };
+            let entered = self.enter(operation, request, may, away);
+            place.change = queued.get();
+            let (mut inner, up) = entered?;
             let change = *place.change.get_or_insert_with(|| inner.core.queue(span));
             if inner.core.may_change(change) {
                 let sending = inner.core.send_change(change, up.member, lasting);
+                place.sent = true;
                 return Ok((change, sending, up));
             }
         }
     }
 
     /// Waits until a request may be sent. The lock comes with the answer, so that nothing changes
-    /// before what follows from it is noted.
+    /// before what follows from it is noted. `away` is done before it waits for a lost server.
     fn enter(
         &self,
         operation: &mut Operation,
         request: Request,
         may: impl Fn(&Core) -> bool,
+        away: impl Fn(&mut Inner),
     ) -> Result<(MutexGuard<'_, Inner>, Up), Error> {
         let resume = self.resume();
         let mut inner = resume.lock();
@@ -284,6 +310,9 @@ impl Lasting {
                 if let Some(outage) = outage {
                     return Err(Error::Outage(outage));
                 }
+            }
+            if outage.is_some() {
+                away(&mut inner);
             }
             let counts = outage.is_some() && !inner.core.is_rewriting();
             let begun = Instant::now();
@@ -341,7 +370,7 @@ impl Lasting {
     ) -> Result<Vec<Descriptor>, Error> {
         let has_payload = [Command::READ, Command::WRITE].contains(&request.command);
         if !has_payload || request.length <= up.maximum {
-            return up.connection.submit(request, buffer.lend(), deadline);
+            return up.connection.submit(request, buffer, deadline);
         }
         let pieces = super::split::pieces(request.offset, request.length, up.maximum as usize);
         for (offset, length) in pieces {
@@ -352,7 +381,7 @@ impl Lasting {
                 ..request
             };
             up.connection
-                .submit(piece, buffer.part(from..from + length), deadline)?;
+                .submit(piece, &mut buffer.part(from..from + length), deadline)?;
         }
         Ok(Vec::new())
     }
@@ -376,8 +405,8 @@ impl Lasting {
         if let Cause::GivenUp(_) = lost.cause() {
             // Whoever would wait for it has left.
             way.phase = Phase::Over;
-            inner_ref.core.buried(up.member);
             resume.tell(inner);
+            self.bury_aside(up);
             return;
         }
         if let Cause::Violation(_) = lost.cause() {
@@ -393,6 +422,23 @@ impl Lasting {
         resume.tell(inner);
         self.tell_of_loss(&outage);
         self.begin_to_come_back();
+    }
+
+    /// Sees to the end of a connection that nobody comes back from: until then what was sent over it
+    /// may still be carried out, and another client's change must not be overtaken by it.
+    fn bury_aside(self: &Arc<Self>, up: Up) {
+        let this = self.clone();
+        let member = up.member;
+        let bury = move || {
+            let deadline = Deadline::after_maybe(this.opener.options.close_timeout);
+            up.connection.bury(deadline, || !this.helpers.is_closed());
+            let mut inner = this.resume().lock();
+            inner.core.buried(up.member);
+            this.resume().tell(inner);
+        };
+        if !self.helpers.run("nbd-bury", Box::new(bury)) {
+            self.resume().lock().core.buried(member);
+        }
     }
 
     fn tell_of_loss(&self, outage: &Outage) {
@@ -431,7 +477,8 @@ impl Lasting {
         let connection = match &way.phase {
             Phase::Up(up) => {
                 let idle = std::mem::replace(&mut way.seen, core.events()) == core.events();
-                if idle && !way.quiet && self.can_flush() && core.wants_flush(up.member) {
+                let own = self.own.load(Ordering::Acquire) > 0;
+                if idle && !own && !way.quiet && self.can_flush() && core.wants_flush(up.member) {
                     let this = self.clone();
                     self.helpers
                         .run("nbd-flush", Box::new(move || this.flush_quietly()));
@@ -501,7 +548,14 @@ impl Lasting {
                 core.left(up.member);
                 Some(up.connection)
             }
-            _ => None,
+            Phase::Away(away) => {
+                // Nobody waits for its last words any more.
+                if let Some(up) = away.grave {
+                    up.connection.give_up();
+                }
+                None
+            }
+            Phase::New | Phase::Over => None,
         };
         let last = ways.is_empty() && core.has_unflushed();
         resume.tell(inner);
@@ -526,11 +580,16 @@ impl Lasting {
 }
 
 impl Inner {
+    /// Whether a flush that nobody has asked for is of use: none is on its way, and the last one has
+    /// not failed.
+    fn wants_quiet_flush(&self, way: WayId) -> bool {
+        self.core.may_flush() && self.ways.get(&way).is_some_and(|way| !way.quiet)
+    }
+
     /// A server that answers well keeps to the protocol.
     fn answered_well(&mut self, way: WayId) {
         if let Some(way) = self.ways.get_mut(&way) {
             way.violations = 0;
-            way.quiet = false;
         }
     }
 }

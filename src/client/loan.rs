@@ -21,15 +21,6 @@ pub enum Buffer<'a> {
 }
 
 impl Buffer<'_> {
-    /// The same for one sending of several.
-    pub fn lend(&mut self) -> Buffer<'_> {
-        match self {
-            Self::None => Buffer::None,
-            Self::Source(bytes) => Buffer::Source(bytes),
-            Self::Target(bytes) => Buffer::Target(bytes),
-        }
-    }
-
     /// A part of it.
     pub fn part(&mut self, range: std::ops::Range<usize>) -> Buffer<'_> {
         match self {
@@ -59,11 +50,11 @@ unsafe impl Send for Loan {}
 
 impl Loan {
     /// Forgets the lifetime. Private to the client, whose tickets restore it (see the rule).
-    pub(super) fn new(buffer: Buffer<'_>) -> Self {
+    pub(super) fn new(buffer: &mut Buffer<'_>) -> Self {
         let kind = match buffer {
             Buffer::None => Kind::None,
-            Buffer::Source(bytes) => Kind::Source(bytes),
-            Buffer::Target(bytes) => Kind::Target(bytes),
+            Buffer::Source(bytes) => Kind::Source(*bytes),
+            Buffer::Target(bytes) => Kind::Target(*bytes),
         };
         Self { kind }
     }

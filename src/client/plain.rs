@@ -68,14 +68,27 @@ impl Plain {
         mut buffer: Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<Vec<Descriptor>, Error> {
-        let result = match self.moved.load(Ordering::Acquire) {
-            false => self.first.submit(request, buffer.lend(), deadline),
-            true => self.with(|connection| connection.submit(request, buffer.lend(), deadline)),
-        };
-        match result {
-            Err(error) => self.go_on(error, request, buffer, deadline),
-            answer => answer,
+        if self.moved.load(Ordering::Acquire) {
+            return self.submit_elsewhere(request, &mut buffer, deadline);
         }
+        let result = self.first.submit(request, &mut buffer, deadline);
+        // Looking into the result would cost more than all that is here besides.
+        if self.first.is_leaving() {
+            return self.go_on(result, request, &mut buffer, deadline);
+        }
+        result
+    }
+
+    /// Another connection has taken the first one's place.
+    #[cold]
+    fn submit_elsewhere(
+        &self,
+        request: Request,
+        buffer: &mut Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<Vec<Descriptor>, Error> {
+        let result = self.with(|connection| connection.submit(request, buffer, deadline));
+        self.go_on(result, request, buffer, deadline)
     }
 
     pub(super) fn change(
@@ -103,32 +116,32 @@ impl Plain {
         // Whoever writes from now on is not covered.
         let wrote = self.wrote.swap(false, Ordering::AcqRel);
         let request = Request::new(Command::FLUSH, 0, 0);
-        let mut result = self.with(|connection| connection.submit(request, Buffer::None, deadline));
+        let nothing = &mut Buffer::None;
+        let result = self.with(|connection| connection.submit(request, nothing, deadline));
         if result.is_err() && wrote {
             self.wrote.store(true, Ordering::Release);
         }
-        if let Err(error) = result {
-            result = self.go_on(error, request, Buffer::None, deadline);
-        }
-        result.map(drop)
+        self.go_on(result, request, &mut Buffer::None, deadline)
+            .map(drop)
     }
 
-    /// What becomes of a request that has failed: if the server only said that it is going away, it
-    /// is made once more over another connection.
+    /// What becomes of a request: if it was only told that the server is going away, it is made once
+    /// more over another connection.
     #[cold]
     fn go_on(
         &self,
-        error: Error,
+        result: Result<Vec<Descriptor>, Error>,
         request: Request,
-        buffer: Buffer<'_>,
+        buffer: &mut Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<Vec<Descriptor>, Error> {
+        let error = match result {
+            Err(error) if error.is_announced() => error,
+            result => return result,
+        };
         let Error::Lost(lost) = &error else {
             return Err(error);
         };
-        if !error.is_announced() {
-            return Err(error);
-        }
         let leaving = |connection: &Connection| connection.has_announced(lost);
         let mut state = self.lock();
         while state.sought {

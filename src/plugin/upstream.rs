@@ -88,7 +88,7 @@ impl Upstream {
                 Target::Inherited(socket)
             }
             Place::Command(argv) => {
-                let child = Child::start(argv, config.timeouts.command)
+                let child = Child::start(argv, config.timeouts.command, config.reconnect.is_some())
                     .map_err(|error| Failure::misuse(&format!("command: {error}")))?;
                 Target::Child(child)
             }

@@ -23,8 +23,6 @@ struct Place {
     member: Option<MemberId>,
     /// The turn in which it was sent first.
     first: Option<u64>,
-    /// The turn in which it was sent last.
-    last: u64,
     /// Whoever made it has given up.
     abandoned: bool,
 }
@@ -43,7 +41,6 @@ impl Order {
             span,
             member: None,
             first: None,
-            last: 0,
             abandoned: false,
         };
         self.places.insert(change, place);
@@ -68,7 +65,6 @@ impl Order {
         if let Some(place) = self.places.get_mut(&change) {
             place.member = Some(member);
             place.first.get_or_insert(turn);
-            place.last = turn;
         }
     }
 

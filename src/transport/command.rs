@@ -8,7 +8,14 @@
 //! The socket's path is kept, but not the listening socket: with the last process that holds it,
 //! the kernel refuses new connections and ends those that nobody accepted. That is how a server
 //! that is gone, or that serves one client only, is told from one that is busy.
+//!
+//! If the user wants to come back to a server that was lost, one that has ended is started again by
+//! its keeper when somebody wants to connect to it.
 
+mod again;
+#[allow(unsafe_code)]
+mod descriptors;
+mod home;
 #[allow(unsafe_code)]
 mod impatience;
 #[allow(unsafe_code)]
@@ -17,32 +24,37 @@ mod keeper;
 mod kept;
 #[allow(unsafe_code)]
 pub(super) mod launch;
+mod messages;
+#[allow(unsafe_code)]
+mod signals;
+mod starts;
 #[cfg(test)]
 mod tests;
 pub(super) mod words;
 
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{Mode, OFlags, chmod, open};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use rustix::process::{getpid, getppid};
 
+use self::home::Home;
 use self::impatience::Impatience;
-use self::keeper::{End, Keeper, Order};
+use self::keeper::Keeper;
 use self::launch::{Program, c_string};
+use self::messages::{End, Order};
 use self::words::{Echo, Words};
-use super::{Deadline, Error, Stream, unix};
+use super::{Deadline, Error, Stream};
 use crate::proto::codec::printable;
+
+pub use self::again::Obituary;
 
 /// The sockets of a process close a moment before it can be seen to be dead.
 const DYING: Duration = Duration::from_millis(200);
@@ -85,6 +97,8 @@ pub struct Child {
     listener: Mutex<Option<JoinHandle<()>>>,
     /// How long the server may take to end.
     limit: Option<Duration>,
+    /// Whether it is started again when it has ended and somebody wants to connect.
+    again: bool,
     /// The process that started the server.
     starter: i32,
     /// The process that uses the server, once that is settled.
@@ -98,12 +112,17 @@ pub struct Child {
 impl Child {
     /// Starts a program. Its descriptor 3 is a listening Unix socket in a directory that only this
     /// user can enter. `limit` is how long it may take to end when it is told to; after that it is
-    /// killed.
-    pub fn start(argv: &[OsString], limit: Option<Duration>) -> Result<Self, Error> {
-        Self::start_with(argv, limit, Echo::Stderr)
+    /// killed. With `again`, [`Child::connect`] starts it again when it has ended by itself.
+    pub fn start(argv: &[OsString], limit: Option<Duration>, again: bool) -> Result<Self, Error> {
+        Self::start_with(argv, limit, again, Echo::Stderr)
     }
 
-    fn start_with(argv: &[OsString], limit: Option<Duration>, echo: Echo) -> Result<Self, Error> {
+    fn start_with(
+        argv: &[OsString],
+        limit: Option<Duration>,
+        again: bool,
+        echo: Echo,
+    ) -> Result<Self, Error> {
         let name = match argv.first() {
             Some(program) if !program.is_empty() => printable(program.as_encoded_bytes(), NAME),
             _ => "\"\"".to_owned(),
@@ -118,6 +137,7 @@ impl Child {
                     c_string(home.directory.as_os_str().as_bytes())?,
                     words.reading_end(),
                     limit,
+                    again,
                 )
             };
             let keeper = start().map_err(|errno| Error::Spawn {
@@ -126,7 +146,7 @@ impl Child {
             })?;
             Ok((keeper, words))
         };
-        let (keeper, words) = start().inspect_err(|_| remove(&home.directory))?;
+        let (keeper, words) = start().inspect_err(|_| home::remove(&home.directory))?;
         Ok(Self {
             name,
             home,
@@ -134,6 +154,7 @@ impl Child {
             words: Arc::new(words),
             listener: Mutex::new(None),
             limit,
+            again,
             starter: own_pid(),
             user: AtomicI32::new(0),
             spoke: AtomicBool::new(false),
@@ -146,22 +167,12 @@ impl Child {
         &self.name
     }
 
-    /// One more connection. It is in the server's queue when this returns; the server may accept it
-    /// later, or never.
-    pub fn connect(&self, deadline: Deadline) -> Result<Stream, Error> {
-        self.home
-            .connect(deadline)
-            .map_err(|error| self.explain(error))
-    }
-
     /// Waits until there is something to receive from a new connection: servers speak first, so the
     /// server has accepted it then.
     pub fn await_greeting(&self, stream: &Stream, deadline: Deadline) -> Result<(), Error> {
         let result = match self.watch_for_greeting(stream, deadline) {
             Ok(()) => Ok(()),
-            Err(error @ Error::Timeout(_)) => {
-                Err(self.obituary().map_or(error, Error::ServerEnded))
-            }
+            Err(error @ Error::Timeout(_)) => Err(self.ended(self.obituary()).unwrap_or(error)),
             Err(error) => Err(self.explain(error)),
         };
         match &result {
@@ -192,9 +203,9 @@ impl Child {
     /// The reason behind the failure of a connection, if it is that the server has ended.
     pub fn explain(&self, error: Error) -> Error {
         match error {
-            Error::Connect(_) | Error::Closed | Error::Io { .. } | Error::Timeout(_) => self
-                .obituary_within(DYING)
-                .map_or(error, Error::ServerEnded),
+            Error::Connect(_) | Error::Closed | Error::Io { .. } | Error::Timeout(_) => {
+                self.ended(self.obituary_within(DYING)).unwrap_or(error)
+            }
             other => other,
         }
     }
@@ -229,11 +240,11 @@ impl Child {
         }
         match self.keeper.wait(Duration::ZERO) {
             // It has ended by itself, of which those were told who missed it.
-            Some(_) => {
+            Some(_) if !self.keeper.is_starting() => {
                 self.keeper.tell(Order::End);
                 self.keeper.is_gone(Deadline::after(LAST_WAIT));
             }
-            None => self.see_off(),
+            _ => self.see_off(),
         }
         self.words.stop();
         if let Some(listener) = lock(&self.listener).take() {
@@ -291,7 +302,7 @@ impl Child {
                 return;
             }
             End::Exited(_) | End::Killed(_) => " when it was told to end",
-            End::Stuck => "",
+            End::Stuck | End::Unstarted(_) => "",
         };
         let words = self.words.last_lines(!self.is_in_background());
         let colon = if words.is_empty() { "" } else { ": " };
@@ -361,7 +372,11 @@ impl Child {
 
     fn obituary_within(&self, patience: Duration) -> Option<String> {
         let end = self.keeper.wait(patience)?;
-        let words = self.words.last_lines(!self.is_in_background());
+        // What is tried again is told to few: then the words are passed on as well.
+        let told_to_all = !self.again;
+        let words = self
+            .words
+            .last_lines(told_to_all && !self.is_in_background());
         let hint = match end {
             End::Exited(_) if !self.spoke.load(Ordering::Relaxed) => format!(" ({HINT})"),
             _ => String::new(),
@@ -414,79 +429,6 @@ pub(super) fn peek(stream: &Stream) -> Option<Result<(), Error>> {
         Err(Errno::AGAIN | Errno::INTR) => None,
         Err(errno) => Some(Err(Error::Connect(errno))),
     }
-}
-
-/// A directory with a socket in it.
-#[derive(Debug)]
-struct Home {
-    directory: PathBuf,
-    /// The socket itself, by which it can be connected to without entering the directory.
-    door: OwnedFd,
-}
-
-impl Home {
-    /// Makes both.
-    fn new() -> Result<(Self, UnixListener), Error> {
-        let wanted = std::path::absolute(std::env::temp_dir()).unwrap_or_default();
-        // A name of the length that the real one will have.
-        let parent = if unix::fits(&wanted.join("nbdkit-nbd-XXXXXX").join("sock")) {
-            &wanted
-        } else {
-            Path::new("/tmp")
-        };
-        let directory = launch::private_directory(parent).map_err(|errno| Error::Make {
-            what: "make a directory",
-            path: printable(parent.as_os_str().as_bytes(), NAME),
-            errno,
-        })?;
-        match Self::listen(&directory) {
-            Ok((door, listener)) => Ok((Self { directory, door }, listener)),
-            Err(errno) => {
-                remove(&directory);
-                Err(Error::Make {
-                    what: "make a socket",
-                    path: printable(directory.as_os_str().as_bytes(), NAME),
-                    errno,
-                })
-            }
-        }
-    }
-
-    fn listen(directory: &Path) -> Result<(OwnedFd, UnixListener), Errno> {
-        let socket = directory.join("sock");
-        let listener = UnixListener::bind(&socket)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        // Who may use it is for the directory to say, which nobody else can enter.
-        chmod(&socket, Mode::from_raw_mode(0o666))?;
-        let door = open(&socket, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        Ok((door, listener))
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.join("sock")
-    }
-
-    fn connect(&self, deadline: Deadline) -> Result<Stream, Error> {
-        match unix::open(&self.socket(), deadline) {
-            // nbdkit has become another user (its option -u), who cannot enter the directory. What
-            // it had opened before, nobody else can get at.
-            Err(Error::Connect(Errno::ACCESS)) => {
-                let door = format!("/proc/self/fd/{}", self.door.as_raw_fd());
-                match unix::open(Path::new(&door), deadline) {
-                    // There is no /proc here.
-                    Err(Error::Connect(Errno::NOENT)) => Err(Error::Connect(Errno::ACCESS)),
-                    result => result,
-                }
-            }
-            result => result,
-        }
-    }
-}
-
-/// Removes a home for which there is no keeper to do so.
-fn remove(directory: &Path) {
-    let _ = std::fs::remove_file(directory.join("sock"));
-    let _ = std::fs::remove_dir(directory);
 }
 
 /// Whether there is something to read, or will be before the deadline.

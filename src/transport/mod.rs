@@ -68,9 +68,9 @@ pub enum Error {
         /// Why not.
         errno: Errno,
     },
-    /// The server that we started has ended: how, and its last words.
+    /// The server that we started has ended: how, its last words, and whether that is final.
     #[error("{0}")]
-    ServerEnded(String),
+    ServerEnded(command::Obituary),
     /// The ssh that was the connection has ended: how, and its last words.
     #[error("{0}")]
     TunnelEnded(String),
@@ -114,15 +114,15 @@ impl Error {
 
     /// Whether trying again later may help.
     pub fn is_transient(&self) -> bool {
-        !matches!(
-            self,
+        match self {
             Self::UsedUp
-                | Self::Unwanted
-                | Self::Tls(_)
-                | Self::Spawn { .. }
-                | Self::Make { .. }
-                | Self::ServerEnded(_)
-        )
+            | Self::Unwanted
+            | Self::Tls(_)
+            | Self::Spawn { .. }
+            | Self::Make { .. } => false,
+            Self::ServerEnded(obituary) => obituary.is_provisional(),
+            _ => true,
+        }
     }
 
     /// The error number for requests that fail with it.
@@ -258,12 +258,20 @@ impl Target {
         }
     }
 
+    /// Whether [`Target::connect`] brings a server back that has ended.
+    pub fn starts_again(&self) -> bool {
+        match self {
+            Self::Child(child) => child.starts_again(),
+            _ => false,
+        }
+    }
+
     /// If the server is one that we started, and it has ended: how, and its last words.
     pub fn obituary(&self) -> Option<String> {
         match self {
             // Asked when a connection is lost, a moment before the end can be seen.
             Self::Child(child) => match child.explain(Error::Closed) {
-                Error::ServerEnded(obituary) => Some(obituary),
+                Error::ServerEnded(obituary) => Some(obituary.to_string()),
                 _ => None,
             },
             _ => None,

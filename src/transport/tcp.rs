@@ -81,6 +81,17 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_has_the_times_of_its_target() {
+        use rustix::net::sockopt::{tcp_keepidle, tcp_user_timeout};
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let port = listener.local_addr().expect("address").port().to_string();
+        let times = Keepalive::new(Duration::from_secs(7));
+        let (stream, _) = open("127.0.0.1", &port, Some(times), soon()).expect("connected");
+        assert_eq!(tcp_keepidle(stream.as_fd()), Ok(Duration::from_secs(7)));
+        assert_eq!(tcp_user_timeout(stream.as_fd()), Ok(14_000));
+    }
+
+    #[test]
     fn a_closed_port_is_refused() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let port = listener.local_addr().expect("address").port().to_string();

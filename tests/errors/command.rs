@@ -1,5 +1,6 @@
 //! What goes wrong with a server of `command=`, at its start and at its end.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -41,6 +42,17 @@ pub const CASES: &[Case] = &[
         item: "command=X: connect: the server was killed by signal N: ...",
         text: "command=sh: connect: the server was killed by signal 9: no memory",
         happen: |dir| failing(dir, "echo no memory >&2; kill -9 $$"),
+    },
+    Case {
+        item: "command=X: connect: the server could not be started again: ...",
+        text: "command=DIR/server: connect: the server could not be started again: No such file or \
+               directory",
+        happen: |dir| {
+            let server = dir.join("server");
+            std::fs::write(&server, "#!/bin/sh\nrm $0; exit 1\n").expect("write");
+            std::fs::set_permissions(&server, PermissionsExt::from_mode(0o700)).expect("chmod");
+            starting(dir, &["command=DIR/server", "reconnect=1", "retry=1"])
+        },
     },
     Case {
         item: "command=X: waiting for the server to end; another SIGTERM kills it",

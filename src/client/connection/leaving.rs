@@ -55,7 +55,7 @@ impl Connection {
         let mut good = true;
         if flush {
             let request = Request::new(Command::FLUSH, 0, 0);
-            let answer = self.carry_out(request, Buffer::None, &deadline, Self::check_not_lost);
+            let answer = self.carry_out(request, &mut Buffer::None, &deadline, true);
             if let Err(error) = &answer {
                 log::debug!("{error}");
             }

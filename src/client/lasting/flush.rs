@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::{Lasting, Operation};
+use super::{ASK, Lasting, Operation};
 use crate::client::error::Error;
 use crate::client::loan::Buffer;
-use crate::client::resume::{Inner, Up};
+use crate::client::resume::{Inner, SLICE, Up};
 use crate::proto::consts::Command;
 use crate::proto::request::Request;
-use crate::session::{Core, Moment, Worth};
+use crate::session::{Core, Moment, Sending, Worth};
 use crate::transport::Deadline;
 
 impl Lasting {
@@ -53,7 +53,7 @@ impl Lasting {
         let asked: Moment = resume.lock().core.moment();
         loop {
             let may = |core: &Core| core.may_flush();
-            let (mut inner, up) = self.enter(operation, request, may)?;
+            let (mut inner, up) = self.enter(operation, request, may, |_| ())?;
             if since.is_some_and(|since| since < inner.core.losses()) {
                 return Err(Error::Unflushed(self.server().clone()));
             }
@@ -61,7 +61,7 @@ impl Lasting {
                 return Ok(());
             }
             if inner.core.must_rewrite(up.member) {
-                self.rewrite_before_flush(inner, &up)?;
+                self.rewrite_before_flush(operation, inner, &up)?;
                 continue;
             }
             let sending = inner.core.send_flush(up.member);
@@ -75,6 +75,9 @@ impl Lasting {
                 continue;
             }
             let mut inner = resume.lock();
+            if answer.is_ok() {
+                inner = self.await_judgement(operation, inner, sending)?;
+            }
             let worth = match &answer {
                 Err(Error::Crowded { .. }) => {
                     inner.core.unsent(sending, true);
@@ -83,6 +86,9 @@ impl Lasting {
                 answer => inner.core.flushed(sending, answer.is_ok()),
             };
             inner.answered_well(self.way);
+            if let Some(way) = inner.ways.get_mut(&self.way).filter(|_| answer.is_ok()) {
+                way.quiet = false;
+            }
             resume.tell(inner);
             if worth == Worth::Counts {
                 return answer.map(drop);
@@ -90,9 +96,40 @@ impl Lasting {
         }
     }
 
+    /// Waits until it can be known what a good flush is worth: whatever was to make something
+    /// permanent beside it may fail, and then the flush has made nothing permanent.
+    fn await_judgement<'a>(
+        &'a self,
+        operation: &Operation,
+        mut inner: MutexGuard<'a, Inner>,
+        sending: Sending,
+    ) -> Result<MutexGuard<'a, Inner>, Error> {
+        let resume = self.resume();
+        let answered = inner.core.moment();
+        let mut asked = Instant::now();
+        while !inner.core.may_judge(answered) {
+            inner = resume.hold(inner, SLICE);
+            if asked.elapsed() < ASK {
+                continue;
+            }
+            asked = Instant::now();
+            drop(inner);
+            // Not under the lock: to ask may print a message.
+            let wanted = operation.wanted.is_none_or(|wanted| wanted());
+            inner = resume.lock();
+            if !wanted || !inner.ways.contains_key(&self.way) {
+                inner.core.forget_lasting(sending);
+                resume.tell(inner);
+                return Err(Error::Unwanted(self.server().clone()));
+            }
+        }
+        Ok(inner)
+    }
+
     /// Writes again what a failed flush, or who has left, has made uncertain.
     fn rewrite_before_flush(
         self: &Arc<Self>,
+        operation: &Operation,
         mut inner: MutexGuard<'_, Inner>,
         up: &Up,
     ) -> Result<(), Error> {
@@ -102,7 +139,9 @@ impl Lasting {
         };
         drop(inner);
         log::debug!("{}: writing again before a flush", self.server());
-        let written = self.rewrite(&up.connection, up.maximum, &pieces);
+        let written = self.rewrite(&up.connection, up.maximum, &pieces, || {
+            operation.wanted.is_none_or(|wanted| wanted())
+        });
         let mut inner = resume.lock();
         inner.core.end_rewrite(up.member, written.is_ok());
         resume.tell(inner);

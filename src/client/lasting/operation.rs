@@ -51,6 +51,8 @@ impl Operation {
 pub(super) struct Place<'a> {
     pub(super) resume: &'a Resume,
     pub(super) change: Option<Change>,
+    /// It was sent, and somebody may have seen what it wrote.
+    pub(super) sent: bool,
     pub(super) reserved: Option<Written<'a>>,
 }
 

@@ -5,73 +5,82 @@
 //! (nbdkit --exit-with-parent) must not end when nbdkit goes to the background; and nobody of
 //! nbdkit is asked if it is killed, or gives up because its socket cannot be bound. So the server's
 //! parent is a process of its own, which does nothing but wait ([`Kept`]): it reports the server's
-//! end, and ends the server and itself when the last process that could use the server is gone, or
-//! says so.
+//! end, starts the server again when it is asked to, and ends the server and itself when the last
+//! process that could use the server is gone, or says so.
 
 use std::ffi::CString;
-use std::fmt;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags,
+    SocketAddrUnix, SocketFlags, SocketType, recvmsg, send, socketpair,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::kept::Kept;
 use super::launch::{Program, last_error, out_of_the_way};
-use super::{is_ready, own_pid};
-use crate::transport::Deadline;
-
-/// How a server ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// By itself, with this status.
-    Exited(i32),
-    /// By this signal.
-    Killed(i32),
-    /// Not even by SIGKILL, at least not soon: a system call of its does not return.
-    Stuck,
-    /// Somebody ended the keeper.
-    Unknown,
-}
-
-/// What the keeper is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// End the server; it may take its time.
-    End,
-    /// End the server by force.
-    Kill,
-}
+use super::messages::{self, End, News, Order};
+use super::starts::Starts;
+use super::{GLANCE, is_ready, lock, own_pid};
+use crate::transport::{Deadline, Error};
 
 /// The keeper of one server, seen from nbdkit.
 #[derive(Debug)]
 pub struct Keeper {
-    /// Carries orders to the keeper, and one message from it: the end. `None` when we have let go.
+    /// Carries orders to the keeper, and news from it. `None` when we have let go.
     pub(super) line: Option<OwnedFd>,
     /// A pipe to which the keeper alone could write, which it never does: it ends with the keeper.
     life: OwnedFd,
     pid: Pid,
     /// The process that has to wait for the keeper.
     parent: i32,
-    end: Mutex<Option<End>>,
+    known: Mutex<Known>,
+}
+
+/// What the keeper has told so far.
+#[derive(Debug, Default)]
+struct Known {
+    /// The end of the server, unless it was started again since.
+    end: Option<End>,
+    /// It was told to start the server, and has not answered yet.
+    asked: bool,
+    /// How often it has answered.
+    answers: u64,
+    /// The socket of the server that was started last, until somebody takes it.
+    door: Option<OwnedFd>,
+    /// When it was told so.
+    starts: Starts,
+    /// It has ended itself.
+    gone: bool,
+}
+
+/// Why a server was not started again.
+#[derive(Debug)]
+pub enum Refused {
+    /// It was so often that the next time must wait for so long.
+    TooOften(Duration),
+    /// The deadline passed, or nobody wants it any more.
+    GivenUp(Error),
 }
 
 impl Keeper {
     /// Starts a server and its keeper. Returns when the server runs, or with the reason why not.
     /// In the end the keeper removes `socket` and `directory`. It reads `words`, the server's
     /// standard error, when nobody of nbdkit is there to do so. `limit` is how long the server may
-    /// take to end.
+    /// take to end. Only with `again` can the server be started again.
     pub fn start(
         program: Program,
         socket: CString,
         directory: CString,
         words: &OwnedFd,
         limit: Option<Duration>,
+        again: bool,
     ) -> Result<Self, Errno> {
         let (report, reporter) = pipe_with(PipeFlags::CLOEXEC)?;
         let (life, its_life) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -83,13 +92,15 @@ impl Keeper {
         )?;
         let mut kept = Kept {
             program,
+            address: SocketAddrUnix::new(socket.as_c_str())?,
             socket,
             directory,
             limit,
+            again,
             line: out_of_the_way(&other_end)?,
             life: out_of_the_way(&its_life)?,
             words: out_of_the_way(words)?,
-            reporter: out_of_the_way(&reporter)?,
+            reporter: Some(out_of_the_way(&reporter)?),
         };
         // SAFETY: the child only calls `keep`, which keeps to async-signal-safe functions.
         let forked = unsafe { libc::fork() };
@@ -103,7 +114,7 @@ impl Keeper {
             life,
             pid,
             parent: own_pid(),
-            end: Mutex::new(None),
+            known: Mutex::default(),
         };
         // The end of the report without a word means that exec closed it.
         let mut errno = [0; size_of::<i32>()];
@@ -123,23 +134,74 @@ impl Keeper {
 
     /// How the server ended; `None` if it runs on for so long.
     pub fn wait(&self, patience: Duration) -> Option<End> {
-        let known = || *self.end.lock().unwrap_or_else(PoisonError::into_inner);
         let line = self.line.as_ref()?;
-        if known().is_some() || !is_ready(line, Deadline::after(patience)) {
-            return known();
+        if let Some(end) = self.news_by_now(line).end {
+            return Some(end);
         }
-        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
-        while end.is_none() {
-            let mut message = [0; 8];
-            *end = match recv(line, &mut message, RecvFlags::DONTWAIT) {
-                Err(Errno::AGAIN) => break,
+        is_ready(line, Deadline::after(patience));
+        self.news_by_now(line).end
+    }
+
+    /// Whether the keeper was told to start the server again, and has not done it yet.
+    pub fn is_starting(&self) -> bool {
+        self.line
+            .as_ref()
+            .is_some_and(|line| self.news_by_now(line).asked)
+    }
+
+    /// How often the server was started again, or could not be.
+    pub fn starts(&self) -> u64 {
+        lock(&self.known).answers
+    }
+
+    /// Has a server started again that has ended, and returns its new socket. Whoever finds that
+    /// somebody else does so waits for it, and gets none. `before` runs just before the start.
+    pub fn start_again(
+        &self,
+        before: impl FnOnce(),
+        deadline: Deadline,
+    ) -> Result<Option<OwnedFd>, Refused> {
+        let Some(line) = &self.line else {
+            return Ok(None);
+        };
+        let mut known = self.news_by_now(line);
+        if known.end.is_none() || known.gone {
+            return Ok(None);
+        }
+        if !known.asked {
+            let admitted = known.starts.admit(Instant::now());
+            admitted.map_err(Refused::TooOften)?;
+            before();
+            known.asked = true;
+            self.tell(Order::Start);
+        }
+        let answers = known.answers;
+        drop(known);
+        loop {
+            // Somebody else may take the news meanwhile, who also waits for them.
+            is_ready(line, deadline.within(GLANCE));
+            let mut known = self.news_by_now(line);
+            if known.answers != answers {
+                return Ok(known.door.take());
+            }
+            drop(known);
+            deadline.check().map_err(Refused::GivenUp)?;
+        }
+    }
+
+    /// What is known, with all that the keeper has told by now.
+    fn news_by_now(&self, line: &OwnedFd) -> MutexGuard<'_, Known> {
+        let mut known = lock(&self.known);
+        while !known.gone && (known.asked || known.end.is_none()) {
+            match receive(line) {
+                Ok(Some((news, door))) => known.learn(news, door),
+                Ok(None) => break,
                 // The keeper went without hearing our last order; its message is there all the same.
-                Err(Errno::INTR | Errno::CONNRESET) => None,
-                Ok((n, _)) if n == message.len() => Some(End::decode(message)),
-                _ => Some(End::Unknown),
-            };
+                Err(Errno::INTR | Errno::CONNRESET) => (),
+                Err(_) => known.lose(),
+            }
         }
-        *end
+        known
     }
 
     /// What to poll for the news of the server's end.
@@ -154,6 +216,11 @@ impl Keeper {
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
             let _ = send(line, &[order as u8], flags);
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn pid(&self) -> Pid {
+        self.pid
     }
 
     /// Leaves it to others to end the server. If there are none, that is now.
@@ -173,68 +240,58 @@ impl Keeper {
     }
 }
 
-impl Order {
-    /// What the message means.
-    pub fn decode(message: u8) -> Self {
-        if message == Self::Kill as u8 {
-            Self::Kill
-        } else {
-            Self::End
-        }
-    }
-}
-
-impl End {
-    /// The message.
-    pub fn encode(self) -> [u8; 8] {
-        let (how, value) = match self {
-            Self::Exited(status) => (0, status),
-            Self::Killed(signal) => (1, signal),
-            Self::Stuck => (2, 0),
-            Self::Unknown => (3, 0),
+impl Known {
+    fn learn(&mut self, news: News, door: Option<OwnedFd>) {
+        self.end = match news {
+            News::Ended(end) => Some(end),
+            News::Started => {
+                self.door = door;
+                None
+            }
         };
-        ((u64::from(how as u32) << 32) | u64::from(value as u32)).to_ne_bytes()
+        // The end of a server that was to be started means that it was not.
+        self.answer();
     }
 
-    fn decode(message: [u8; 8]) -> Self {
-        let message = u64::from_ne_bytes(message);
-        match (message >> 32, message as u32 as i32) {
-            (0, status) => Self::Exited(status),
-            (1, signal) => Self::Killed(signal),
-            (2, _) => Self::Stuck,
-            _ => Self::Unknown,
+    /// There will be no more news.
+    fn lose(&mut self) {
+        self.gone = true;
+        self.end.get_or_insert(End::Unknown);
+        self.answer();
+    }
+
+    fn answer(&mut self) {
+        if self.asked {
+            self.asked = false;
+            self.answers += 1;
         }
     }
 }
 
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exited(status) => write!(f, "exited with status {status}"),
-            Self::Killed(signal) => write!(f, "was killed by signal {signal}"),
-            Self::Stuck => f.write_str("does not end, not even by SIGKILL"),
-            Self::Unknown => f.write_str("has ended"),
-        }
+/// Takes one message, with the socket that may be attached to it. `None` if there is none yet.
+fn receive(line: &OwnedFd) -> Result<Option<(News, Option<OwnedFd>)>, Errno> {
+    let mut message = [0; messages::LENGTH];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut attached = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = recvmsg(
+        line,
+        &mut [IoSliceMut::new(&mut message)],
+        &mut attached,
+        flags,
+    );
+    let length = match received {
+        Ok(received) if !received.flags.contains(ReturnFlags::TRUNC) => received.bytes,
+        Ok(_) => 0,
+        Err(Errno::AGAIN) => return Ok(None),
+        Err(errno) => return Err(errno),
+    };
+    if length != message.len() {
+        return Err(Errno::PIPE);
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_end_survives_the_line() {
-        for end in [
-            End::Exited(0),
-            End::Exited(255),
-            End::Killed(9),
-            End::Stuck,
-            End::Unknown,
-        ] {
-            assert_eq!(End::decode(end.encode()), end);
-        }
-        for order in [Order::End, Order::Kill] {
-            assert_eq!(Order::decode(order as u8), order);
-        }
-    }
+    let door = attached.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok(Some((News::decode(message), door)))
 }

@@ -1,30 +1,33 @@
 //! The process that is the server's parent, from its first moment to its last.
 //!
-//! It is a copy of nbdkit that never becomes another program, hence all of the code in this file
-//! allocates nothing, takes no lock and cannot panic. It depends on no system call that an older
-//! kernel lacks or a container forbids: pidfd_open is not needed by the parent of a process, and
-//! close_range can be done without.
+//! It is a copy of nbdkit that never becomes another program, hence all of the code in this file,
+//! and in `signals`, `descriptors` and `messages`, allocates nothing, takes no lock and cannot panic.
+//! It depends on no system call that an older kernel lacks or a container forbids: pidfd_open is not
+//! needed by the parent of a process, and close_range can be done without.
+//!
+//! It was made before nbdkit had threads, and has none itself. So it is the one that can fork when a
+//! server has to be started again, and what nbdkit has become since is no business of the server.
 
 use std::ffi::CString;
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::ptr::{from_ref, null, null_mut};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::ptr::{from_ref, null};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, RawDir, open, rmdir, unlink};
+use rustix::fs::{Mode, OFlags, chmod, open, rmdir, unlink};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
-use rustix::process::{
-    Pid, Resource, Signal, WaitId, WaitIdOptions, chdir, getrlimit, kill_process, waitid,
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, bind, listen, recv, send, sendmsg, socket_with,
 };
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, chdir, kill_process, waitid};
 
-use super::keeper::{End, Order};
-use super::launch::{Program, last_error, place};
-
-/// Where the keeper has what it needs, behind the standard three.
-const LINE: RawFd = 3;
-const LIFE: RawFd = 4;
-const WORDS: RawFd = 5;
+use super::descriptors::close_others;
+use super::launch::{Program, last_error, out_of_the_way, place};
+use super::messages::{End, News, Order};
+use super::signals;
 
 /// Nanoseconds that a server may take to end after SIGKILL.
 const GRACE: u64 = 2 * SECOND;
@@ -34,33 +37,34 @@ const SECOND: u64 = 1_000_000_000;
 /// Bytes of the server's words thrown away at a time.
 const PIECE: usize = 4096;
 
-/// Where the list of descriptors cannot be read, no more are looked for.
-const MANY: u64 = 1 << 20;
+/// Connections that may wait for a server, if the system allows as many.
+const QUEUE: i32 = 4096;
 
 /// The keeper's name in lists of processes. At most 15 bytes.
 const NAME: &std::ffi::CStr = c"nbd-keeper";
 
-/// Signals that nbdkit's whole process group may get. The keeper must outlive nbdkit.
-const IGNORED: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
-
-/// What the keeper gets to know.
+/// What the keeper gets to know. All descriptors are out of the way of those that a server gets.
 pub struct Kept {
     /// The server.
     pub program: Program,
     /// Its socket, to be removed.
     pub socket: CString,
+    /// The same, to listen there.
+    pub address: SocketAddrUnix,
     /// The directory with the socket, to be removed.
     pub directory: CString,
     /// How long the server may take to end.
     pub limit: Option<Duration>,
+    /// Whether the server may be started again.
+    pub again: bool,
     /// To nbdkit.
     pub line: OwnedFd,
     /// Closed by our end, which is all that it is for.
     pub life: OwnedFd,
     /// The server's standard error.
     pub words: OwnedFd,
-    /// Where to say why there is no server.
-    pub reporter: OwnedFd,
+    /// Where to say why there is no server; closed when there is one.
+    pub reporter: Option<OwnedFd>,
 }
 
 /// What came through the line.
@@ -83,12 +87,20 @@ enum Stage {
     Forced,
 }
 
+/// A server that was started, and maybe has ended.
+struct Server {
+    pid: Pid,
+    runs: bool,
+    /// Where it says why it could not become the program, if it is not the first one.
+    report: Option<OwnedFd>,
+}
+
 impl Kept {
     /// In the new process: starts the server, waits, and exits.
     pub fn keep(&mut self) -> ! {
         // Whatever happens, nbdkit's own code must not run on in this copy.
         let _exit = Exit;
-        reset_signals();
+        signals::reset();
         // SAFETY: the child only calls `become_program`, which keeps to async-signal-safe functions.
         let forked = unsafe { libc::fork() };
         let server = match forked {
@@ -99,10 +111,10 @@ impl Kept {
             pid => Pid::from_raw(pid.max(0)).ok_or_else(last_error),
         };
         match server {
-            Ok(server) => match self.settle() {
-                Ok(()) => self.watch(server),
+            Ok(pid) => match self.settle() {
+                Ok(before) => self.watch(pid, before),
                 Err(errno) => {
-                    let _ = kill_process(server, Signal::KILL);
+                    let _ = kill_process(pid, Signal::KILL);
                     self.fail(errno)
                 }
             },
@@ -112,82 +124,102 @@ impl Kept {
 
     /// Tells the one who waits for the start of the server that it failed.
     fn fail(&self, errno: Errno) -> ! {
-        let _ = rustix::io::write(&self.reporter, &errno.raw_os_error().to_ne_bytes());
+        if let Some(reporter) = &self.reporter {
+            tell_why(reporter, errno);
+        }
         exit()
     }
 
-    /// Holds on to nothing of nbdkit's.
-    fn settle(&self) -> Result<(), Errno> {
-        for signal in IGNORED {
-            // SAFETY: to ignore a signal is no code of ours.
-            unsafe { libc::signal(signal, libc::SIG_IGN) };
-        }
-        hear_of_children();
+    /// Holds on to nothing of nbdkit's, unless a server that is started again will have to get it.
+    fn settle(&mut self) -> Result<signals::Before, Errno> {
+        let before = signals::settle();
         let _ = rustix::thread::set_name(NAME);
-        let _ = chdir(c"/");
+        if !self.again {
+            let _ = chdir(c"/");
+        }
         for number in [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO] {
             place(&self.program.null, number)?;
         }
-        place(&self.line, LINE)?;
-        place(&self.life, LIFE)?;
-        place(&self.words, WORDS)?;
-        close_from(WORDS + 1);
+        let fd = AsRawFd::as_raw_fd;
+        let reporter = self.reporter.as_ref().map_or(-1, fd);
+        let [line, life, words] = [&self.line, &self.life, &self.words].map(fd);
+        if self.again {
+            self.program.listen_on(None);
+            let [null, stderr] = [&self.program.null, &self.program.stderr].map(fd);
+            close_others(&[line, life, words, reporter, null, stderr], true);
+        } else {
+            // `program` is of no more use, and never dropped.
+            close_others(&[line, life, words, reporter], false);
+        }
         // Nothing may fail from here on. nbdkit waits for this one.
-        close(self.reporter.as_raw_fd());
-        Ok(())
+        self.reporter = None;
+        Ok(before)
     }
 
     /// Reports the server's end, and brings it about when nobody is at the other end of the line or
-    /// somebody there says so.
-    fn watch(&self, server: Pid) -> ! {
+    /// somebody there says so. Starts the server again when it has ended and somebody says so.
+    fn watch(&mut self, pid: Pid, before: signals::Before) -> ! {
+        let mut server = Server {
+            pid,
+            runs: true,
+            report: None,
+        };
         let mut stage = Stage::Serving;
-        let mut runs = true;
         // When the next stage begins by itself.
         let mut due = None;
         // Poll passes over negative numbers.
-        let mut line = LINE;
+        let mut line = self.line.as_raw_fd();
         let mut words = -1;
         loop {
-            if runs {
-                if let Some(end) = end_of(server) {
-                    report(end);
-                    runs = false;
+            if server.runs {
+                if let Some(end) = server.end() {
+                    self.report(News::Ended(end));
                 }
             }
-            if stage != Stage::Serving && !runs {
+            if stage != Stage::Serving && !server.runs {
                 break;
             }
             if due.is_some_and(|at| at <= now()) {
                 if stage == Stage::Forced {
-                    report(End::Stuck);
+                    self.report(News::Ended(End::Stuck));
                     break;
                 }
                 stage = Stage::Forced;
-                due = Some(force(server));
+                due = Some(force(server.pid));
             }
             let (news, said) = wait(line, words, due);
-            let heard = if news { hear() } else { Heard::Nothing };
+            let heard = if news { self.hear() } else { Heard::Nothing };
             if heard == Heard::Gone {
                 // Nobody is there any more, not even to take the server's words, which must not
                 // stop it now, nor kill it.
                 line = -1;
-                words = WORDS;
+                words = self.words.as_raw_fd();
             }
             match heard {
                 Heard::Nothing => (),
+                Heard::Order(Order::Start)
+                    if self.again && stage == Stage::Serving && !server.runs =>
+                {
+                    match self.start_again(before) {
+                        Ok(next) => server = next,
+                        Err(errno) => self.report(News::Ended(End::Unstarted(errno))),
+                    }
+                }
+                // Nobody asks for it while the server runs, nor when it is to end.
+                Heard::Order(Order::Start) => (),
                 // There is nothing left to be ended.
-                _ if !runs => stage = Stage::Asked,
+                _ if !server.runs => stage = Stage::Asked,
                 Heard::Order(Order::Kill) if stage != Stage::Forced => {
                     stage = Stage::Forced;
-                    due = Some(force(server));
+                    due = Some(force(server.pid));
                 }
                 _ if stage == Stage::Serving => {
                     stage = Stage::Asked;
-                    due = ask(server, self.limit);
+                    due = ask(server.pid, self.limit);
                 }
                 _ => (),
             }
-            if said && !throw_away_words() {
+            if said && !self.throw_away_words() {
                 words = -1;
             }
         }
@@ -196,31 +228,122 @@ impl Kept {
         let _ = rmdir(self.directory.as_c_str());
         exit()
     }
-}
 
-/// If the server has ended: how.
-fn end_of(server: Pid) -> Option<End> {
-    // Nobody else waits for the server, so its process id is its own until this succeeds.
-    match waitid(
-        WaitId::Pid(server),
-        WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
-    ) {
-        Ok(Some(status)) => Some(match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => End::Exited(code),
-            (_, Some(signal)) => End::Killed(signal),
-            _ => End::Unknown,
-        }),
-        Ok(None) | Err(Errno::INTR) => None,
-        Err(_) => Some(End::Unknown),
+    /// Starts the server once more, as it was started first, but with a new socket: the old one is
+    /// gone with its last holder, which is how it is known that nobody serves there.
+    fn start_again(&mut self, before: signals::Before) -> Result<Server, Errno> {
+        let (listener, door) = self.listen()?;
+        let (report, reporter) = pipe_with(PipeFlags::CLOEXEC)?;
+        let reporter = out_of_the_way(&reporter)?;
+        self.program.listen_on(Some(listener));
+        // SAFETY: the child only sets signals and calls `become_program`, which keep to
+        // async-signal-safe functions.
+        let forked = unsafe { libc::fork() };
+        if forked == 0 {
+            before.restore();
+            let errno = self.program.become_program();
+            tell_why(&reporter, errno);
+            exit()
+        }
+        let pid = Pid::from_raw(forked.max(0)).ok_or_else(last_error);
+        self.program.listen_on(None);
+        let pid = pid?;
+        self.introduce(&door);
+        Ok(Server {
+            pid,
+            runs: true,
+            report: Some(report),
+        })
+    }
+
+    /// A new socket in the place of the old one, and the way to it.
+    fn listen(&self) -> Result<(OwnedFd, OwnedFd), Errno> {
+        let socket = socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        // Servers may remove their socket themselves.
+        let _ = unlink(self.socket.as_c_str());
+        bind(&socket, &self.address)?;
+        // As for the first one: who may use it is for the directory to say.
+        chmod(self.socket.as_c_str(), Mode::from_raw_mode(0o666))?;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let door = open(self.socket.as_c_str(), flags, Mode::empty())?;
+        listen(&socket, QUEUE)?;
+        Ok((out_of_the_way(&socket)?, door))
+    }
+
+    /// Tells that the server was started again, and where it is.
+    fn introduce(&self, door: &OwnedFd) {
+        let doors = [door.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut attached = SendAncillaryBuffer::new(&mut space);
+        // There is room for one.
+        attached.push(SendAncillaryMessage::ScmRights(&doors));
+        let message = News::Started.encode();
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        // Fails when nobody wants to know.
+        let _ = sendmsg(&self.line, &[IoSlice::new(&message)], &mut attached, flags);
+    }
+
+    fn report(&self, news: News) {
+        // Fails when nobody wants to know.
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let _ = send(&self.line, &news.encode(), flags);
+    }
+
+    fn hear(&self) -> Heard {
+        let mut message = [0; 1];
+        match recv(&self.line, &mut message, RecvFlags::DONTWAIT) {
+            Ok((1, _)) => Heard::Order(Order::decode(message[0])),
+            // They may have gone without hearing of the server's end.
+            Err(Errno::INTR | Errno::AGAIN | Errno::CONNRESET) => Heard::Nothing,
+            _ => Heard::Gone,
+        }
+    }
+
+    /// False when there will be no more of them.
+    fn throw_away_words(&self) -> bool {
+        let mut piece = [0; PIECE];
+        match rustix::io::read(&self.words, &mut piece) {
+            Ok(n) => n > 0,
+            Err(errno) => errno == Errno::INTR || errno == Errno::AGAIN,
+        }
     }
 }
 
-fn report(end: End) {
-    // SAFETY: settled, and open until the end.
-    let line = unsafe { BorrowedFd::borrow_raw(LINE) };
-    // Fails when nobody wants to know.
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    let _ = send(line, &end.encode(), flags);
+impl Server {
+    /// If it has ended since it was last asked: how.
+    fn end(&mut self) -> Option<End> {
+        // Nobody else waits for the server, so its process id is its own until this succeeds.
+        let flags = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let end = match waitid(WaitId::Pid(self.pid), flags) {
+            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => End::Exited(code),
+                (_, Some(signal)) => End::Killed(signal),
+                _ => End::Unknown,
+            },
+            Ok(None) | Err(Errno::INTR) => return None,
+            Err(_) => End::Unknown,
+        };
+        self.runs = false;
+        // The program does not have the other end, nor does anybody else by now.
+        let mut errno = [0; size_of::<i32>()];
+        match self.report.take() {
+            Some(report) if rustix::io::read(&report, &mut errno) == Ok(errno.len()) => {
+                let errno = Errno::from_raw_os_error(i32::from_ne_bytes(errno));
+                Some(End::Unstarted(errno))
+            }
+            _ => Some(end),
+        }
+    }
+}
+
+/// In a process that should have become a program.
+fn tell_why(reporter: &OwnedFd, errno: Errno) {
+    let _ = rustix::io::write(reporter, &errno.raw_os_error().to_ne_bytes());
 }
 
 /// Tells a server that runs to end, and returns when its time will be up.
@@ -242,29 +365,6 @@ fn force(server: Pid) -> u64 {
     now().saturating_add(GRACE)
 }
 
-fn hear() -> Heard {
-    // SAFETY: settled, and open until the end.
-    let line = unsafe { BorrowedFd::borrow_raw(LINE) };
-    let mut message = [0; 1];
-    match recv(line, &mut message, RecvFlags::DONTWAIT) {
-        Ok((1, _)) => Heard::Order(Order::decode(message[0])),
-        // They may have gone without hearing of the server's end.
-        Err(Errno::INTR | Errno::AGAIN | Errno::CONNRESET) => Heard::Nothing,
-        _ => Heard::Gone,
-    }
-}
-
-/// False when there will be no more of them.
-fn throw_away_words() -> bool {
-    // SAFETY: settled, and open until the end.
-    let words = unsafe { BorrowedFd::borrow_raw(WORDS) };
-    let mut piece = [0; PIECE];
-    match rustix::io::read(words, &mut piece) {
-        Ok(n) => n > 0,
-        Err(errno) => errno == Errno::INTR || errno == Errno::AGAIN,
-    }
-}
-
 /// Waits until the line or the words can be read, the server ends, or it is time for something.
 /// Says whether the first and the second are so.
 fn wait(line: RawFd, words: RawFd, due: Option<u64>) -> (bool, bool) {
@@ -282,7 +382,7 @@ fn wait(line: RawFd, words: RawFd, due: Option<u64>) -> (bool, bool) {
         }
     });
     let timeout = left.as_ref().map_or(null(), from_ref);
-    let none = no_signals();
+    let none = signals::none();
     // The end of the server is a signal, which can come during this call only.
     // SAFETY: all three are valid for the call, and there are two entries.
     let ready = unsafe { libc::ppoll(fds.as_mut_ptr(), 2, timeout, &none) };
@@ -306,81 +406,6 @@ fn now() -> u64 {
         .saturating_add(time.tv_nsec as u64)
 }
 
-/// nbdkit and its parents may block or ignore signals; a server expects neither.
-fn reset_signals() {
-    block(&no_signals());
-    for signal in [libc::SIGPIPE, libc::SIGCHLD] {
-        // SAFETY: the default action is no code of ours.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-}
-
-/// Lets the end of a child interrupt [`wait`], and nothing else.
-fn hear_of_children() {
-    extern "C" fn nothing(_: libc::c_int) {}
-    let mut children = no_signals();
-    // SAFETY: the set is a valid one.
-    unsafe { libc::sigaddset(&mut children, libc::SIGCHLD) };
-    block(&children);
-    // SAFETY: the handler does nothing, which it may do at any time.
-    unsafe { libc::signal(libc::SIGCHLD, nothing as *const () as libc::sighandler_t) };
-}
-
-fn no_signals() -> libc::sigset_t {
-    let mut none = MaybeUninit::uninit();
-    // SAFETY: fills in the set that it is given.
-    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
-    // SAFETY: it was filled in.
-    unsafe { none.assume_init() }
-}
-
-/// Blocks these signals and no others.
-fn block(signals: &libc::sigset_t) {
-    // SAFETY: the set is a valid one; the old mask is not asked for.
-    unsafe { libc::sigprocmask(libc::SIG_SETMASK, signals, null_mut()) };
-}
-
-/// Closes all descriptors from `first` on.
-fn close_from(first: RawFd) {
-    // SAFETY: this process uses no descriptors but those that it leaves out.
-    if unsafe { libc::syscall(libc::SYS_close_range, first, RawFd::MAX, 0) } != 0 {
-        close_each_from(first);
-    }
-}
-
-/// Likewise where Linux is older than 5.9, or somebody has forbidden the call.
-fn close_each_from(first: RawFd) {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(list) = open(c"/proc/self/fd", flags, Mode::empty()) else {
-        let most = getrlimit(Resource::Nofile).current.unwrap_or(MANY);
-        (first..most.min(MANY) as RawFd).for_each(close);
-        return;
-    };
-    let mut room = [MaybeUninit::uninit(); PIECE];
-    // The list goes by number, so it does not matter that it becomes shorter meanwhile.
-    let mut entries = RawDir::new(&list, &mut room);
-    while let Some(Ok(entry)) = entries.next() {
-        match number(entry.file_name().to_bytes()) {
-            Some(fd) if fd >= first && fd != list.as_raw_fd() => close(fd),
-            _ => (),
-        }
-    }
-    // `list` is closed by its end.
-}
-
-/// The number that these digits stand for.
-fn number(digits: &[u8]) -> Option<RawFd> {
-    digits.iter().try_fold(0, |number: RawFd, digit| {
-        let digit = RawFd::from(digit.checked_sub(b'0').filter(|digit| *digit < 10)?);
-        number.checked_mul(10)?.checked_add(digit)
-    })
-}
-
-fn close(fd: RawFd) {
-    // SAFETY: as for `close_from`.
-    unsafe { libc::close(fd) };
-}
-
 fn exit() -> ! {
     // SAFETY: ends this process without running anything of the one that it was forked from.
     unsafe { libc::_exit(127) }
@@ -392,20 +417,5 @@ struct Exit;
 impl Drop for Exit {
     fn drop(&mut self) {
         exit()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn descriptors_are_named_in_decimal() {
-        for (digits, fd) in [("0", 0), ("7", 7), ("1048576", 1 << 20)] {
-            assert_eq!(number(digits.as_bytes()), Some(fd));
-        }
-        for text in [".", "..", "1x", "99999999999"] {
-            assert_eq!(number(text.as_bytes()), None);
-        }
     }
 }

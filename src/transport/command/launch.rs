@@ -15,7 +15,7 @@ use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::getpid;
 
 /// First descriptor of socket activation (sd_listen_fds(3)).
-const FIRST_SOCKET: RawFd = 3;
+pub const FIRST_SOCKET: RawFd = 3;
 
 /// Descriptors for the program are prepared from this number on, so that none of them lies where
 /// another one has to go.
@@ -43,8 +43,9 @@ pub struct Program {
     pid: [u8; LISTEN_PID.len() + DIGITS + 1],
     /// The null device.
     pub null: OwnedFd,
-    stderr: OwnedFd,
-    listener: OwnedFd,
+    /// Where it complains.
+    pub stderr: OwnedFd,
+    listener: Option<OwnedFd>,
 }
 
 impl Program {
@@ -75,7 +76,7 @@ impl Program {
             pid,
             null: out_of_the_way(&null)?,
             stderr: out_of_the_way(stderr)?,
-            listener: out_of_the_way(listener)?,
+            listener: Some(out_of_the_way(listener)?),
         })
     }
 
@@ -87,11 +88,16 @@ impl Program {
         }
     }
 
+    /// Replaces the listening socket for the next time. It must be [`out_of_the_way`].
+    pub fn listen_on(&mut self, listener: Option<OwnedFd>) {
+        self.listener = listener;
+    }
+
     fn arrange(&mut self) -> Result<(), Errno> {
         place(&self.null, libc::STDIN_FILENO)?;
         place(&self.null, libc::STDOUT_FILENO)?;
         place(&self.stderr, libc::STDERR_FILENO)?;
-        place(&self.listener, FIRST_SOCKET)?;
+        place(self.listener.as_ref().ok_or(Errno::BADF)?, FIRST_SOCKET)?;
         write_number(
             &mut self.pid[LISTEN_PID.len()..],
             getpid().as_raw_nonzero().get().unsigned_abs(),

@@ -1,10 +1,13 @@
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Instant;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, kill_process};
 
 use super::*;
+
+mod again;
 
 /// A bound on everything that should happen soon, here and on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -19,7 +22,7 @@ fn start(argv: &[&str]) -> Result<Child, Error> {
 
 fn start_limited(argv: &[&str], limit: Option<Duration>) -> Result<Child, Error> {
     let argv: Vec<_> = argv.iter().map(OsString::from).collect();
-    Child::start_with(&argv, limit, Echo::Nowhere)
+    Child::start_with(&argv, limit, false, Echo::Nowhere)
 }
 
 /// A connection that the server has accepted.
@@ -104,9 +107,7 @@ fn a_server_that_ends_at_once_is_reported_with_its_last_words() {
     let child = shell("echo no licence >&2; exit 3");
     assert_eq!(
         reach(&child, Deadline::after(SOON)).err(),
-        Some(Error::ServerEnded(silent(
-            "the server exited with status 3: no licence"
-        )))
+        child.ended(Some(silent("the server exited with status 3: no licence")))
     );
     end_and_check(&child);
 }
@@ -119,14 +120,14 @@ fn a_server_that_ends_before_it_accepts_is_reported_too() {
     let gate = format!("/proc/{}/fd/{}", own_pid(), theirs.as_raw_fd());
     let child = shell(&format!("read line <{gate}; exit 4"));
     let child = Arc::new(child);
-    let same = child.clone();
-    let waiting = std::thread::spawn(move || reach(&same, Deadline::after(SOON)).err());
+    let waiting = std::thread::spawn({
+        let child = child.clone();
+        move || reach(&child, Deadline::after(SOON)).err()
+    });
     rustix::io::write(&ours, b"go\n").expect("write");
     assert_eq!(
         waiting.join().expect("no panic"),
-        Some(Error::ServerEnded(silent(
-            "the server exited with status 4"
-        )))
+        child.ended(Some(silent("the server exited with status 4")))
     );
 }
 
@@ -135,8 +136,8 @@ fn a_server_that_dies_later_explains_the_lost_connection() {
     let child = shell("kill -KILL $$");
     assert_eq!(end_of(&child), "the server was killed by signal 9");
     assert_eq!(
-        child.explain(Error::Closed),
-        Error::ServerEnded("the server was killed by signal 9".to_owned())
+        Some(child.explain(Error::Closed)),
+        child.ended(Some("the server was killed by signal 9".to_owned()))
     );
     assert_eq!(child.explain(Error::UsedUp), Error::UsedUp);
 }
@@ -313,9 +314,7 @@ fn qemu_nbd_is_gone_after_its_only_client() {
     assert_eq!(end_of(&child), "the server exited with status 0");
     assert_eq!(
         reach(&child, Deadline::after(SOON)).err(),
-        Some(Error::ServerEnded(
-            "the server exited with status 0".to_owned()
-        ))
+        child.ended(Some("the server exited with status 0".to_owned()))
     );
     end_and_check(&child);
 }

@@ -170,6 +170,13 @@ impl Words {
         self.bell.ring();
     }
 
+    /// What was said until now is no longer among the last words, as another server speaks from now
+    /// on.
+    pub fn begin_anew(&self) {
+        self.take();
+        self.said().kept.clear();
+    }
+
     /// What was not passed on yet has a last chance, a brief one.
     pub fn finish(&self) {
         self.said().held = false;
