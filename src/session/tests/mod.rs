@@ -4,5 +4,7 @@
 mod dice;
 mod oracle;
 mod random;
+mod rules;
 mod server;
+mod small_scope;
 mod world;

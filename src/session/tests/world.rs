@@ -144,6 +144,23 @@ pub(super) struct World {
     pub(super) tracing: bool,
 }
 
+impl Act {
+    /// Acts that may be slow in a session together: so many kinds there are.
+    pub(super) const KINDS: usize = 7;
+
+    pub(super) fn kind(self) -> usize {
+        match self {
+            Self::Answer(_) => 0,
+            Self::Serve(_) => 1,
+            Self::Notice(_) => 2,
+            Self::Bury(_) => 3,
+            Self::Connect(_) | Self::Begin(_) => 4,
+            Self::End(_) => 5,
+            _ => 6,
+        }
+    }
+}
+
 impl World {
     pub(super) fn new(plan: Plan, faults: Faults) -> Self {
         let multi_conn = plan.kind == Kind::Multi;
@@ -234,37 +251,47 @@ impl World {
     /// What can happen now, in the order of a world in which nothing takes long. A dead connection
     /// over which nobody waits is seen last.
     pub(super) fn acts(&self) -> Vec<Act> {
-        let mut acts = Vec::new();
+        let (mut acts, late) = self.acts_in_time(false);
+        acts.extend(late);
+        acts
+    }
+
+    /// The same, with what happens last apart: a dead connection over which nobody waits is seen,
+    /// and in a world that is `lazy` the server gets to the end of those that were lost.
+    pub(super) fn acts_in_time(&self, lazy: bool) -> (Vec<Act>, Vec<Act>) {
+        let (mut acts, mut late) = (Vec::new(), Vec::new());
         for (id, request) in &self.server.requests {
             match request.answer {
                 Some(_) => acts.push(Act::Answer(*id)),
-                None if self.server.may_serve(*id) => acts.push(Act::Serve(*id)),
-                None => (),
+                None if !self.server.may_serve(*id) => (),
+                None if lazy && !self.server.is_alive(request.connection) => {
+                    late.push(Act::Serve(*id));
+                }
+                None => acts.push(Act::Serve(*id)),
             }
         }
-        let mut last = None;
         for (id, client) in self.clients.iter().enumerate() {
             let dead = !self.server.is_alive(client.connection);
-            let seen = matches!(client.way, Way::Up | Way::Born | Way::Rewriting(..)) && dead;
-            if seen && (client.way != Way::Up || self.server.is_busy(client.connection)) {
+            let unseen = matches!(client.way, Way::Up | Way::Born | Way::Rewriting(..)) && dead;
+            if unseen && (client.way != Way::Up || self.server.is_busy(client.connection)) {
                 acts.push(Act::Notice(id));
-            } else if seen {
-                last = Some(Act::Notice(id));
+            } else if unseen {
+                late.push(Act::Notice(id));
             }
+            let leaves = client.leaves && self.busy_of(id) == 0;
             match client.way {
+                Way::Lost if lazy => late.push(Act::Bury(id)),
                 Way::Lost => acts.push(Act::Bury(id)),
-                Way::Closed if client.leaves && self.busy_of(id) == 0 => acts.push(Act::Leave(id)),
+                Way::Up | Way::Closed if leaves => acts.push(Act::Leave(id)),
                 Way::Closed if self.core.doom().is_none() => acts.push(Act::Connect(id)),
                 Way::Born if !dead && !self.core.is_rewriting() => acts.push(Act::Begin(id)),
                 Way::Rewriting(0, _) => acts.push(Act::End(id)),
-                Way::Up if client.leaves && self.busy_of(id) == 0 => acts.push(Act::Leave(id)),
                 _ => (),
             }
         }
         let steps = self.busy().into_iter().filter(|op| self.may_step(*op));
         acts.extend(steps.map(Act::Step));
-        acts.extend(last);
-        acts
+        (acts, late)
     }
 
     fn may_step(&self, id: usize) -> bool {
@@ -292,9 +319,12 @@ impl World {
         }
     }
 
-    /// What can go wrong now.
+    /// What can go wrong now, and would make a difference.
     pub(super) fn mishaps(&self) -> Vec<Act> {
         let mut acts = Vec::new();
+        if self.server.is_quiet() && self.faults.deadlines == 0 {
+            return acts;
+        }
         let is_alive = |c: &Client| self.server.is_alive(c.connection);
         if self.faults.kills > 0 && self.clients.iter().any(is_alive) {
             acts.push(Act::Kill);
@@ -317,6 +347,11 @@ impl World {
             acts.extend(self.busy().into_iter().map(Act::Deadline));
         }
         acts
+    }
+
+    /// Grows with each request that is sent, carried out or answered.
+    pub(super) fn progress(&self) -> u64 {
+        self.server.progress
     }
 
     pub(super) fn calm(&mut self) {
@@ -604,6 +639,7 @@ impl World {
     }
 
     fn answer(&mut self, request_id: usize) -> Verdict {
+        self.server.progress += 1;
         let request = self.server.requests.remove(&request_id);
         let request = request.expect("it is there");
         let answer = request.answer.expect("it was answered");
