@@ -13,7 +13,9 @@ impl Random {
     pub(super) fn new(seed: u64) -> Self {
         // A seed of few bits needs some rounds to be far from its neighbours.
         let mut random = Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        (0..8).for_each(|_| drop(random.pick(2)));
+        (0..8).for_each(|_| {
+            random.pick(2);
+        });
         random
     }
 }
