@@ -323,9 +323,15 @@ impl Lasting {
             }
             self.check(operation, slice, outage)?;
             if !counts && !operation.again {
-                // Behind others' changes, and never sent.
-                let until =
-                    *ordered.get_or_insert_with(|| Deadline::after_maybe(operation.timeout));
+                // Behind others' changes, and never sent. The one in front may have waited itself, and
+                // has to pass its own deadline before the connection counts as lost: that is no end of
+                // this one.
+                let until = *ordered.get_or_insert_with(|| {
+                    let both = operation.timeout.zip(operation.limit);
+                    Deadline::after_maybe(
+                        both.map(|(timeout, limit)| timeout.saturating_add(limit)),
+                    )
+                });
                 if until.has_passed() {
                     return Err(Error::Crowded {
                         server: self.server().clone(),
