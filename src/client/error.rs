@@ -102,7 +102,15 @@ impl Error {
 
     /// Whether opening again later may help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Open { cause, .. } if cause.is_transient())
+        match self {
+            Self::Open { cause, .. } => cause.is_transient(),
+            // While the journal was written to a server that is killed again and again.
+            Self::Lost(lost) => matches!(
+                lost.cause,
+                Cause::Transport(_) | Cause::Deadline(..) | Cause::Announced
+            ),
+            _ => false,
+        }
     }
 
     /// Whether the server said that it is going away.

@@ -427,8 +427,7 @@ impl Lasting {
     /// Sees to the end of a connection that nobody comes back from: until then what was sent over it
     /// may still be carried out, and another client's change must not be overtaken by it.
     fn bury_aside(self: &Arc<Self>, up: Up) {
-        let this = self.clone();
-        let member = up.member;
+        let (this, last) = (self.clone(), up.clone());
         let bury = move || {
             let deadline = Deadline::after_maybe(this.opener.options.close_timeout);
             up.connection.bury(deadline, || !this.helpers.is_closed());
@@ -437,7 +436,9 @@ impl Lasting {
             this.resume().tell(inner);
         };
         if !self.helpers.run("nbd-bury", Box::new(bury)) {
-            self.resume().lock().core.buried(member);
+            // nbdkit ends, and nobody waits for last words.
+            last.connection.give_up();
+            self.resume().lock().core.buried(last.member);
         }
     }
 
@@ -543,22 +544,23 @@ impl Lasting {
         let Some(way) = ways.remove(&self.way) else {
             return;
         };
+        let mut grave = None;
         let open = match way.phase {
             Phase::Up(up) => {
                 core.left(up.member);
                 Some(up.connection)
             }
             Phase::Away(away) => {
-                // Nobody waits for its last words any more.
-                if let Some(up) = away.grave {
-                    up.connection.give_up();
-                }
+                grave = away.grave;
                 None
             }
             Phase::New | Phase::Over => None,
         };
         let last = ways.is_empty() && core.has_unflushed();
         resume.tell(inner);
+        if let Some(grave) = grave {
+            self.bury_aside(grave);
+        }
         if let Some(coming) = way.coming {
             coming.give_up();
         }

@@ -1,0 +1,307 @@
+//! Random writers, and a server that is killed again and again: nothing that was acknowledged is lost, undone or
+//! torn, and nbdkit lives on.
+
+mod common;
+#[path = "common/torture/mod.rs"]
+mod torture;
+
+use common::clients::text;
+use common::pki::{Authority, LOCALHOST, TOOLS};
+use common::scripted::wire::flag;
+use common::{need, need_all};
+use torture::ordeal::Ordeal;
+use torture::setup::{FLAGS, Setup};
+use torture::writer::Mix;
+
+/// Back as soon as can be.
+const DELAY: &str = "reconnect-delay=10ms:200ms";
+
+#[test]
+fn without_kills() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        kills: 0,
+        extra: &[],
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn forty_kills() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal::default().endure();
+}
+
+/// The journal is full all the time: it must be emptied by flushes of the plugin's own, and writes must wait.
+#[test]
+fn with_a_small_journal() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        kills: 15,
+        extra: &["reconnect=30", DELAY, "replay=192K"],
+        mix: Mix {
+            flushes: 0,
+            ..Mix::default()
+        },
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn over_tls() {
+    if !need("nbdkit") || !need_all(TOOLS) {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let authority = Authority::new(directory.path(), "authority");
+    let certificates = format!("tls-certificates={}", text(&authority.trusting("client")));
+    Ordeal {
+        setup: Setup {
+            tls: authority.server("server", LOCALHOST),
+            ..Setup::default()
+        },
+        kills: 15,
+        extra: &[
+            "reconnect=30",
+            DELAY,
+            "tls=require",
+            "tls-hostname=localhost",
+            &certificates,
+        ],
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+/// Here a dead server resets connections, and now and then one that lives breaks them all.
+#[test]
+fn over_tcp_with_broken_connections() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        setup: Setup {
+            port: 1,
+            cut_every: 900,
+            ..Setup::default()
+        },
+        kills: 6,
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn shared_by_three_clients() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        clients: 3,
+        depth: 24,
+        kills: 15,
+        extra: &["reconnect=30", DELAY, "shared=true", "replay=1M"],
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn two_clients_on_connections_of_their_own() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        setup: Setup {
+            cut_every: 1500,
+            ..Setup::default()
+        },
+        clients: 2,
+        depth: 32,
+        kills: 15,
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn two_clients_before_a_server_with_one_cache_for_all() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        setup: Setup {
+            flags: FLAGS | flag::CAN_MULTI_CONN,
+            cut_every: 1500,
+            ..Setup::default()
+        },
+        clients: 2,
+        depth: 32,
+        kills: 15,
+        extra: &["reconnect=30", DELAY, "replay=512K"],
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+/// In each life of the server one flush fails and costs it all that was dirty, and the next one says success.
+#[test]
+fn flushes_fail() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        kills: 12,
+        extra: &["reconnect=30", DELAY, "replay=512K"],
+        mix: Mix {
+            flushes: 4,
+            ..Mix::default()
+        },
+        trouble: |setup, rng| setup.flush_fails = 1 + rng.below(4),
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn flushes_fail_before_two_clients() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        setup: Setup {
+            flags: FLAGS | flag::CAN_MULTI_CONN,
+            cut_every: 1100,
+            ..Setup::default()
+        },
+        clients: 2,
+        depth: 32,
+        kills: 10,
+        trouble: |setup, rng| setup.flush_fails = 1 + rng.below(4),
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+/// In each life of the server one answer gets lost.
+#[test]
+fn answers_get_lost() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        kills: 4,
+        extra: &["reconnect=30", DELAY, "request-timeout=1"],
+        trouble: |setup, rng| setup.drops = 40 + rng.below(60),
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+/// In each life of the server one connection is told that the server goes.
+#[test]
+fn says_that_it_goes() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        kills: 10,
+        clients: 2,
+        depth: 32,
+        trouble: |setup, rng| setup.goes_at = 40 + rng.below(200),
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn clients_come_and_go() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        kills: 10,
+        clients: 3,
+        depth: 16,
+        extra: &["reconnect=30", DELAY, "retry=10"],
+        stay: 70,
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+#[test]
+fn clients_come_and_go_and_share() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        kills: 10,
+        clients: 3,
+        depth: 16,
+        extra: &["reconnect=30", DELAY, "shared=true"],
+        stay: 70,
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+/// A server that only has FUA: nothing unflushed ever is.
+#[test]
+fn server_without_flush() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        setup: Setup {
+            flags: FLAGS & !flag::SEND_FLUSH,
+            ..Setup::default()
+        },
+        kills: 8,
+        mix: Mix {
+            flushes: 0,
+            trims: 0,
+            ..Mix::default()
+        },
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+/// The control: where nobody replays, the same ordeal must find what is lost.
+#[test]
+fn finds_what_the_retry_filter_loses() {
+    if !need("nbdkit") {
+        return;
+    }
+    let complaints = Ordeal {
+        kills: 3,
+        seed: Some(7),
+        mix: Mix {
+            flushes: 0,
+            fua: 0,
+            trims: 0,
+            ..Mix::default()
+        },
+        extra: &[
+            "--filter=retry",
+            "retries=60",
+            "retry-delay=1",
+            "retry-exponential=no",
+        ],
+        ..Ordeal::default()
+    }
+    .suffer();
+    assert!(!complaints.is_empty(), "nothing found");
+    for complaint in complaints.iter().take(5) {
+        println!("{complaint}");
+    }
+}
