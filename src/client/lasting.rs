@@ -327,10 +327,12 @@ impl Lasting {
                 // has to pass its own deadline before the connection counts as lost: that is no end of
                 // this one.
                 let until = *ordered.get_or_insert_with(|| {
-                    let both = operation.timeout.zip(operation.limit);
-                    Deadline::after_maybe(
-                        both.map(|(timeout, limit)| timeout.saturating_add(limit)),
-                    )
+                    let limit = match operation.hurried {
+                        true => Some(Duration::ZERO),
+                        false => operation.limit,
+                    };
+                    let both = operation.timeout.zip(limit);
+                    Deadline::after_maybe(both.map(|(one, other)| one.saturating_add(other)))
                 });
                 if until.has_passed() {
                     return Err(Error::Crowded {
