@@ -86,7 +86,12 @@ impl Lasting {
         let mut reminder = Some(self.terms.limit.map_or(REMINDER, |limit| limit / 3));
         loop {
             let dice = RandomState::new().hash_one(0) as u8;
-            if !self.pause(delays.next(dice, lost_at.elapsed())) {
+            // Each try may start a server, which may happen ten times only in a minute.
+            let lasted = match self.opener.options.target.starts_again() {
+                true => Duration::MAX,
+                false => lost_at.elapsed(),
+            };
+            if !self.pause(delays.next(dice, lasted)) {
                 return;
             }
             log::debug!("{}: trying to reconnect", self.server());
@@ -225,19 +230,12 @@ impl Lasting {
         drop(inner);
         let written = self.rewrite(&up.connection, up.maximum, &pieces, wanted);
         let took = begun.elapsed();
+        if written.is_err() {
+            self.forget(&up);
+        }
         let mut inner = resume.lock();
-        match &written {
-            Ok(()) => {
-                inner.core.end_rewrite(up.member, true);
-            }
-            Err(Error::Lost(_)) => {
-                inner.core.lost(up.member);
-                inner.core.buried(up.member);
-            }
-            Err(_) => {
-                inner.core.end_rewrite(up.member, false);
-                inner.core.lost(up.member);
-            }
+        if written.is_ok() {
+            inner.core.end_rewrite(up.member, true);
         }
         let mut served = false;
         if let Some(way) = inner.ways.get_mut(&self.way) {
@@ -251,10 +249,7 @@ impl Lasting {
             }
         }
         resume.tell(inner);
-        if let Err(error) = written {
-            up.connection.give_up();
-            return Err(error);
-        }
+        written?;
         if !pieces.is_empty() {
             let bytes: u64 = pieces.iter().map(|piece| piece.length).sum();
             log::debug!(
@@ -266,6 +261,18 @@ impl Lasting {
             up.connection.close(self.close_deadline());
         }
         Ok(served)
+    }
+
+    /// A connection over which the journal could not be written is no member any more, once nothing of
+    /// that will be carried out later.
+    fn forget(&self, up: &Up) {
+        self.resume().lock().core.lost(up.member);
+        up.connection
+            .bury(self.close_deadline(), || !self.helpers.is_closed());
+        up.connection.give_up();
+        let mut inner = self.resume().lock();
+        inner.core.buried(up.member);
+        self.resume().tell(inner);
     }
 
     fn count_violation(&self) -> bool {

@@ -172,13 +172,6 @@ impl Connection {
         self.closing.get().is_some()
     }
 
-    /// Whether it was this connection's server that said so.
-    pub fn has_announced(&self, lost: &Arc<Lost>) -> bool {
-        self.closing
-            .get()
-            .is_some_and(|closing| Arc::ptr_eq(closing, lost))
-    }
-
     /// Ends it after a panic, and says so.
     pub fn failed_by_panic(&self) -> Error {
         self.fail(Cause::Panic);

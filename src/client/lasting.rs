@@ -327,10 +327,12 @@ impl Lasting {
                 // has to pass its own deadline before the connection counts as lost: that is no end of
                 // this one.
                 let until = *ordered.get_or_insert_with(|| {
-                    let both = operation.timeout.zip(operation.limit);
-                    Deadline::after_maybe(
-                        both.map(|(timeout, limit)| timeout.saturating_add(limit)),
-                    )
+                    let limit = match operation.hurried {
+                        true => Some(Duration::ZERO),
+                        false => operation.limit,
+                    };
+                    let both = operation.timeout.zip(limit);
+                    Deadline::after_maybe(both.map(|(one, other)| one.saturating_add(other)))
                 });
                 if until.has_passed() {
                     return Err(Error::Crowded {
@@ -433,8 +435,7 @@ impl Lasting {
     /// Sees to the end of a connection that nobody comes back from: until then what was sent over it
     /// may still be carried out, and another client's change must not be overtaken by it.
     fn bury_aside(self: &Arc<Self>, up: Up) {
-        let this = self.clone();
-        let member = up.member;
+        let (this, last) = (self.clone(), up.clone());
         let bury = move || {
             let deadline = Deadline::after_maybe(this.opener.options.close_timeout);
             up.connection.bury(deadline, || !this.helpers.is_closed());
@@ -443,7 +444,9 @@ impl Lasting {
             this.resume().tell(inner);
         };
         if !self.helpers.run("nbd-bury", Box::new(bury)) {
-            self.resume().lock().core.buried(member);
+            // nbdkit ends, and nobody waits for last words.
+            last.connection.give_up();
+            self.resume().lock().core.buried(last.member);
         }
     }
 
@@ -549,22 +552,23 @@ impl Lasting {
         let Some(way) = ways.remove(&self.way) else {
             return;
         };
+        let mut grave = None;
         let open = match way.phase {
             Phase::Up(up) => {
                 core.left(up.member);
                 Some(up.connection)
             }
             Phase::Away(away) => {
-                // Nobody waits for its last words any more.
-                if let Some(up) = away.grave {
-                    up.connection.give_up();
-                }
+                grave = away.grave;
                 None
             }
             Phase::New | Phase::Over => None,
         };
         let last = ways.is_empty() && core.has_unflushed();
         resume.tell(inner);
+        if let Some(grave) = grave {
+            self.bury_aside(grave);
+        }
         if let Some(coming) = way.coming {
             coming.give_up();
         }

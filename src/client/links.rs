@@ -69,6 +69,7 @@ impl Links {
     }
 
     /// Sends a request that changes nothing and waits for its answer, until the deadline.
+    #[inline(always)]
     pub fn submit(
         &self,
         request: Request,
@@ -82,6 +83,7 @@ impl Links {
     }
 
     /// The same for a request that changes what is stored.
+    #[inline(always)]
     pub fn change(
         &self,
         request: Request,

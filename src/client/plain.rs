@@ -17,7 +17,7 @@ use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::request::Request;
 use crate::session::gate::{self, Protection};
-use crate::transport::Deadline;
+use crate::transport::{Deadline, PAUSE};
 
 /// See the module.
 #[derive(Debug)]
@@ -62,35 +62,23 @@ impl Plain {
         }
     }
 
+    #[inline(always)]
     pub(super) fn submit(
         &self,
         request: Request,
         mut buffer: Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<Vec<Descriptor>, Error> {
-        if self.moved.load(Ordering::Acquire) {
-            return self.submit_elsewhere(request, &mut buffer, deadline);
-        }
-        let result = self.first.submit(request, &mut buffer, deadline);
-        // Looking into the result would cost more than all that is here besides.
+        // If another has taken its place, the first one is leaving, too.
+        let mut result = self.first.submit(request, &mut buffer, deadline);
+        // Looking into the result, or moving it, would cost more than all that is here besides.
         if self.first.is_leaving() {
-            return self.go_on(result, request, &mut buffer, deadline);
+            self.go_on(&mut result, request, &mut buffer, deadline);
         }
         result
     }
 
-    /// Another connection has taken the first one's place.
-    #[cold]
-    fn submit_elsewhere(
-        &self,
-        request: Request,
-        buffer: &mut Buffer<'_>,
-        deadline: &Deadline,
-    ) -> Result<Vec<Descriptor>, Error> {
-        let result = self.with(|connection| connection.submit(request, buffer, deadline));
-        self.go_on(result, request, buffer, deadline)
-    }
-
+    #[inline(always)]
     pub(super) fn change(
         &self,
         request: Request,
@@ -117,12 +105,12 @@ impl Plain {
         let wrote = self.wrote.swap(false, Ordering::AcqRel);
         let request = Request::new(Command::FLUSH, 0, 0);
         let nothing = &mut Buffer::None;
-        let result = self.with(|connection| connection.submit(request, nothing, deadline));
+        let mut result = self.with(|connection| connection.submit(request, nothing, deadline));
         if result.is_err() && wrote {
             self.wrote.store(true, Ordering::Release);
         }
-        self.go_on(result, request, &mut Buffer::None, deadline)
-            .map(drop)
+        self.go_on(&mut result, request, &mut Buffer::None, deadline);
+        result.map(drop)
     }
 
     /// What becomes of a request: if it was only told that the server is going away, it is made once
@@ -130,61 +118,57 @@ impl Plain {
     #[cold]
     fn go_on(
         &self,
-        result: Result<Vec<Descriptor>, Error>,
+        result: &mut Result<Vec<Descriptor>, Error>,
         request: Request,
         buffer: &mut Buffer<'_>,
         deadline: &Deadline,
-    ) -> Result<Vec<Descriptor>, Error> {
-        let error = match result {
-            Err(error) if error.is_announced() => error,
-            result => return result,
-        };
-        let Error::Lost(lost) = &error else {
-            return Err(error);
-        };
-        let leaving = |connection: &Connection| connection.has_announced(lost);
+    ) {
+        let mut sought = false;
+        while result.as_ref().is_err_and(Error::is_announced) {
+            let mut state = self.lock();
+            while state.sought {
+                if deadline.has_passed() {
+                    return;
+                }
+                let most = deadline.within(PAUSE).remaining().unwrap_or(PAUSE);
+                (state, _) = self
+                    .settled
+                    .wait_timeout(state, most)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            let current = state.connection.clone();
+            let current = current.as_deref().unwrap_or(&self.first);
+            if current.is_leaving() {
+                if state.missing || sought {
+                    // One try it is. The next request makes another.
+                    drop(state);
+                    self.retire(current);
+                    return;
+                }
+                sought = true;
+                state.sought = true;
+                drop(state);
+                self.seek(current);
+                continue;
+            }
+            drop(state);
+            *result = current.submit(request, buffer, deadline);
+        }
+    }
+
+    /// Leaves a connection and finds one that takes its place, or finds that there is none.
+    fn seek(&self, old: &Connection) {
+        // Whatever happens, nobody waits for ever.
+        let seeking = Seeking(self);
+        let found = self.succeed(old);
         let mut state = self.lock();
-        while state.sought {
-            if deadline.has_passed() {
-                return Err(error);
-            }
-            let most = deadline.within(crate::transport::PAUSE).remaining();
-            let most = most.unwrap_or(crate::transport::PAUSE);
-            (state, _) = self
-                .settled
-                .wait_timeout(state, most)
-                .unwrap_or_else(PoisonError::into_inner);
+        match found {
+            Some(connection) => state.connection = Some(Arc::new(connection)),
+            None => state.missing = true,
         }
-        let old = state.connection.clone();
-        if old.as_deref().map_or_else(|| leaving(&self.first), leaving) {
-            if state.missing {
-                return Err(error);
-            }
-            state.sought = true;
-            drop(state);
-            // Whatever happens, nobody waits for ever.
-            let seeking = Seeking(self);
-            let found = self.succeed(old.as_deref().unwrap_or(&self.first));
-            state = self.lock();
-            match found {
-                Some(connection) => state.connection = Some(Arc::new(connection)),
-                None => state.missing = true,
-            }
-            drop(state);
-            self.moved.store(true, Ordering::Release);
-            drop(seeking);
-        } else {
-            drop(state);
-        }
-        if self.with(leaving) {
-            return Err(error);
-        }
-        let result = self.with(|connection| connection.submit(request, buffer, deadline));
-        if result.as_ref().is_err_and(Error::is_announced) {
-            // One try it is. The next request makes another.
-            self.with(|connection| self.retire(connection));
-        }
-        result
+        drop(state);
+        self.moved.store(true, Ordering::Release);
+        drop(seeking);
     }
 
     /// Leaves a connection whose server is going away. Whether nothing that was written over it can

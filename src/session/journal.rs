@@ -107,6 +107,11 @@ pub struct Piece {
 pub(super) struct Journal {
     entries: BTreeMap<u64, Entry>,
     cost: u64,
+    /// How many entries each member has.
+    owners: BTreeMap<MemberId, usize>,
+    /// How many entries were looked at because all were.
+    #[cfg(test)]
+    pub(super) visited: std::cell::Cell<usize>,
 }
 
 impl Journal {
@@ -120,9 +125,16 @@ impl Journal {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Span, &Entry)> {
-        self.entries
-            .iter()
-            .map(|(offset, entry)| (Span::new(*offset, entry.length), entry))
+        self.entries.iter().map(|(offset, entry)| {
+            #[cfg(test)]
+            self.visited.set(self.visited.get() + 1);
+            (Span::new(*offset, entry.length), entry)
+        })
+    }
+
+    /// The members that have entries.
+    pub(super) fn owners(&self) -> impl Iterator<Item = MemberId> {
+        self.owners.keys().copied()
     }
 
     /// Takes what was written, in place of what was there.
@@ -173,8 +185,9 @@ impl Journal {
             Some(old) if old.len() == bytes.len() => old.copy_from_slice(bytes),
             _ => return false,
         }
-        entry.owner = owner;
+        let was = std::mem::replace(&mut entry.owner, owner);
         entry.applied = applied;
+        self.changes_hands(Some(was), Some(owner));
         true
     }
 
@@ -185,8 +198,28 @@ impl Journal {
             owner,
             applied,
         };
+        self.keep(at, entry);
+    }
+
+    fn keep(&mut self, at: u64, entry: Entry) {
         self.cost += entry.cost();
+        self.changes_hands(None, Some(entry.owner));
         self.entries.insert(at, entry);
+    }
+
+    fn changes_hands(&mut self, was: Option<MemberId>, is: Option<MemberId>) {
+        if was == is {
+            return;
+        }
+        if let Some(is) = is {
+            *self.owners.entry(is).or_default() += 1;
+        }
+        if let Some(count) = was.and_then(|was| self.owners.get_mut(&was)) {
+            *count -= 1;
+            if *count == 0 {
+                self.owners.retain(|_, count| *count > 0);
+            }
+        }
     }
 
     /// Forgets a range.
@@ -211,8 +244,7 @@ impl Journal {
             self.remove(at);
             for (at, rest) in [(at, head), (span.end, tail)] {
                 if let Some(rest) = rest {
-                    self.cost += rest.cost();
-                    self.entries.insert(at, rest);
+                    self.keep(at, rest);
                 }
             }
         }
@@ -221,19 +253,24 @@ impl Journal {
     fn remove(&mut self, at: u64) {
         if let Some(entry) = self.entries.remove(&at) {
             self.cost -= entry.cost();
+            self.changes_hands(Some(entry.owner), None);
         }
     }
 
     /// Forgets the entries that are permanent.
     pub(super) fn release(&mut self, is_permanent: impl Fn(&Entry) -> bool) {
-        let cost = &mut self.cost;
+        let (cost, owners) = (&mut self.cost, &mut self.owners);
+        #[cfg(test)]
+        self.visited.set(self.visited.get() + self.entries.len());
         self.entries.retain(|_, entry| {
             let permanent = is_permanent(entry);
             if permanent {
                 *cost -= entry.cost();
+                owners.entry(entry.owner).and_modify(|count| *count -= 1);
             }
             !permanent
         });
+        owners.retain(|_, count| *count > 0);
     }
 
     /// What is to be written again, with neighbours joined.
@@ -265,8 +302,9 @@ impl Journal {
     pub(super) fn applied(&mut self, starts: &[u64], owner: MemberId, applied: Moment) {
         for start in starts {
             if let Some(entry) = self.entries.get_mut(start) {
-                entry.owner = owner;
+                let was = std::mem::replace(&mut entry.owner, owner);
                 entry.applied = applied;
+                self.changes_hands(Some(was), Some(owner));
             }
         }
     }
@@ -305,7 +343,7 @@ mod tests {
                 bytes[at..at + length].fill(cell);
             }
             let mut kept = [None; 96];
-            let mut cost = 0;
+            let (mut cost, mut entries) = (0, 0);
             for (span, entry) in journal.iter() {
                 for at in span.start..span.end {
                     let cell = match &entry.content {
@@ -315,9 +353,11 @@ mod tests {
                     kept[at as usize] = Some(cell);
                 }
                 cost += entry.cost();
+                entries += 1;
             }
             prop_assert_eq!(&kept[..], &bytes[..]);
             prop_assert_eq!(cost, journal.cost());
+            prop_assert_eq!(journal.owners.get(&A).copied().unwrap_or(0), entries);
         }
     }
 

@@ -26,6 +26,7 @@
 //!   session for all of them (I11).
 
 pub mod delay;
+mod flush;
 pub mod gate;
 mod journal;
 mod order;
@@ -33,11 +34,11 @@ mod rules;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use self::journal::Journal;
 pub use self::journal::{Content, Piece, Written};
-use self::journal::{Entry, Journal};
 pub use self::order::Change;
 use self::order::Order;
 use self::rules::Rules;
@@ -125,6 +126,9 @@ const NOBODY: MemberId = MemberId(0);
 struct Rewriting {
     by: MemberId,
     since: Moment,
+    /// Its member was lost, and is not buried: the server may still carry pieces out, and undo what
+    /// is newer.
+    lost: bool,
     /// Where the entries begin that are, in order.
     starts: Vec<u64>,
 }
@@ -147,6 +151,9 @@ pub struct Core {
     lasting: BTreeMap<Moment, MemberId>,
     /// When the last of these failed, or was lost: whatever was on its way then may have been dropped.
     voided: Moment,
+    /// Lost members over which something was on its way that makes something permanent, and may still
+    /// be carried out, and fail.
+    dying: BTreeSet<MemberId>,
     /// When the last good flush was sent over a member that is alive.
     flushed: BTreeMap<MemberId, Moment>,
     /// How often something unflushed was lost.
@@ -170,6 +177,7 @@ impl Core {
             flushing: None,
             lasting: BTreeMap::new(),
             voided: Moment(0),
+            dying: BTreeSet::new(),
             flushed: BTreeMap::new(),
             losses: 0,
             doom: None,
@@ -208,7 +216,9 @@ impl Core {
         id
     }
 
-    /// A connection was lost, or is given up: nothing that it still answers counts.
+    /// A connection was lost, or is given up: nothing that it still answers counts. Until it is
+    /// buried, nobody flushes if something was on its way over it that makes something permanent,
+    /// and nothing is sent at all if the journal was.
     pub fn lost(&mut self, id: MemberId) {
         let Some(member) = self.members.remove(&id) else {
             return;
@@ -216,10 +226,13 @@ impl Core {
         self.turn += 1;
         self.flushed.remove(&id);
         self.flushing.take_if(|flush| flush.member == id);
-        self.rewriting.take_if(|rewriting| rewriting.by == id);
+        if let Some(rewriting) = self.rewriting.as_mut().filter(|r| r.by == id) {
+            rewriting.lost = true;
+        }
         if self.settle_all(id) {
             // It may have failed, and nobody will ever know.
             self.void_all();
+            self.dying.insert(id);
         }
         if self.facts.replay == 0 {
             let others =
@@ -234,15 +247,27 @@ impl Core {
     /// Nothing that was sent over a lost connection will be carried out any more.
     pub fn buried(&mut self, id: MemberId) {
         self.order.buried(id);
+        self.rewriting.take_if(|rewriting| rewriting.by == id);
+        if self.dying.remove(&id) {
+            // It may have failed as late as now.
+            self.void_all();
+        }
     }
 
     /// A front client has left, and its connection is closed in good order.
     pub fn left(&mut self, id: MemberId) {
-        self.members.remove(&id);
+        let unflushed = self.members.remove(&id).and_then(|m| m.unflushed);
         self.flushed.remove(&id);
         self.settle_all(id);
         self.rewriting.take_if(|rewriting| rewriting.by == id);
         self.order.buried(id);
+        if let (Some((first, last)), true) = (unflushed, self.facts.multi_conn) {
+            // Others' flushes are about it, and their losses too.
+            for member in self.members.values_mut() {
+                let (from, to) = member.unflushed.unwrap_or((first, last));
+                member.unflushed = Some((from.min(first), to.max(last)));
+            }
+        }
     }
 
     // Changes.
@@ -400,164 +425,6 @@ impl Core {
         }
     }
 
-    // Flushes.
-
-    /// Whether a flush may be sent now: there is one at a time for an export.
-    pub fn may_flush(&self) -> bool {
-        self.may_send() && self.flushing.is_none()
-    }
-
-    /// Whether a flush that was sent after `since` has made everything permanent that one over this
-    /// member would.
-    pub fn was_flushed(&self, member: MemberId, since: Moment) -> bool {
-        self.flushed
-            .iter()
-            .any(|(by, sent)| *sent > since && (*by == member || self.facts.multi_conn))
-    }
-
-    /// Whether something must be written again before a flush over this member means anything.
-    pub fn must_rewrite(&self, id: MemberId) -> bool {
-        self.members.get(&id).is_some_and(|member| {
-            self.journal
-                .iter()
-                .any(|(_, entry)| self.is_due(id, member, entry))
-        })
-    }
-
-    fn is_due(&self, id: MemberId, member: &Member, entry: &Entry) -> bool {
-        let covered = self.covers(id, member, entry);
-        match member.void {
-            Some(void) if self.rules.rewrite_after_failure => !covered || entry.applied <= void,
-            _ => !covered && !self.members.contains_key(&entry.owner),
-        }
-    }
-
-    /// Whether a good flush over a member makes an entry permanent that was acknowledged before it.
-    fn covers(&self, id: MemberId, member: &Member, entry: &Entry) -> bool {
-        !self.rules.own_or_older
-            || entry.owner == id
-            || (self.facts.multi_conn && member.birth < entry.applied)
-    }
-
-    /// A flush is sent.
-    pub fn send_flush(&mut self, member: MemberId) -> Sending {
-        let sending = self.send(member, true);
-        self.flushing = Some(sending);
-        sending
-    }
-
-    /// Whether a flush that was answered at a moment can be judged: whatever was to make something
-    /// permanent at the same time has been answered too. It may have failed, and have taken with it
-    /// what the flush says it has made permanent.
-    pub fn may_judge(&self, answered: Moment) -> bool {
-        let mut others = self.lasting.range(..answered);
-        others.all(|(sent, _)| Some(*sent) == self.flushing.map(|flush| flush.moment))
-    }
-
-    /// A flush was answered, and [`Core::may_judge`] it.
-    pub fn flushed(&mut self, sending: Sending, success: bool) -> Worth {
-        self.flushing
-            .take_if(|flush| flush.moment == sending.moment);
-        if !success {
-            self.void_all();
-        }
-        if !self.counts(sending, true) {
-            return Worth::SendAgain;
-        }
-        if !success {
-            return Worth::Counts;
-        }
-        if self.is_suspect(sending.moment) {
-            return Worth::SendAgain;
-        }
-        let id = sending.member;
-        let Some(mut flusher) = self.members.remove(&id) else {
-            return Worth::SendAgain;
-        };
-        flusher.void = None;
-        let before = |at: Moment| at < sending.moment || !self.rules.acknowledged_before;
-        let mut journal = std::mem::take(&mut self.journal);
-        journal.release(|entry| before(entry.applied) && self.covers(id, &flusher, entry));
-        self.journal = journal;
-        if flusher.unflushed.is_some_and(|(_, last)| before(last)) {
-            flusher.unflushed = None;
-        }
-        if self.facts.multi_conn {
-            for member in self.members.values_mut() {
-                let covered = |(first, last): (Moment, Moment)| {
-                    flusher.birth < first && last < sending.moment
-                };
-                if member.unflushed.is_some_and(covered) {
-                    member.unflushed = None;
-                }
-            }
-        }
-        self.members.insert(id, flusher);
-        self.flushed.insert(id, sending.moment);
-        Worth::Counts
-    }
-
-    fn void_all(&mut self) {
-        let now = self.moment();
-        self.voided = now;
-        self.members
-            .values_mut()
-            .for_each(|member| member.void = Some(now));
-    }
-
-    /// Whether what was sent then may have been dropped since, though it was answered with success.
-    fn is_suspect(&self, sent: Moment) -> bool {
-        sent < self.voided && self.rules.rewrite_after_failure
-    }
-
-    // Writing the journal again.
-
-    /// Begins to write over a member what must be: everything over one that is new, else what is due
-    /// before a flush. From now on nothing else is sent, and the turn is another. `None` while
-    /// somebody else does so.
-    pub fn begin_rewrite(&mut self, id: MemberId, all: bool) -> Option<Vec<Piece>> {
-        if self.rewriting.is_some() {
-            return None;
-        }
-        let since = self.moment();
-        let member = self.members.get(&id)?;
-        let is_meant = |entry: &Entry| match all {
-            true => self.rules.one_journal || !self.members.contains_key(&entry.owner),
-            false => self.is_due(id, member, entry),
-        };
-        let pieces = self.journal.pieces(is_meant);
-        let meant = self.journal.iter().filter(|(_, entry)| is_meant(entry));
-        let starts = meant.map(|(span, _)| span.start).collect();
-        self.rewriting = Some(Rewriting {
-            by: id,
-            since,
-            starts,
-        });
-        self.turn += 1;
-        Some(pieces)
-    }
-
-    /// The server has answered all of it, with success or not. False if the member was lost
-    /// meanwhile: it counts for nothing then.
-    pub fn end_rewrite(&mut self, id: MemberId, success: bool) -> bool {
-        let Some(rewriting) = self.rewriting.take_if(|rewriting| rewriting.by == id) else {
-            return false;
-        };
-        if success {
-            let (by, at) = match self.is_suspect(rewriting.since) {
-                true => (NOBODY, Moment(0)),
-                false => (id, self.moment()),
-            };
-            self.journal.applied(&rewriting.starts, by, at);
-        }
-        true
-    }
-
-    /// Whether the journal is being written again.
-    pub fn is_rewriting(&self) -> bool {
-        self.rewriting.is_some()
-    }
-
     // Fate.
 
     /// The session is over for good, for everybody who has it. The first reason counts.
@@ -582,18 +449,6 @@ impl Core {
     /// Whether anything is acknowledged and not permanent.
     pub fn has_unflushed(&self) -> bool {
         !self.journal.is_empty() || self.members.values().any(|m| m.unflushed.is_some())
-    }
-
-    /// Whether a flush over this member would release anything, or must be tried again.
-    pub fn wants_flush(&self, id: MemberId) -> bool {
-        let Some(member) = self.members.get(&id) else {
-            return false;
-        };
-        member.unflushed.is_some()
-            || self
-                .journal
-                .iter()
-                .any(|(_, entry)| self.covers(id, member, entry) || self.is_due(id, member, entry))
     }
 
     /// Bytes of memory that the journal takes, about.

@@ -72,6 +72,7 @@ impl Connection {
     /// received, so it is waited for until it has closed its side, or until the deadline. Then it is
     /// closed, and what was sent over it will not be carried out later.
     pub fn bury(&self, deadline: Deadline, goes_on: impl Fn() -> bool) {
+        self.stream.finish_sending();
         self.await_idle(deadline, &goes_on);
         // Nobody else may take what comes for an answer.
         let role = self.inflight.try_read();

@@ -142,15 +142,14 @@ impl Lasting {
         let written = self.rewrite(&up.connection, up.maximum, &pieces, || {
             operation.wanted.is_none_or(|wanted| wanted())
         });
+        if let Err(Error::Lost(lost)) = written {
+            // Others go on once it is buried.
+            self.lost(&up.connection, &lost);
+            return Ok(());
+        }
         let mut inner = resume.lock();
         inner.core.end_rewrite(up.member, written.is_ok());
         resume.tell(inner);
-        match written {
-            Err(Error::Lost(lost)) => {
-                self.lost(&up.connection, &lost);
-                Ok(())
-            }
-            other => other,
-        }
+        written
     }
 }

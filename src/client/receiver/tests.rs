@@ -47,7 +47,7 @@ impl Rig {
         let mut cookie = None;
         let ticket = self.inflight.claim(&Deadline::NEVER, |own| {
             cookie = Some(own);
-            Flight::new(request, own, None, Buffer::Target(buffer))
+            Flight::new(request, own, None, &mut Buffer::Target(buffer))
         });
         Read {
             ticket: ticket.expect("a free slot"),

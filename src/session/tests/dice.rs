@@ -13,7 +13,9 @@ impl Random {
     pub(super) fn new(seed: u64) -> Self {
         // A seed of few bits needs some rounds to be far from its neighbours.
         let mut random = Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        (0..8).for_each(|_| drop(random.pick(2)));
+        for _ in 0..8 {
+            random.pick(2);
+        }
         random
     }
 }
@@ -48,8 +50,7 @@ impl Paths {
         false
     }
 
-    /// Only the paths whose first choice is one of every `of`, from `part` on: so that threads can
-    /// share the work.
+    /// Goes the same path once more.
     pub(super) fn again(&mut self) {
         self.at = 0;
     }

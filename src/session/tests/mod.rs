@@ -2,7 +2,11 @@
 //! in the large, and with each rule switched off.
 
 mod dice;
+mod drive;
 mod oracle;
 mod random;
+mod rules;
+mod sequences;
 mod server;
+mod small_scope;
 mod world;

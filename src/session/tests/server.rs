@@ -78,6 +78,7 @@ pub(super) struct Server {
     connections: Vec<Connection>,
     pub(super) requests: BTreeMap<usize, Request>,
     next: usize,
+    pub(super) progress: u64,
 }
 
 impl Server {
@@ -93,6 +94,7 @@ impl Server {
             connections: Vec::new(),
             requests: BTreeMap::new(),
             next: 0,
+            progress: 0,
         }
     }
 
@@ -113,9 +115,16 @@ impl Server {
         self.requests.values().any(|r| r.connection == connection)
     }
 
+    /// Whether nothing is on its way and nothing in the cache, so that a loss is as good as one
+    /// later.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.requests.is_empty() && self.cells.iter().all(|cell| cell.dirty.is_empty())
+    }
+
     /// Sends a request; over a dead connection it goes nowhere.
     pub(super) fn send(&mut self, connection: usize, by: By, what: What) -> usize {
         self.next += 1;
+        self.progress += 1;
         let request = Request {
             connection,
             by,
@@ -135,6 +144,7 @@ impl Server {
 
     /// Carries a request out and answers it, with success or not.
     pub(super) fn serve(&mut self, id: usize, success: bool, dice: &mut dyn Dice) {
+        self.progress += 1;
         let Request {
             connection, what, ..
         } = self.requests[&id].clone();

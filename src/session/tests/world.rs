@@ -5,10 +5,9 @@ use std::collections::VecDeque;
 use super::dice::Dice;
 use super::oracle::{Oracle, Verdict};
 use super::server::{By, Kind, Server, Value, What};
+use crate::session::journal::FIXED;
 use crate::session::rules::Rules;
-use crate::session::{
-    Change, Content, Core, Facts, MemberId, Moment, Piece, Sending, Span, Worth, Written,
-};
+use crate::session::{Change, Content, Core, Facts, MemberId, Moment, Piece, Sending};
 
 /// Bytes of a block: a [`Value`].
 pub(super) const BLOCK: u64 = 2;
@@ -58,7 +57,7 @@ pub(super) struct Ask {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Stage {
+pub(super) enum Stage {
     New,
     /// A change or a read waits to be sent, at first or again.
     Ready,
@@ -73,22 +72,22 @@ enum Stage {
     Done(bool),
 }
 
-struct Op {
-    client: usize,
-    ask: Ask,
-    value: Value,
-    written: Vec<u8>,
-    stage: Stage,
-    change: Option<Change>,
-    reserved: bool,
+pub(super) struct Op {
+    pub(super) client: usize,
+    pub(super) ask: Ask,
+    pub(super) value: Value,
+    pub(super) written: Vec<u8>,
+    pub(super) stage: Stage,
+    pub(super) change: Option<Change>,
+    pub(super) reserved: bool,
     /// The sending of a change that a flush is to make permanent.
-    through: Option<Sending>,
-    numbers: Vec<usize>,
-    since: u64,
+    pub(super) through: Option<Sending>,
+    pub(super) numbers: Vec<usize>,
+    pub(super) since: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     Up,
     /// The old connection is not closed yet.
     Lost,
@@ -100,13 +99,13 @@ enum Way {
     Left,
 }
 
-struct Client {
-    way: Way,
-    member: MemberId,
-    connection: usize,
-    losses: u64,
-    met: u64,
-    leaves: bool,
+pub(super) struct Client {
+    pub(super) way: Way,
+    pub(super) member: MemberId,
+    pub(super) connection: usize,
+    pub(super) losses: u64,
+    pub(super) met: u64,
+    pub(super) leaves: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,15 +132,34 @@ pub(super) enum Act {
 pub(super) struct World {
     pub(super) core: Core,
     pub(super) plan: Plan,
-    server: Server,
-    clients: Vec<Client>,
-    ops: Vec<Op>,
-    oracle: Oracle,
-    faults: Faults,
+    pub(super) server: Server,
+    pub(super) clients: Vec<Client>,
+    pub(super) ops: Vec<Op>,
+    pub(super) oracle: Oracle,
+    pub(super) faults: Faults,
     pub(super) now: u64,
+    /// Changes that were permanent when they were answered.
+    pub(super) lasting: u64,
     /// What has happened, the latest last.
     pub(super) trace: VecDeque<String>,
     pub(super) tracing: bool,
+}
+
+impl Act {
+    /// Acts that may be slow in a session together: so many kinds there are.
+    pub(super) const KINDS: usize = 7;
+
+    pub(super) fn kind(self) -> usize {
+        match self {
+            Self::Answer(_) => 0,
+            Self::Serve(_) => 1,
+            Self::Notice(_) => 2,
+            Self::Bury(_) => 3,
+            Self::Connect(_) | Self::Begin(_) => 4,
+            Self::End(_) => 5,
+            _ => 6,
+        }
+    }
 }
 
 impl World {
@@ -161,6 +179,7 @@ impl World {
             oracle: Oracle::new(plan.blocks, multi_conn),
             faults,
             now: 1,
+            lasting: 0,
             trace: VecDeque::new(),
             tracing: false,
         }
@@ -234,37 +253,47 @@ impl World {
     /// What can happen now, in the order of a world in which nothing takes long. A dead connection
     /// over which nobody waits is seen last.
     pub(super) fn acts(&self) -> Vec<Act> {
-        let mut acts = Vec::new();
+        let (mut acts, late) = self.acts_in_time(false);
+        acts.extend(late);
+        acts
+    }
+
+    /// The same, with what happens last apart: a dead connection over which nobody waits is seen,
+    /// and in a world that is `lazy` the server gets to the end of those that were lost.
+    pub(super) fn acts_in_time(&self, lazy: bool) -> (Vec<Act>, Vec<Act>) {
+        let (mut acts, mut late) = (Vec::new(), Vec::new());
         for (id, request) in &self.server.requests {
             match request.answer {
                 Some(_) => acts.push(Act::Answer(*id)),
-                None if self.server.may_serve(*id) => acts.push(Act::Serve(*id)),
-                None => (),
+                None if !self.server.may_serve(*id) => (),
+                None if lazy && !self.server.is_alive(request.connection) => {
+                    late.push(Act::Serve(*id));
+                }
+                None => acts.push(Act::Serve(*id)),
             }
         }
-        let mut last = None;
         for (id, client) in self.clients.iter().enumerate() {
             let dead = !self.server.is_alive(client.connection);
-            let seen = matches!(client.way, Way::Up | Way::Born | Way::Rewriting(..)) && dead;
-            if seen && (client.way != Way::Up || self.server.is_busy(client.connection)) {
+            let unseen = matches!(client.way, Way::Up | Way::Born | Way::Rewriting(..)) && dead;
+            if unseen && (client.way != Way::Up || self.server.is_busy(client.connection)) {
                 acts.push(Act::Notice(id));
-            } else if seen {
-                last = Some(Act::Notice(id));
+            } else if unseen {
+                late.push(Act::Notice(id));
             }
+            let leaves = client.leaves && self.busy_of(id) == 0;
             match client.way {
+                Way::Lost if lazy => late.push(Act::Bury(id)),
                 Way::Lost => acts.push(Act::Bury(id)),
-                Way::Closed if client.leaves && self.busy_of(id) == 0 => acts.push(Act::Leave(id)),
+                Way::Up | Way::Closed if leaves => acts.push(Act::Leave(id)),
                 Way::Closed if self.core.doom().is_none() => acts.push(Act::Connect(id)),
                 Way::Born if !dead && !self.core.is_rewriting() => acts.push(Act::Begin(id)),
                 Way::Rewriting(0, _) => acts.push(Act::End(id)),
-                Way::Up if client.leaves && self.busy_of(id) == 0 => acts.push(Act::Leave(id)),
                 _ => (),
             }
         }
         let steps = self.busy().into_iter().filter(|op| self.may_step(*op));
         acts.extend(steps.map(Act::Step));
-        acts.extend(last);
-        acts
+        (acts, late)
     }
 
     fn may_step(&self, id: usize) -> bool {
@@ -292,9 +321,12 @@ impl World {
         }
     }
 
-    /// What can go wrong now.
+    /// What can go wrong now, and would make a difference.
     pub(super) fn mishaps(&self) -> Vec<Act> {
         let mut acts = Vec::new();
+        if self.server.is_quiet() && self.faults.deadlines == 0 {
+            return acts;
+        }
         let is_alive = |c: &Client| self.server.is_alive(c.connection);
         if self.faults.kills > 0 && self.clients.iter().any(is_alive) {
             acts.push(Act::Kill);
@@ -317,6 +349,11 @@ impl World {
             acts.extend(self.busy().into_iter().map(Act::Deadline));
         }
         acts
+    }
+
+    /// Grows with each request that is sent, carried out or answered.
+    pub(super) fn progress(&self) -> u64 {
+        self.server.progress
     }
 
     pub(super) fn calm(&mut self) {
@@ -382,13 +419,14 @@ impl World {
                 self.give_up(id, dice);
             }
         }
-        if self.core.cost() > self.plan.replay {
+        // What is made permanent in the middle of zeroes cuts them in two.
+        if self.core.cost() > self.plan.replay + self.lasting * FIXED {
             return Err(format!("the journal takes {} bytes", self.core.cost()));
         }
         self.oracle.check(&self.server)
     }
 
-    fn send_pieces(&mut self, connection: usize, by: By, pieces: Vec<Piece>) -> usize {
+    pub(super) fn send_pieces(&mut self, connection: usize, by: By, pieces: Vec<Piece>) -> usize {
         for piece in &pieces {
             let from = (piece.offset / BLOCK) as usize;
             let values = values(piece);
@@ -403,7 +441,7 @@ impl World {
     }
 
     /// A client sees that its connection is dead, or gives it up.
-    fn lose(&mut self, id: usize) {
+    pub(super) fn lose(&mut self, id: usize) {
         self.core.lost(self.clients[id].member);
         self.clients[id].way = Way::Lost;
         let connection = self.clients[id].connection;
@@ -439,251 +477,6 @@ impl World {
             self.core.end("the journal was refused");
         }
         self.clients[id].way = Way::Up;
-    }
-
-    fn give_up(&mut self, id: usize, dice: &mut dyn Dice) {
-        let op = &self.ops[id];
-        if let Stage::OnWay(..) | Stage::FlushOnWay(..) | Stage::Rewrite(..) = op.stage {
-            let client = op.client;
-            self.server.cut(self.clients[client].connection, dice);
-            if self.clients[client].way == Way::Up {
-                self.lose(client);
-            }
-        }
-        if let Stage::Answered(_, _, sending) = self.ops[id].stage {
-            self.core.forget_lasting(sending);
-        }
-        self.fail(id);
-    }
-
-    /// The request fails, and nobody waits for it any more.
-    fn fail(&mut self, id: usize) {
-        if let Some(change) = self.ops[id].change {
-            self.core.abandon(change);
-        }
-        self.over(id, false);
-    }
-
-    /// A request is over.
-    fn over(&mut self, id: usize, success: bool) {
-        let op = &mut self.ops[id];
-        op.stage = Stage::Done(success);
-        if op.reserved {
-            op.reserved = false;
-            self.core.give_back(op.ask.written(&op.written));
-        }
-        for (block, number) in (op.ask.from..).zip(&op.numbers) {
-            match success {
-                true => {
-                    let lasting = op.ask.fua || op.through.is_some();
-                    self.oracle.acknowledged(block, *number, self.now, lasting);
-                }
-                false => self.oracle.failed(block, *number),
-            }
-        }
-        if success && op.ask.what == Do::Flush {
-            let client = &self.clients[op.client];
-            let met = if self.plan.replay == 0 { client.met } else { 0 };
-            self.oracle.flushed(op.client, op.since, met);
-        }
-    }
-
-    fn step(&mut self, id: usize) -> Verdict {
-        let op = &self.ops[id];
-        let (member, connection) = {
-            let client = &self.clients[op.client];
-            (client.member, client.connection)
-        };
-        let ask = op.ask;
-        match (op.stage, op.change) {
-            (Stage::Rewrite(since, _, refused), _) => {
-                let counts = self.core.end_rewrite(member, !refused);
-                match counts && refused {
-                    true => self.fail_flush(id),
-                    false => self.ops[id].stage = Stage::Flush(since),
-                }
-            }
-            (Stage::Answered(since, _, sending), _) => match self.core.flushed(sending, true) {
-                Worth::SendAgain => self.ops[id].stage = Stage::Flush(since),
-                Worth::Counts => self.has_flushed(id),
-            },
-            _ if self.core.doom().is_some() => self.fail(id),
-            (Stage::New, _) if ask.what == Do::Flush => {
-                self.ops[id].since = self.now;
-                self.ops[id].stage = Stage::Flush(self.core.moment());
-            }
-            (Stage::New, _) => {
-                self.ops[id].since = self.now;
-                self.ops[id].stage = Stage::Ready;
-                if ask.what != Do::Read {
-                    self.queue(id);
-                }
-            }
-            (Stage::Ready, None) => {
-                let sending = self.core.send_read(member);
-                let what = What::Read {
-                    from: ask.from,
-                    to: ask.to,
-                };
-                let request = self.server.send(connection, By::Op(id), what);
-                self.ops[id].stage = Stage::OnWay(request, sending, false);
-            }
-            (Stage::Ready, Some(change)) => {
-                let lasting = ask.fua || (!op.reserved && self.plan.replay > 0 && self.plan.fua);
-                let what = What::Change {
-                    from: ask.from,
-                    values: vec![op.value; ask.to - ask.from],
-                    lasting,
-                };
-                let sending = self.core.send_change(change, member, lasting);
-                let request = self.server.send(connection, By::Op(id), what);
-                self.ops[id].stage = Stage::OnWay(request, sending, lasting);
-            }
-            (Stage::Flush(since), _) => self.flush(id, since),
-            (stage, _) => return Err(format!("step in {stage:?}")),
-        }
-        Ok(())
-    }
-
-    fn queue(&mut self, id: usize) {
-        let op = &mut self.ops[id];
-        op.change = Some(self.core.queue(op.ask.span()));
-        let trim = op.ask.what == Do::Trim;
-        for block in op.ask.from..op.ask.to {
-            let number = self.oracle.queued(block, op.client, op.value, trim);
-            op.numbers.push(number);
-        }
-        if self.plan.replay > 0 && !op.ask.fua {
-            op.reserved = self.core.reserve(op.ask.written(&op.written));
-        }
-    }
-
-    fn flush(&mut self, id: usize, since: Moment) {
-        let client = &self.clients[self.ops[id].client];
-        let (member, connection) = (client.member, client.connection);
-        if self.core.losses() > client.losses {
-            self.fail_flush(id);
-        } else if self.core.was_flushed(member, since) {
-            self.has_flushed(id);
-        } else if self.core.must_rewrite(member) {
-            if let Some(pieces) = self.core.begin_rewrite(member, false) {
-                let sent = self.send_pieces(connection, By::Op(id), pieces);
-                self.ops[id].stage = Stage::Rewrite(since, sent, false);
-            }
-        } else {
-            let sending = self.core.send_flush(member);
-            let request = self.server.send(connection, By::Op(id), What::Flush);
-            self.ops[id].stage = Stage::FlushOnWay(since, request, sending);
-        }
-    }
-
-    /// A flush was good: for its own sake, or for a change for which there was no room.
-    fn has_flushed(&mut self, id: usize) {
-        let op = &mut self.ops[id];
-        match (op.change, op.through) {
-            (Some(change), Some(sending)) => match self.core.made_permanent(change, sending) {
-                Worth::Counts => self.over(id, true),
-                Worth::SendAgain => {
-                    op.through = None;
-                    op.stage = Stage::Ready;
-                }
-            },
-            _ => self.over(id, true),
-        }
-    }
-
-    fn fail_flush(&mut self, id: usize) {
-        let op = &mut self.ops[id];
-        match (op.change, op.through.take()) {
-            (Some(change), Some(sending)) => match self.core.refused(change, sending, false) {
-                Worth::Counts => self.over(id, false),
-                Worth::SendAgain => op.stage = Stage::Ready,
-            },
-            _ => self.over(id, false),
-        }
-    }
-
-    fn answer(&mut self, request_id: usize) -> Verdict {
-        let request = self.server.requests.remove(&request_id);
-        let request = request.expect("it is there");
-        let answer = request.answer.expect("it was answered");
-        let id = match request.by {
-            By::Link(client) => {
-                if let Way::Rewriting(left, refused) = &mut self.clients[client].way {
-                    *left -= 1;
-                    *refused |= answer.is_err();
-                }
-                return Ok(());
-            }
-            By::Op(id) => id,
-        };
-        let op = &mut self.ops[id];
-        match op.stage {
-            Stage::Rewrite(_, ref mut left, ref mut refused) => {
-                *left -= 1;
-                *refused |= answer.is_err();
-            }
-            Stage::OnWay(expected, sending, lasting) if expected == request_id => {
-                self.answered(id, sending, lasting, answer)?;
-            }
-            Stage::FlushOnWay(since, expected, sending) if expected == request_id => {
-                let answered = self.core.moment();
-                match answer.is_ok() {
-                    true => op.stage = Stage::Answered(since, answered, sending),
-                    false => match self.core.flushed(sending, false) {
-                        Worth::SendAgain => op.stage = Stage::Flush(since),
-                        Worth::Counts => self.fail_flush(id),
-                    },
-                }
-            }
-            _ => (),
-        }
-        Ok(())
-    }
-
-    /// A change or a read was answered.
-    fn answered(
-        &mut self,
-        id: usize,
-        sending: Sending,
-        lasting: bool,
-        answer: Result<Vec<Value>, ()>,
-    ) -> Verdict {
-        let op = &mut self.ops[id];
-        let through = !op.ask.fua && !op.reserved && self.plan.replay > 0;
-        let worth = match (op.change, &answer) {
-            (None, _) => self.core.has_read(sending),
-            (Some(change), Err(())) => self.core.refused(change, sending, lasting),
-            (Some(change), Ok(_)) if through && !lasting => {
-                match self.core.written_through(change, sending) {
-                    Worth::SendAgain => Worth::SendAgain,
-                    Worth::Counts => {
-                        op.through = Some(sending);
-                        op.stage = Stage::Flush(self.core.moment());
-                        return Ok(());
-                    }
-                }
-            }
-            (Some(change), Ok(_)) => {
-                let written = op.ask.written(&op.written);
-                self.core.changed(change, sending, lasting, written)
-            }
-        };
-        if worth == Worth::SendAgain {
-            op.stage = Stage::Ready;
-            return Ok(());
-        }
-        let (client, since) = (op.client, op.since);
-        if let (None, Ok(read)) = (op.change, &answer) {
-            for (block, value) in (op.ask.from..).zip(read) {
-                let told = self.plan.kind != Kind::Separate || self.oracle.is_own(block, client);
-                if self.plan.replay > 0 && told {
-                    self.oracle.has_read(block, *value, since, self.now)?;
-                }
-            }
-        }
-        self.over(id, answer.is_ok());
-        Ok(())
     }
 
     /// Nothing goes wrong any more: everything comes to rest, all can be read, everything can be
@@ -768,23 +561,6 @@ pub(super) const FLUSH: Ask = Ask {
     to: 0,
     fua: false,
 };
-
-impl Ask {
-    fn span(self) -> Span {
-        Span::new(
-            self.from as u64 * BLOCK,
-            (self.to - self.from) as u64 * BLOCK,
-        )
-    }
-
-    fn written(self, bytes: &[u8]) -> Written<'_> {
-        match self.what {
-            Do::Zero => Written::Zeroes { no_hole: false },
-            Do::Trim => Written::Trimmed,
-            _ => Written::Bytes(bytes),
-        }
-    }
-}
 
 /// The values of a piece, block by block.
 fn values(piece: &Piece) -> Vec<Value> {

@@ -19,10 +19,14 @@ struct Stage {
 const SERVE: &str = "echo $$ >$DIR/pid; export LISTEN_PID=$$; exec nbdkit -f memory 1M";
 
 fn stage(script: &str) -> Stage {
+    stage_limited(script, Some(SOON))
+}
+
+fn stage_limited(script: &str, limit: Option<Duration>) -> Stage {
     let directory = tempfile::tempdir().expect("temporary directory");
     let script = format!("DIR={}\n{script}", directory.path().display());
     let argv = ["/bin/sh", "-c", &script].map(OsString::from);
-    let child = Child::start_with(&argv, Some(SOON), true, Echo::Nowhere).expect("a shell");
+    let child = Child::start_with(&argv, limit, true, Echo::Nowhere).expect("a shell");
     Stage { directory, child }
 }
 
@@ -350,6 +354,32 @@ fn the_last_server_ends_with_its_keeper() {
     drop(stage.child.keeper.line.take());
     await_removal(&directory);
     assert_eq!(stage.file("asked"), "\n");
+}
+
+/// Ends at first; the second one does not, whatever it is told.
+const STUBBORN: &str = "echo >>$DIR/starts; test $(wc -l <$DIR/starts) = 1 && exit 1
+    trap '' TERM; echo ready >&2; exec sleep 1000";
+
+#[test]
+fn the_limit_holds_for_the_next_server_too() {
+    let stage = stage_limited(STUBBORN, Some(Duration::from_millis(300))).ended();
+    let _waiting = stage.child.connect(Deadline::after(SOON));
+    await_words(&stage.child, "ready");
+    end_and_check(&stage.child);
+    let end = stage.child.obituary().expect("an end");
+    assert_eq!(end, "the server was killed by signal 9: ready");
+}
+
+#[test]
+fn the_next_server_can_be_ended_by_force() {
+    let stage = stage_limited(STUBBORN, None).ended();
+    let _waiting = stage.child.connect(Deadline::after(SOON));
+    await_words(&stage.child, "ready");
+    // As when the user sends another signal.
+    stage.child.keeper.tell(Order::Kill);
+    let end = end_of(&stage.child);
+    assert_eq!(end, "the server was killed by signal 9: ready");
+    end_and_check(&stage.child);
 }
 
 #[test]
