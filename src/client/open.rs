@@ -243,7 +243,8 @@ fn shake_hands(
                     .receive_exact(&mut bytes, deadline)
                     .map_err(|error| broken(machine, error))?;
                 if let Err(error) = machine.received(&bytes) {
-                    if matches!(error, handshake::Error::Refused(_)) {
+                    use handshake::Error::{Refused, TlsRefused};
+                    if matches!(error, Refused(_) | TlsRefused(_)) {
                         // The connection is healthy, and servers like to be told.
                         let abort = encode_option(OptionType::ABORT, &[]);
                         if stream.send_all(&abort, deadline).is_ok() {
