@@ -45,13 +45,14 @@ bench: ## measure beside the C plugin (QUICK=1, ONLY=, ROUNDS=, SECS=, OURS=A.so
 	@scripts/deps.sh build bench
 	@scripts/bench.sh
 
-lint: ## rustfmt, clippy, rustdoc, manual, units, scripts
+lint: ## rustfmt, clippy, rustdoc, manual, citations, units, scripts
 	@scripts/deps.sh build lint
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	podchecker *.pod
 	systemd-analyze verify --man=no contrib/systemd/*
+	scripts/spec.sh
 	set -e; for script in scripts/*.sh .ci/run; do bash -n $$script; done
 
 bench-micro: ## micro benchmarks of the pure parts

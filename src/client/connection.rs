@@ -154,6 +154,7 @@ impl Connection {
         if self.lost.get().is_some() {
             return;
         }
+        // spec: Terminating the transmission phase: SHOULD: nothing is in flight when NBD_CMD_DISC is sent
         self.disconnect(deadline);
         let mut scrap = [0; 4096];
         let ended = loop {
@@ -405,6 +406,7 @@ impl Connection {
         }
         let result = flight.reply.finish();
         if let Err(WireError::Server { errno, .. }) = &result {
+            // spec: Terminating the transmission phase: MUST: NBD_ESHUTDOWN is answered by NBD_CMD_DISC
             if *errno == NbdErrno::ESHUTDOWN {
                 let announced = self
                     .closing
@@ -437,6 +439,8 @@ impl Connection {
         if let Err(error) = self.stream.send_all(&goodbye, deadline) {
             log::debug!("{}: NBD_CMD_DISC: {error}", self.server);
         }
+        // spec: Request types: MUST NOT: nothing is sent after NBD_CMD_DISC
+        // spec: Terminating the transmission phase: SHOULD: TLS is ended before the connection is
         self.stream.finish_sending();
     }
 }

@@ -45,6 +45,7 @@ fn open_one(address: &SocketAddr, deadline: Deadline) -> Result<Stream, Error> {
     }
     let stream = Stream::new(fd).finish_connecting(deadline)?;
     // Requests are sent whole, so waiting for more to send would only cost time.
+    // spec: Protocol phases: SHOULD: no waiting for more to send (TCP_NODELAY)
     set_tcp_nodelay(stream.as_fd(), true).map_err(Error::io("setsockopt"))?;
     set_socket_keepalive(stream.as_fd(), true).map_err(Error::io("setsockopt"))?;
     Ok(stream)
