@@ -172,3 +172,49 @@ fn browsers_get_both_pages_and_all_their_links() {
         }
     }
 }
+
+/// Words between backquotes that begin like a path in the project, as far as the first blank.
+fn paths(text: &str) -> Vec<String> {
+    const ROOMS: [&str; 7] = [
+        "src/", "tests/", "scripts/", "docs/", "contrib/", "benches/", ".ci/",
+    ];
+    text.split('`')
+        .skip(1)
+        .step_by(2)
+        .map(|quoted| quoted.split(' ').next().unwrap_or_default())
+        .filter(|word| ROOMS.iter().any(|room| word.starts_with(room)))
+        .map(|word| word.trim_end_matches('/').to_owned())
+        .collect()
+}
+
+#[test]
+fn documents_name_files_that_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut named = 0;
+    for document in [
+        "README.md",
+        "CONTRIBUTING.md",
+        "contrib/README.md",
+        "docs/scaling.md",
+        "docs/spec.md",
+    ] {
+        for path in paths(&manual::file(document)) {
+            let there = match path.split_once('*') {
+                None => root.join(&path).exists(),
+                // A family of files, in one directory.
+                Some((first, last)) => {
+                    let (directory, first) = first.rsplit_once('/').expect("a directory");
+                    let mut entries = std::fs::read_dir(root.join(directory)).expect("list");
+                    entries.any(|entry| {
+                        let name = entry.expect("entry").file_name();
+                        let name = name.to_string_lossy();
+                        name.starts_with(first) && name.ends_with(last)
+                    })
+                }
+            };
+            assert!(there, "{document}: {path}");
+            named += 1;
+        }
+    }
+    assert!(named > 50, "{named}");
+}
