@@ -13,7 +13,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PAGES := plugin plugin-examples
 
 .PHONY: help deps build run check check-nbdkit check-compat lint bench bench-micro
-.PHONY: bench-instructions man html install uninstall clean
+.PHONY: bench-instructions torture man html install uninstall clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -44,6 +44,10 @@ check-compat: ## try the binary in Debian 12, 13 and unstable (root; PLUGIN=, CO
 bench: ## measure beside the C plugin (QUICK=1, ONLY=, ROUNDS=, SECS=, OURS=A.so,B.so)
 	@scripts/deps.sh build bench
 	@scripts/bench.sh
+
+torture: ## random writers before a server that is killed (KILLS=300, TORTURE_SEED=)
+	@scripts/deps.sh build test
+	KILLS=$(or $(KILLS),300) cargo test --locked --test survive_torture
 
 lint: ## rustfmt, clippy, rustdoc, manual, citations, units, scripts
 	@scripts/deps.sh build lint
