@@ -10,10 +10,10 @@ NAME := nbd
 export DESTDIR PREFIX prefix PLUGINDIR plugindir MANDIR mandir NAME
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
-PAGE := $(TARGET_DIR)/nbdkit-nbd-plugin.1
+PAGES := plugin plugin-examples
 
 .PHONY: help deps build run check check-nbdkit check-compat lint bench bench-micro
-.PHONY: bench-instructions man install uninstall clean
+.PHONY: bench-instructions man html install uninstall clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -45,12 +45,14 @@ bench: ## measure beside the C plugin (QUICK=1, ONLY=, ROUNDS=, SECS=, OURS=A.so
 	@scripts/deps.sh build bench
 	@scripts/bench.sh
 
-lint: ## rustfmt, clippy, rustdoc, manual page, scripts
+lint: ## rustfmt, clippy, rustdoc, manual, citations, units, scripts
 	@scripts/deps.sh build lint
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
-	podchecker nbdkit-nbd-plugin.pod
+	podchecker *.pod
+	systemd-analyze verify --man=no contrib/systemd/*
+	scripts/spec.sh
 	set -e; for script in scripts/*.sh .ci/run; do bash -n $$script; done
 
 bench-micro: ## micro benchmarks of the pure parts
@@ -61,10 +63,15 @@ bench-instructions: ## instructions per request against the stored ones (STRICT=
 	@scripts/deps.sh build test
 	cargo bench --locked --bench instructions
 
-man: ## make the manual page: target/nbdkit-nbd-plugin.1
+man: ## make the manual: target/nbdkit-nbd-plugin.1, target/nbdkit-nbd-plugin-examples.1
 	@scripts/deps.sh lint
 	@mkdir -p "$(TARGET_DIR)"
-	scripts/man.sh nbd "$(PAGE)"
+	set -e; for page in $(PAGES); do scripts/man.sh nbd "$(TARGET_DIR)/nbdkit-nbd-$$page.1" $$page; done
+
+html: ## make the manual for browsers: target/html/nbdkit-nbd-plugin.html
+	@scripts/deps.sh lint
+	@mkdir -p "$(TARGET_DIR)/html"
+	set -e; for page in $(PAGES); do scripts/man.sh nbd "$(TARGET_DIR)/html/nbdkit-nbd-$$page.html" $$page; done
 
 install: ## install what `make build` built (NAME=nbd, DESTDIR=, PREFIX=, PLUGINDIR=, MANDIR=)
 	@scripts/install.sh install

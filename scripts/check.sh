@@ -21,6 +21,9 @@ cargo bench --locked --bench instructions
 step "make run"
 ONCE=1 UPSTREAM='' PLUGIN='' scripts/run.sh
 
+step "make man, make html"
+make --no-print-directory man html >/dev/null
+
 # What it does to files that are not ours is in tests/install.rs.
 step "make install, make uninstall"
 dest=$(mktemp -d)

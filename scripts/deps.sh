@@ -70,6 +70,7 @@ each_need() {
     "$1" test  "have valgrind"            "valgrind"          "valgrind"
     "$1" test  "have nm && have readelf"  "binutils"          "binutils"
     "$1" test  "have certtool && have psktool" "gnutls-bin"   "gnutls-utils"
+    "$1" test  "have systemd-analyze && have systemd-socket-activate" "systemd" "systemd"
     "$1" test  "have pod2man"             "perl"              "perl-podlators"
     # Elsewhere too: how scripts/install.sh treats Debian's packages is tested.
     "$1" test  "have dpkg-divert"         "dpkg"              "dpkg"
@@ -83,6 +84,9 @@ each_need() {
     "$1" bench "have nbdinfo"             "libnbd-bin"        "libnbd"
     "$1" bench "have certtool && have psktool" "gnutls-bin"   "gnutls-utils"
     "$1" compat "have debootstrap"        "debootstrap"       "debootstrap"
+    # Units may only start programs that are there.
+    "$1" lint  "have nbdkit"              "nbdkit"            "nbdkit"
+    "$1" lint  "have systemd-analyze"     "systemd"           "systemd"
     "$1" lint  "have podchecker && have pod2man" "perl"       "perl-Pod-Checker perl-podlators"
 }
 

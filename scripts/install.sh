@@ -1,10 +1,10 @@
 #!/bin/bash
-# Installs or removes the release build and its manual page.
+# Installs or removes the release build and the two pages of its manual.
 #
 #     scripts/install.sh install|uninstall
 #
 #     NAME=nbd        nbdkit finds the plugin as `nbdkit NAME`
-#     PREFIX=DIR      default: that of nbdkit for the plugin, /usr/local for the page
+#     PREFIX=DIR      default: that of nbdkit for the plugin, /usr/local for the pages
 #     PLUGINDIR=DIR   default: what `pkg-config --variable=plugindir nbdkit` says
 #     MANDIR=DIR      default: PREFIX/share/man
 #     DESTDIR=DIR     put before both, for packaging
@@ -21,7 +21,7 @@ umask 022
 
 die() { echo "install: $*" >&2; exit 1; }
 
-# The plugin and its page have these characters, and nobody else's have.
+# The plugin and its pages have these characters, and nobody else's have.
 mark=nbd_client=rust/
 
 # --- where: everything below works on canonical names ----------------------------
@@ -70,7 +70,8 @@ fi
 plugin_dir=$(inside_destdir "$plugin_dir")
 man_dir=$(inside_destdir "${man_dir:-${prefix_given:-/usr/local}/share/man}")
 plugin=$plugin_dir/nbdkit-$name-plugin.so
-page=$man_dir/man1/nbdkit-$name-plugin.1
+pages=(plugin plugin-examples)
+page_file() { echo "$man_dir/man1/nbdkit-$name-$1.1"; } # PAGE
 built=$(absolute "${CARGO_TARGET_DIR:-$PWD/target}")/release/libnbdkit_nbd_plugin.so
 
 # --- whose a file is -----------------------------------------------------------------
@@ -190,7 +191,8 @@ install)
     [ -f "$built" ] || die "there is no $built: run 'make build' first"
     grep -aqF "$mark" -- "$built" || die "$built is not this plugin: run 'make build' again"
     files=("$plugin")
-    if command -v pod2man >/dev/null; then files+=("$page"); fi
+    command -v pod2man >/dev/null || pages=()
+    for page in "${pages[@]}"; do files+=("$(page_file "$page")"); done
     for file in "${files[@]}"; do check_place "$file"; done
 
     trap 'rm -f -- "${new[@]}"' EXIT
@@ -198,27 +200,29 @@ install)
     trap 'exit 143' TERM HUP
     make_new "$plugin"
     install -m 644 -- "$built" "$made"
-    if [ ${#files[@]} = 2 ]; then
-        make_new "$page"
-        scripts/man.sh "$name" "$made"
+    for page in "${pages[@]}"; do
+        make_new "$(page_file "$page")"
+        scripts/man.sh "$name" "$made" "$page"
         chmod 644 -- "$made"
-    fi
+    done
     # From here on it goes through to its end.
     trap '' INT TERM HUP
     for i in "${!files[@]}"; do put_in_place "${new[i]}" "${files[i]}"; done
 
-    [ ${#files[@]} = 2 ] ||
-        echo "no manual page: pod2man is missing (Debian: perl, Fedora: perl-podlators)"
+    [ ${#pages[@]} -gt 0 ] ||
+        echo "no manual pages: pod2man is missing (Debian: perl, Fedora: perl-podlators)"
     if [ -z "$destdir" ] && [ "$(realpath -m -- "$(own_plugin_dir || echo /)")" != "$plugin_dir" ]; then
         echo "nbdkit does not look for plugins there; it takes the path: nbdkit $plugin"
     fi
     ;;
 uninstall)
-    for file in "$plugin" "$page"; do
+    files=("$plugin")
+    for page in "${pages[@]}"; do files+=("$(page_file "$page")"); done
+    for file in "${files[@]}"; do
         [ ! -d "$(dirname -- "$file")" ] || check_place "$file"
     done
     trap '' INT TERM HUP
-    for file in "$plugin" "$page"; do remove "$file"; done
+    for file in "${files[@]}"; do remove "$file"; done
     ;;
 *)
     die "usage: $0 install|uninstall"

@@ -1,17 +1,55 @@
 #!/bin/bash
-# Makes the manual page of the plugin as it was installed: scripts/man.sh NAME FILE
+# Makes a page of the manual of the plugin as it was installed.
+#
+#     scripts/man.sh NAME FILE [PAGE]
+#
+# PAGE is plugin (the default) or plugin-examples. A FILE that ends in .html is made for browsers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-name=$1
+name=$1 file=$2 page=${3:-plugin}
+source=nbdkit-nbd-$page.pod
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+
 # Names of its own that another name of the plugin does not change: nbd://, -D nbd.verbose,
 # the directory nbdkit-nbd-XXXXXX. In examples the plugin's name is a word of its own.
 renamed() {
     sed -E -e "s/nbdkit-nbd-plugin/nbdkit-$name-plugin/g" -e "s/\bnbdkit nbd\b/nbdkit $name/g" \
-        -e "/^ /s/ nbd( |\$)/ $name\1/g" nbdkit-nbd-plugin.pod
+        -e "/^ /s/ nbd( |\$)/ $name\1/g" "$source"
 }
 
-version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
-changed=@${SOURCE_DATE_EPOCH:-$(stat -c %Y nbdkit-nbd-plugin.pod)}
-renamed | pod2man --utf8 --section=1 --name="NBDKIT-${name^^}-PLUGIN" --center="nbdkit plugins" \
-    --release="$version" --date="$(date -u -d "$changed" +%F)" - "$2"
+troff() {
+    local changed=@${SOURCE_DATE_EPOCH:-$(stat -c %Y "$source")}
+    pod2man --utf8 --section=1 --name="NBDKIT-${name^^}-${page^^}" --center="nbdkit plugins" \
+        --release="$version" --date="$(date -u -d "$changed" +%F)" - "$file"
+}
+
+# pod2html knows no pages but those on this machine.
+html() {
+    perl -MPod::Simple::XHTML -e '
+        package Page;
+        our @ISA = "Pod::Simple::XHTML";
+        my ($title, $version) = @ARGV;
+        sub resolve_man_page_link {
+            my ($self, $to, $section) = @_;
+            my ($page, $number) = $to =~ /^(.+)\((\w+)\)$/ or return undef;
+            my $at = defined $section ? "#" . $self->encode_entities($self->idify($section, 1)) : "";
+            return "$page.html$at" if $title =~ /^\Q$page\E(-examples)?$/ || $page =~ /^\Q$title\E-examples$/;
+            return "https://libguestfs.org/$page.$number.html$at" if $page =~ /^(nbd|libnbd)/;
+            return "https://manpages.debian.org/$page.$number$at";
+        }
+        my $page = Page->new;
+        $page->force_title($title);
+        $page->html_header_tags("<meta charset=\"UTF-8\">\n<meta name=\"generator\" content=\"$title $version\">\n"
+            . "<style>body{max-width:50em;margin:auto;padding:1em}pre{overflow:auto}</style>");
+        $page->index(1);
+        $page->output_fh(*STDOUT);
+        binmode STDIN;
+        $page->parse_file(*STDIN);
+    ' "nbdkit-$name-$page" "$version" >"$file"
+}
+
+case $file in
+*.html) renamed | html ;;
+*) renamed | troff ;;
+esac

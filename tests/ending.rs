@@ -51,13 +51,7 @@ fn start(directory: &Path, extra: &[&str]) -> (Scripted, Nbdkit) {
 /// nbdkit must end, and not before `least`.
 fn ends(front: &mut Nbdkit, least: Duration) {
     let start = Instant::now();
-    front.signal(libc::SIGTERM);
-    let status = front.wait_timeout(LIMIT);
-    assert!(
-        status.is_some_and(|status| status.success()),
-        "{status:?}: {}",
-        front.stderr()
-    );
+    front.ends_well();
     assert!(start.elapsed() >= least, "after {:?}", start.elapsed());
 }
 

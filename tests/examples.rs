@@ -1,219 +1,213 @@
-//! The examples of the manual and of the README can be typed one after another.
+//! Every example in the manual, the README and the other documents is run as it is printed, or stands in
+//! a list with the reason why not.
+//!
+//! Examples are found by form: whoever writes a new one need not tell this test. What they share is one
+//! directory for each document, so they can be typed one after another. `examples/listed.rs` has the
+//! words that stand for something of the reader's, and what is not typed.
 
 mod common;
 
-use std::fs;
-use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::Command;
-use std::time::Duration;
+#[path = "examples/blocks.rs"]
+mod blocks;
+#[path = "examples/desk.rs"]
+mod desk;
+#[path = "examples/listed.rs"]
+mod listed;
 
-use common::manual;
-use common::process::{eventually, run};
-use common::{need_all, plugin};
-
-/// One example takes a few seconds at most; the machine may be busy.
-const LIMIT: Duration = Duration::from_secs(90);
+use blocks::{Block, Kind};
+use common::clients::program;
+use common::{manual, need, need_all, test_name};
+use desk::Desk;
+use listed::{FAR_HOST, NOT_TYPED, SUBSTITUTIONS};
 
 /// What the examples use beside a shell and its usual companions.
 const PROGRAMS: [&str; 9] = [
     "bash", "nbdkit", "nbdinfo", "nbdcopy", "qemu-nbd", "qemu-img", "qemu-io", "openssl", "psktool",
 ];
 
-/// A title and the commands below it.
-struct Example {
-    title: String,
-    commands: String,
+fn is_listed(block: &Block) -> bool {
+    NOT_TYPED
+        .iter()
+        .any(|(document, line, _)| (*document, *line) == (block.document, block.first_line()))
 }
 
-/// The indented paragraphs below each `=head2` of EXAMPLES that are no drawings.
-fn examples_of_the_manual() -> Vec<Example> {
-    manual::section(Some("EXAMPLES"))
-        .split("\n=head2 ")
-        .skip(1)
-        .map(|example| {
-            let (title, text) = example.split_once('\n').expect("a title and text");
-            let commands: Vec<_> = text
-                .split("\n\n")
-                .map(|paragraph| paragraph.trim_start_matches('\n'))
-                .filter(|paragraph| paragraph.starts_with(' ') && !paragraph.contains("+--"))
-                .collect();
-            Example {
-                title: title.to_owned(),
-                commands: commands.join("\n"),
-            }
-        })
-        .collect()
-}
-
-/// All that there is to type in one section of the README: one session, as variables are kept.
-fn session_of_the_readme(section: &str) -> Example {
-    let readme = manual::file("README.md");
-    let (_, rest) = readme
-        .split_once(&format!("\n## {section}\n"))
-        .expect("the section");
-    let section = rest.split("\n## ").next().expect("always a first part");
-    let blocks: Vec<_> = section.split("\n```\n").skip(1).step_by(2).collect();
-    Example {
-        title: "README".to_owned(),
-        commands: blocks.join("\n"),
-    }
-}
-
-/// A directory to type examples in, where `nbdkit nbd` is the plugin under test.
-struct Desk {
-    directory: tempfile::TempDir,
-}
-
-impl Desk {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        let bin = directory.path().join("bin");
-        fs::create_dir(&bin).expect("directory");
-        let wrapper = bin.join("nbdkit");
-        let path = std::env::var("PATH").expect("PATH");
-        let script = format!(
-            "#!/bin/bash\nPATH='{path}'\nfor i in $(seq $#); do\n\
-             if [ \"${{!i}}\" = nbd ]; then set -- \"${{@:1:i-1}}\" '{}' \"${{@:i+1}}\"; break; fi\n\
-             done\nexec nbdkit \"$@\"\n",
-            plugin().display()
-        );
-        fs::write(&wrapper, script).expect("wrapper");
-        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).expect("executable");
-        Self { directory }
-    }
-
-    /// Runs the commands as a script that ends at the first that fails, and then expects all of the
-    /// servers to end that told their process id.
-    fn type_in(&self, example: &Example) {
-        let commands = with_free_ports(&example.commands).replace(
-            "./target/release/libnbdkit_nbd_plugin.so",
-            &plugin().display().to_string(),
-        );
-        let path = format!(
-            "{}:{}",
-            self.directory.path().join("bin").display(),
-            std::env::var("PATH").expect("PATH")
-        );
-        let output = run(
-            Command::new("bash")
-                .args(["-euxo", "pipefail", "-c", &commands])
-                .current_dir(self.directory.path())
-                .env("PATH", path),
-            LIMIT,
-        );
-        let left: Vec<_> = self
-            .servers()
-            .into_iter()
-            .filter(|(_, pid)| !ends(pid))
-            .collect();
-        for (file, pid) in self.servers() {
-            if left.contains(&(file.clone(), pid.clone())) {
-                let _ = Command::new("kill").args(["-KILL", &pid]).status();
-            }
-            // The number may be another process's by the time that the next example ends.
-            fs::remove_file(file).expect("file of a process id");
+/// The commands of a document, those of one section together: what is set in one is used in the next.
+fn sessions(document: &'static str) -> Vec<(String, String)> {
+    let mut sessions: Vec<(String, String)> = Vec::new();
+    for block in blocks::of(document) {
+        if block.kind() != Kind::Commands || is_listed(&block) {
+            continue;
         }
-        assert!(
-            output.status.success(),
-            "{}: {}\n{}\n{}",
-            example.title,
-            output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        assert!(left.is_empty(), "{}: left running: {left:?}", example.title);
+        match sessions.last_mut() {
+            Some((section, commands)) if *section == block.section => {
+                commands.push('\n');
+                commands.push_str(&block.text);
+            }
+            _ => sessions.push((block.section, block.text)),
+        }
     }
-
-    /// The files of process ids, and what is in them.
-    fn servers(&self) -> Vec<(PathBuf, String)> {
-        fs::read_dir(self.directory.path())
-            .expect("the directory")
-            .map(|entry| entry.expect("entry").path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "pid"))
-            .map(|path| {
-                let pid = fs::read_to_string(&path).expect("process id");
-                (path, pid.trim().to_owned())
-            })
-            .collect()
-    }
+    sessions
 }
 
-/// Whether the process goes away within the time that a server may take to end.
-fn ends(pid: &str) -> bool {
-    // Of a process that has ended and waits for its parent nothing is left but the number.
-    let gone = || {
-        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        !command.contains("nbd")
-    };
-    std::panic::catch_unwind(|| {
-        eventually("the server ends", Duration::from_secs(15), || {
-            gone().then_some(())
-        });
-    })
-    .is_ok()
-}
-
-/// The ports of the examples may be in use here.
-fn with_free_ports(commands: &str) -> String {
-    let mut commands = commands.to_owned();
-    for port in ["10810", "10811"] {
-        let listener = TcpListener::bind("localhost:0").expect("a free port");
-        let free = listener.local_addr().expect("its address").port();
-        commands = commands.replace(port, &free.to_string());
+/// Types a document. Returns how many sections it has that can be typed.
+fn can_be_typed(document: &'static str) -> usize {
+    if !need_all(&PROGRAMS) {
+        return usize::MAX;
     }
-    commands
+    let mut desk = Desk::new();
+    let sessions = sessions(document);
+    for (section, commands) in &sessions {
+        if commands.contains(FAR_HOST) && !desk.reach_far_host() {
+            println!("SKIP: {}: {section}: needs sshd", test_name());
+            continue;
+        }
+        desk.type_in(&format!("{document}: {section}"), commands);
+    }
+    sessions.len()
 }
 
 #[test]
 fn manual_can_be_typed() {
-    if !need_all(&PROGRAMS) {
+    assert!(can_be_typed("nbdkit-nbd-plugin.pod") >= 2);
+}
+
+#[test]
+fn page_of_examples_can_be_typed() {
+    assert!(can_be_typed("nbdkit-nbd-plugin-examples.pod") >= 15);
+}
+
+#[test]
+fn readme_can_be_typed() {
+    assert!(can_be_typed("README.md") >= 1);
+}
+
+#[test]
+fn other_documents_can_be_typed() {
+    let others = blocks::DOCUMENTS.iter().skip(3);
+    others.for_each(|document| {
+        can_be_typed(document);
+    });
+}
+
+#[test]
+fn parameters_by_themselves_are_taken() {
+    if !need_all(&["bash", "nbdkit"]) {
         return;
     }
-    let desk = Desk::new();
-    let examples = examples_of_the_manual();
-    let (typed, elsewhere): (Vec<_>, Vec<_>) = examples
-        .iter()
-        .partition(|example| !example.commands.contains("example.com"));
-    // What needs a host of the reader's own is the exception.
-    assert!(typed.len() > 10 && elsewhere.len() < 4, "{}", typed.len());
-    for example in typed {
-        desk.type_in(example);
+    let alone: Vec<_> = blocks::all()
+        .into_iter()
+        .filter(|block| block.kind() == Kind::Parameters)
+        .collect();
+    assert!(alone.len() > 1, "{alone:?}");
+    for block in alone {
+        // Nothing is connected before there is a client.
+        let command = format!(
+            "nbdkit -U - nbd socket=nowhere.sock {} --run true",
+            block.text.trim()
+        );
+        Desk::new().type_in(&format!("{}: {}", block.document, block.section), &command);
     }
+}
+
+#[test]
+fn xml_is_well_formed() {
+    if !need("python3") {
+        return;
+    }
+    let blocks = blocks::all();
+    let xml: Vec<_> = blocks
+        .iter()
+        .filter(|block| block.text.trim_start().starts_with('<'))
+        .collect();
+    assert!(!xml.is_empty(), "libvirt's");
+    for block in xml {
+        let parse = "import sys, xml.dom.minidom as m; m.parseString(sys.argv[1])";
+        program("python3", &["-c", parse, block.text.trim()]);
+    }
+}
+
+#[test]
+fn what_is_listed_is_there_once() {
+    let blocks = blocks::all();
+    for (document, line, reason) in NOT_TYPED {
+        let found = blocks
+            .iter()
+            .filter(|block| (block.document, block.first_line()) == (*document, *line));
+        assert_eq!(found.count(), 1, "{document}: {line}");
+        assert!(!reason.is_empty());
+    }
+    for (words, _) in SUBSTITUTIONS {
+        let found = blocks.iter().any(|block| block.text.contains(words));
+        assert!(found, "no example has {words}");
+    }
+}
+
+#[test]
+fn blocks_are_found_by_form() {
+    let pod = "=head1 ONE\n\ntext\n\n a\n  b\n\n=head2 Two\n\n=over 4\n\n=item x\n\n c\n\n=back\n";
+    let own = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        let owned = |(section, text): &(&str, &str)| ((*section).to_owned(), (*text).to_owned());
+        pairs.iter().map(owned).collect()
+    };
+    assert_eq!(
+        blocks::in_pod(pod),
+        own(&[("ONE", " a\n  b"), ("Two", " c")])
+    );
+    let markdown = "# T\n## One\n```\na\n\nb\n```\n### inner\n```sh\nc\n```\n";
+    assert_eq!(
+        blocks::in_markdown(markdown),
+        own(&[("One", "a\n\nb"), ("One", "c")])
+    );
+    let kind = |text: &str| {
+        let block = Block {
+            document: "README.md",
+            section: String::new(),
+            text: text.to_owned(),
+        };
+        block.kind()
+    };
+    assert_eq!(kind(" tls-pin=sha256:00 retry=3"), Kind::Parameters);
+    assert_eq!(kind(" SERVER=nbd://x"), Kind::Commands);
+    assert_eq!(kind(" nbdkit nbd socket=x"), Kind::Commands);
+    assert_eq!(kind(" +--+\n |  |"), Kind::Drawing);
 }
 
 #[test]
 fn examples_end_what_they_start() {
     // An nbdkit ends with the command of --run, or writes down which process to kill.
-    for example in examples_of_the_manual() {
-        let lines = example.commands.replace("\\\n", " ");
-        let commands = lines
-            .lines()
-            .filter(|line| line.trim_start().starts_with("nbdkit "));
-        for command in commands {
-            let pidfile = command
-                .split(" -P ")
-                .nth(1)
-                .and_then(|rest| rest.split(' ').next());
-            match pidfile {
-                Some(file) => assert!(
-                    example.commands.contains(&format!("$(cat {file})")),
-                    "{}: nobody ends: {command}",
-                    example.title
-                ),
-                None => assert!(command.contains("--run"), "{}: {command}", example.title),
+    for document in blocks::DOCUMENTS {
+        for (section, commands) in sessions(document) {
+            let lines = commands.replace("\\\n", " ");
+            let started = lines
+                .lines()
+                .filter(|line| line.trim_start().starts_with("nbdkit "));
+            for command in started {
+                let pidfile = command
+                    .split(" -P ")
+                    .nth(1)
+                    .and_then(|rest| rest.split(' ').next());
+                match pidfile {
+                    Some(file) => assert!(
+                        commands.contains(&format!("$(cat {file})")),
+                        "{document}: {section}: nobody ends: {command}"
+                    ),
+                    None => assert!(command.contains("--run"), "{section}: {command}"),
+                }
             }
         }
     }
 }
 
 #[test]
-fn readme_can_be_typed() {
-    if !need_all(&PROGRAMS) {
-        return;
+fn documents_are_all_looked_at() {
+    // A page of the manual that somebody adds is not forgotten.
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    for entry in std::fs::read_dir(root).expect("the project") {
+        let name = entry.expect("entry").file_name();
+        let name = name.to_string_lossy();
+        if name.ends_with(".pod") {
+            assert!(blocks::DOCUMENTS.contains(&&*name), "{name}");
+            assert!(manual::file(&name).contains("=head1 NAME"));
+        }
     }
-    let session = session_of_the_readme("Use");
-    assert_eq!(session.commands.matches("nbdkit -U ").count(), 4);
-    Desk::new().type_in(&session);
 }

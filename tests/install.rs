@@ -108,7 +108,13 @@ fn name_of_its_own_leaves_the_plain_one_alone() {
 
     machine.step("install", &name);
     assert_eq!(machine.files("usr"), [plain.clone(), named.clone()]);
-    assert_eq!(machine.files("man"), ["man1/nbdkit-nbdrs-plugin.1"]);
+    assert_eq!(
+        machine.files("man"),
+        [
+            "man1/nbdkit-nbdrs-plugin-examples.1",
+            "man1/nbdkit-nbdrs-plugin.1"
+        ]
+    );
     machine.uninstall();
     assert_eq!(machine.files("usr"), [plain.clone(), named]);
     machine.step("uninstall", &name);
@@ -118,28 +124,47 @@ fn name_of_its_own_leaves_the_plain_one_alone() {
 }
 
 #[test]
-fn page_bears_the_name_of_the_plugin() {
+fn pages_bear_the_name_of_the_plugin() {
     if !can_install() {
         return;
     }
     let machine = Machine::new();
     machine.step("install", &[("NAME", "nbdrs")]);
-    let page = machine.read("man/man1/nbdkit-nbdrs-plugin.1");
-    // The words of roff's source: hyphens in it may be escaped.
-    let page = page.replace(r"\-", "-");
-    let nameless: Vec<_> = page
-        .lines()
-        .filter(|line| {
-            line.contains("nbdkit-nbd-plugin")
-                || line.contains("nbdkit nbd ")
-                || line.contains(" nbd ") && (line.contains("socket=") || line.contains("nbdkit -"))
-        })
-        .collect();
-    assert_eq!(nameless, [""; 0]);
-    assert!(page.contains(".TH NBDKIT-NBDRS-PLUGIN 1"));
-    for example in ["nbdkit nbdrs {", "nbdkit -U - nbdrs socket=old.sock"] {
-        assert!(page.contains(example), "{example}");
+    for (page, title, examples) in [
+        (
+            "plugin",
+            ".TH NBDKIT-NBDRS-PLUGIN 1",
+            ["nbdkit nbdrs {", "nbdkit -U - nbdrs command=qemu-nbd"],
+        ),
+        (
+            "plugin-examples",
+            ".TH NBDKIT-NBDRS-PLUGIN-EXAMPLES 1",
+            [
+                "nbdkit -U - nbdrs socket=old.sock",
+                "--filter=partition nbdrs partition=2",
+            ],
+        ),
+    ] {
+        let text = machine.read(&format!("man/man1/nbdkit-nbdrs-{page}.1"));
+        // The words of roff's source: hyphens in it may be escaped.
+        let text = text.replace(r"\-", "-");
+        let nameless: Vec<_> = text
+            .lines()
+            .filter(|line| {
+                line.contains("nbdkit-nbd-plugin")
+                    || line.contains("nbdkit nbd ")
+                    || line.contains(" nbd ")
+                        && (line.contains("socket=") || line.contains("nbdkit -"))
+            })
+            .collect();
+        assert_eq!(nameless, [""; 0]);
+        assert!(text.contains(title), "{page}");
+        for example in examples {
+            assert!(text.contains(example), "{page}: {example}");
+        }
     }
+    let page = machine.read("man/man1/nbdkit-nbdrs-plugin.1");
+    let page = page.replace(r"\-", "-");
     assert!(page.contains("-D nbd.verbose=1"), "the flag keeps its name");
 }
 
@@ -158,6 +183,7 @@ fn destdir_may_be_relative_and_have_spaces() {
     assert_eq!(
         machine.files("a stage"),
         [
+            "opt/man/man1/nbdkit-nbd-plugin-examples.1".to_owned(),
             "opt/man/man1/nbdkit-nbd-plugin.1".to_owned(),
             format!("opt/some plugins/{PLUGIN}: {BUILT}")
         ]
@@ -183,8 +209,9 @@ fn prefix_moves_both_in_either_spelling() {
         let files = machine.files(&format!("{variable} here"));
         // Below lib, or lib and a name of the architecture, as nbdkit's own directory is.
         assert!(
-            matches!(files.as_slice(), [so, page]
+            matches!(files.as_slice(), [so, examples, page]
                 if so.starts_with("lib") && so.ends_with(&format!("/nbdkit/plugins/{PLUGIN}: {BUILT}"))
+                && examples == "share/man/man1/nbdkit-nbd-plugin-examples.1"
                 && page == "share/man/man1/nbdkit-nbd-plugin.1"),
             "{files:?}"
         );
@@ -251,6 +278,7 @@ fn modes_do_not_depend_on_the_umask() {
         ("man/man1", 0o755),
         ("usr/lib/a/b/nbdkit-nbd-plugin.so", 0o644),
         ("man/man1/nbdkit-nbd-plugin.1", 0o644),
+        ("man/man1/nbdkit-nbd-plugin-examples.1", 0o644),
     ];
     for (path, expected) in modes {
         assert_eq!(mode(&machine.path(path)), expected, "{path}");
@@ -411,6 +439,7 @@ fn without_permission_nothing_is_changed() {
         "scripts/man.sh",
         "Cargo.toml",
         "nbdkit-nbd-plugin.pod",
+        "nbdkit-nbd-plugin-examples.pod",
     ] {
         let copy = machine.path("project").join(file);
         fs::copy(project().join(file), &copy).expect("copy");

@@ -241,12 +241,8 @@ fn z6_a_second_client_of_a_server_for_one_is_given_up_at_the_deadline() {
 
     assert!(Front::open(nbdkit.socket()).is_err());
 
-    let stderr = nbdkit.stderr();
-    let explanation = stderr
-        .lines()
-        .find(|line| line.contains("error: "))
-        .unwrap_or_default();
-    assert!(explanation.contains("handshake"), "{stderr}");
+    let explanation = nbdkit.explanation();
+    assert!(explanation.contains("handshake"), "{explanation}");
     assert!(nbdkit.alive());
     drop(listener);
 }
@@ -262,14 +258,10 @@ fn z6_a_server_with_a_full_queue_is_given_up_at_the_deadline() {
 
     assert!(Front::open(nbdkit.socket()).is_err());
 
-    let stderr = nbdkit.stderr();
-    let explanation = stderr
-        .lines()
-        .find(|line| line.contains("error: "))
-        .unwrap_or_default();
+    let explanation = nbdkit.explanation();
     assert!(
         explanation.contains("connect") && explanation.contains("full.sock"),
-        "{stderr}"
+        "{explanation}"
     );
     assert!(nbdkit.alive());
     drop(queued);
@@ -326,14 +318,10 @@ fn a_server_that_is_not_there_is_explained() {
 
     assert!(Front::open(nbdkit.socket()).is_err());
 
-    let stderr = nbdkit.stderr();
-    let explanation = stderr
-        .lines()
-        .find(|line| line.contains("error: "))
-        .unwrap_or_default();
+    let explanation = nbdkit.explanation();
     assert!(
         explanation.contains("connect") && explanation.contains("nobody.sock"),
-        "{stderr}"
+        "{explanation}"
     );
     assert!(nbdkit.alive());
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::clients::{attempt, nbdsh_unconnected};
+use common::clients::{attempt, canonical_name};
 use common::front::Front;
 use common::nbdkit::{Nbdkit, forward};
 use common::need;
@@ -374,22 +374,6 @@ fn p14_abort_answered_late_or_by_closing() {
     }
 }
 
-/// What the client is told when it asks INFO about the empty name.
-fn canonical_name(front: &Nbdkit) -> String {
-    let script = format!(
-        "
-h.set_opt_mode(True)
-h.set_full_info(True)
-h.connect_unix('{}')
-h.opt_info()
-print(h.get_canonical_export_name())
-h.opt_abort()
-",
-        front.socket().display()
-    );
-    nbdsh_unconnected(&script).trim_end().to_owned()
-}
-
 /// Plays a server that answers INFO about the default export with `name`, and opens.
 fn canonical(name: &'static [u8]) -> (Listing, String) {
     let listing = Listing::new(&[]);
@@ -409,7 +393,7 @@ fn canonical(name: &'static [u8]) -> (Listing, String) {
             }
         }
     });
-    let seen = canonical_name(&listing.nbdkit);
+    let seen = canonical_name(listing.nbdkit.socket());
     ticket.ended("INFO about the default export");
     (listing, seen)
 }

@@ -39,21 +39,11 @@ fn on_tcp(sshd: &Sshd, server: &TcpServer) -> String {
     )
 }
 
-fn ends_well(mut front: Nbdkit) {
-    front.signal(libc::SIGTERM);
-    let status = front.wait_timeout(LIMIT);
-    assert!(
-        status.is_some_and(|status| status.success()),
-        "{status:?}: {}",
-        front.stderr()
-    );
-}
-
 #[test]
 fn server_on_tcp_of_the_other_host() {
     let Some(sshd) = Sshd::start() else { return };
     let server = TcpServer::start(V4, &TELLS_THE_NAME);
-    let front = through(&sshd, &[&on_tcp(&sshd, &server)]);
+    let mut front = through(&sshd, &[&on_tcp(&sshd, &server)]);
     assert_eq!(content(&front.uri()), "disk");
     let calls = sshd.calls();
     let end = format!(" -W localhost:{} -- 127.0.0.1", server.port());
@@ -69,7 +59,7 @@ fn server_on_tcp_of_the_other_host() {
         stderr.contains(&format!("{name}:{}: ", server.port())),
         "{stderr}"
     );
-    ends_well(front);
+    front.ends_well();
     sshd.none_is_left();
 }
 
@@ -87,9 +77,9 @@ fn server_on_a_unix_socket_of_the_other_host() {
         .replace('"', "%22")
         .replace('&', "%26");
     let uri = format!("nbd+ssh://{}/disk?socket={escaped}", sshd.authority());
-    let front = through(&sshd, &[&uri]);
+    let mut front = through(&sshd, &[&uri]);
     assert_eq!(content(&front.uri()), "disk");
-    ends_well(front);
+    front.ends_well();
     sshd.none_is_left();
 }
 
@@ -121,13 +111,13 @@ print(h.pread(len(data), 12345) == data)
 fn each_client_has_an_ssh_which_ends_with_it() {
     let Some(sshd) = Sshd::start() else { return };
     let server = TcpServer::start(V4, &["memory", "1M"]);
-    let front = through(&sshd, &[&on_tcp(&sshd, &server)]);
+    let mut front = through(&sshd, &[&on_tcp(&sshd, &server)]);
     let open = || Front::open(front.socket()).expect("opens");
     let clients = [open(), open(), open()];
     assert_eq!(sshd.pids().len(), 3);
     clients.into_iter().for_each(Front::close);
     sshd.none_is_left();
-    ends_well(front);
+    front.ends_well();
 }
 
 #[test]
@@ -247,10 +237,10 @@ fn tls_is_between_nbdkit_and_the_server() {
 
 /// nbdkit starts, and no client can open the export; returns all that it said.
 fn fails(sshd: &Sshd, args: &[&str]) -> String {
-    let front = through(sshd, args);
+    let mut front = through(sshd, args);
     assert!(Front::open(front.socket()).is_err(), "{args:?}: opened");
     let stderr = front.stderr();
-    ends_well(front);
+    front.ends_well();
     sshd.none_is_left();
     stderr
 }
@@ -364,11 +354,11 @@ fn ssh_that_does_not_end_by_itself_is_ended() {
     let pids = sshd.path("pids");
     let script = format!("#!/bin/sh\necho $$ >> {}\nexec sleep 600\n", pids.display());
     fs::write(sshd.path("bin/ssh"), script).expect("write");
-    let front = through(&sshd, &["nbd+ssh://far/", "handshake-timeout=500ms"]);
+    let mut front = through(&sshd, &["nbd+ssh://far/", "handshake-timeout=500ms"]);
     assert!(Front::open(front.socket()).is_err(), "it says nothing");
     // With the connection, not with nbdkit.
     sshd.none_is_left();
-    ends_well(front);
+    front.ends_well();
 }
 
 #[test]

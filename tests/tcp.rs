@@ -31,13 +31,7 @@ fn fails_to_open(args: &[&str]) -> String {
     let mut front = through(directory.path(), args);
     assert!(Front::open(front.socket()).is_err(), "{args:?}: opened");
     assert!(front.alive(), "{}", front.stderr());
-    let stderr = front.stderr();
-    let errors: Vec<_> = stderr
-        .lines()
-        .filter(|line| line.contains("error: "))
-        .collect();
-    assert_eq!(errors.len(), 1, "{args:?}: one explanation: {stderr}");
-    errors[0].to_owned()
+    front.explanation()
 }
 
 fn assert_says(line: &str, parts: &[&str]) {

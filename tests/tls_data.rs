@@ -7,7 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::clients::{LIMIT, assert_same_bytes, map, nbdcopy, nbdsh, program, text};
+use common::clients::{
+    LIMIT, assert_same_bytes, map, nbdcopy, nbdsh, program, text, verified_load,
+};
 use common::front::Front;
 use common::nbdkit::Nbdkit;
 use common::need_all;
@@ -173,35 +175,9 @@ fn verified_load_of_fio() {
         let upstream = secure.nbdkit(&["memory", "16M"]);
         let front = secure.forward(over, upstream.socket(), &[]);
         for block_size in ["4k", "256k"] {
-            verified_load(&front, block_size);
+            verified_load(&front.uri(), block_size, 2);
         }
     }
-}
-
-/// Two jobs, each with its own connection and sixteen requests in flight on its own part of the disk.
-fn verified_load(front: &Through, block_size: &str) {
-    let uri = format!("--uri={}", front.uri());
-    let block_size = format!("--bs={block_size}");
-    program(
-        "fio",
-        &[
-            "--name=verified",
-            "--ioengine=nbd",
-            &uri,
-            "--rw=randwrite",
-            &block_size,
-            "--size=4M",
-            "--offset_increment=4M",
-            "--numjobs=2",
-            "--iodepth=16",
-            "--verify=crc32c",
-            "--verify_fatal=1",
-            "--do_verify=1",
-            // It would leave its state in the directory of the tests.
-            "--verify_state_save=0",
-            "--randseed=7",
-        ],
-    );
 }
 
 /// Python that writes and reads 64 MiB at once, not aligned to anything.

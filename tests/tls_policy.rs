@@ -167,7 +167,10 @@ fn required_and_refused() {
     for reply in REFUSALS {
         let line = stage.refuses_after_the_wish(move |peer| {
             wished(peer)?;
-            peer.reply(opt::STARTTLS, reply, b"no lock\x1b on this door")
+            peer.reply(opt::STARTTLS, reply, b"no lock\x1b on this door")?;
+            // The conversation is in order, so it is ended in order.
+            assert_eq!(peer.option()?.option, opt::ABORT);
+            Ok(())
         });
         says(
             &line,
@@ -517,6 +520,7 @@ fn questions_for_exports_are_not_asked_without_tls() {
         drop(stage.server.play(|peer| {
             wished(peer)?;
             peer.reply(opt::STARTTLS, rep::ERR_UNSUP, b"")?;
+            assert_eq!(peer.option()?.option, opt::ABORT);
             peer.expect_closed()
         }));
     }
@@ -527,7 +531,7 @@ fn questions_for_exports_are_not_asked_without_tls() {
     assert!(!recordings.is_empty(), "the plugin asked for TLS");
     for recording in &recordings {
         wish(recording);
-        assert_eq!(recording.to_server.len(), WISH);
+        assert_eq!(recording.to_server[WISH..], goodbye());
     }
 }
 

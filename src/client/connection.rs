@@ -425,6 +425,7 @@ impl Connection {
         }
         let result = flight.reply.finish();
         if let Err(WireError::Server { errno, .. }) = &result {
+            // spec: Terminating the transmission phase: MUST: NBD_ESHUTDOWN is answered by NBD_CMD_DISC
             if *errno == NbdErrno::ESHUTDOWN {
                 let announced = self
                     .closing

@@ -323,9 +323,17 @@ impl Lasting {
             }
             self.check(operation, slice, outage)?;
             if !counts && !operation.again {
-                // Behind others' changes, and never sent.
-                let until =
-                    *ordered.get_or_insert_with(|| Deadline::after_maybe(operation.timeout));
+                // Behind others' changes, and never sent. The one in front may have waited itself, and
+                // has to pass its own deadline before the connection counts as lost: that is no end of
+                // this one.
+                let until = *ordered.get_or_insert_with(|| {
+                    let limit = match operation.hurried {
+                        true => Some(Duration::ZERO),
+                        false => operation.limit,
+                    };
+                    let both = operation.timeout.zip(limit);
+                    Deadline::after_maybe(both.map(|(one, other)| one.saturating_add(other)))
+                });
                 if until.has_passed() {
                     return Err(Error::Crowded {
                         server: self.server().clone(),

@@ -80,6 +80,8 @@ pub fn describe_default(server: &Server, options: &Options) -> Result<Described,
 /// side, so that it can get rid of its reply and need not complain of us. The reply may be missing;
 /// it is of no interest.
 fn leave(stream: &Stream) {
+    // spec: Termination of the session: MUST: NBD_OPT_ABORT is followed by the end of TLS and of the connection
+    // spec: Termination of the session: SHOULD: TLS is ended before the connection is
     // Under TLS this says so there, too: servers complain of who leaves without a word.
     stream.finish_sending();
     let deadline = Deadline::after(LEAVE_TIMEOUT);
@@ -254,7 +256,11 @@ fn shake_hands(
                     .receive_exact(&mut bytes, deadline)
                     .map_err(|error| broken(machine, error))?;
                 if let Err(error) = machine.received(&bytes) {
-                    if matches!(error, handshake::Error::Refused(_)) {
+                    use handshake::Error::{Refused, TlsRefused};
+                    if matches!(error, Refused(_) | TlsRefused(_)) {
+                        // spec: Termination of the session: MUST: NBD_REP_ERR_SHUTDOWN is answered by NBD_OPT_ABORT
+                        // spec: Termination of the session: MUST: who does not want to go on says NBD_OPT_ABORT
+                        // spec: Termination of the session: MUST NOT: no closing without it where it can be said
                         // The connection is healthy, and servers like to be told.
                         let abort = encode_option(OptionType::ABORT, &[]);
                         if stream.send_all(&abort, deadline).is_ok() {
@@ -267,6 +273,8 @@ fn shake_hands(
             Step::StartTls => {
                 let tls = tls.expect("the machine asks for it only where the policy allows it");
                 let proof = stream
+                    // spec: Client-side requirements: MUST: there is no way back from a TLS handshake that failed
+                    // spec: Termination of the session: MUST: a failed TLS handshake ends without NBD_OPT_ABORT
                     .start_tls(tls, deadline)
                     .map_err(|error| broken(machine, error))?;
                 machine.tls_established(proof);

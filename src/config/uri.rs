@@ -25,6 +25,7 @@ use crate::proto::name::ExportName;
 use crate::transport::ssh::{self, Far, Route};
 use crate::transport::unix;
 
+// spec: Newstyle negotiation: SHOULD: port 10809 unless told otherwise
 /// Where IANA puts NBD servers; also the port of a vsock URI that names none.
 const DEFAULT_PORT: u16 = 10809;
 /// The host of a virtual machine: `VMADDR_CID_HOST` of vsock(7).

@@ -297,6 +297,7 @@ impl Reply {
             (ChunkType::BLOCK_STATUS, Command::BLOCK_STATUS) if length % 8 == 4 => {
                 self.body = Body::ContextId { left: length - 4 };
             }
+            // spec: Structured reply types: MUST: an unknown type of error is an error
             (error, _) if error.is_error() && length >= 6 => {
                 self.spend(length)?;
                 let offset = if error == ChunkType::ERROR_OFFSET {
@@ -340,6 +341,7 @@ impl Reply {
             Command::READ => self.request.length,
             _ => 0,
         };
+        // spec: Size constraints: SHOULD NOT: 32 MiB are no attack
         DEFAULT_MAX_PAYLOAD.max(asked).saturating_add(MAX_OVERHEAD)
     }
 
@@ -350,6 +352,7 @@ impl Reply {
             Body::DataOffset { data } => {
                 let offset = reader.u64()?;
                 match self.cover(ChunkType::OFFSET_DATA, offset, data) {
+                    // spec: Request types: MUST: chunks are put together by their offsets
                     Ok(at) => self.body = Body::Data { at, left: data },
                     Err(fault) => return Some(self.refuse(fault, data)),
                 }
@@ -438,6 +441,8 @@ impl Reply {
             }
             status.described += u64::from(length);
             if status.descriptors.len() < MAX_DESCRIPTORS {
+                // spec: `base:allocation` metadata context: MUST: unknown status flags are ignored
+                // spec: Request types: SHOULD: neighbouring descriptors may have the same status
                 status.descriptors.push(Descriptor {
                     length,
                     status: Allocation::from_bits_truncate(bits),

@@ -26,15 +26,18 @@ pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 /// Zero bytes that follow the flags of an oldstyle greeting, and of an `NBD_OPT_EXPORT_NAME`
 /// answer where `NBD_FLAG_C_NO_ZEROES` was not agreed.
 pub const PADDING: usize = 124;
+// spec: Conventions: MUST: no string of more than 4096 bytes
 /// Longest string that the protocol allows, in bytes.
 pub const MAX_STRING: usize = 4096;
 /// Most bytes of a text from a server that a message quotes.
 pub const MAX_TEXT: usize = 200;
+// spec: Size constraints: SHOULD: 32 MiB at most where the server names no maximum
 /// Largest payload of a request or reply that may be assumed where the server advertises none.
 pub const DEFAULT_MAX_PAYLOAD: u32 = 32 * 1024 * 1024;
 /// Largest export size that nbdkit, and nearly every host, can express.
 pub const MAX_EXPORT_SIZE: u64 = i64::MAX as u64;
 
+// spec: Option types: MUST: a query for contexts begins with a namespace and a colon
 /// The one metadata context that this client asks for.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 
@@ -154,8 +157,10 @@ codes! {
         READ = 0 => "NBD_CMD_READ",
         /// Write bytes.
         WRITE = 1 => "NBD_CMD_WRITE",
+        // spec: Request types: MUST: offset and length of NBD_CMD_DISC are zero
         /// Disconnect; has no reply.
         DISC = 2 => "NBD_CMD_DISC",
+        // spec: Request types: MUST: offset and length of NBD_CMD_FLUSH are zero
         /// Make every answered write permanent.
         FLUSH = 3 => "NBD_CMD_FLUSH",
         /// The bytes are no longer needed.
@@ -214,22 +219,28 @@ bitflags! {
         const HAS_FLAGS = 1 << 0;
         /// Nothing may be written.
         const READ_ONLY = 1 << 1;
+        // spec: Request types: MUST NOT: no NBD_CMD_FLUSH unless NBD_FLAG_SEND_FLUSH
         /// `NBD_CMD_FLUSH` is there.
         const SEND_FLUSH = 1 << 2;
         /// `NBD_CMD_FLAG_FUA` is there.
         const SEND_FUA = 1 << 3;
         /// The medium prefers sequential access.
         const ROTATIONAL = 1 << 4;
+        // spec: Request types: MUST NOT: no NBD_CMD_TRIM unless NBD_FLAG_SEND_TRIM
         /// `NBD_CMD_TRIM` is there.
         const SEND_TRIM = 1 << 5;
+        // spec: Request types: MUST NOT: no NBD_CMD_WRITE_ZEROES unless NBD_FLAG_SEND_WRITE_ZEROES
         /// `NBD_CMD_WRITE_ZEROES` is there.
         const SEND_WRITE_ZEROES = 1 << 6;
         /// `NBD_CMD_FLAG_DF` is there.
         const SEND_DF = 1 << 7;
+        // spec: Transmission flags: SHOULD NOT: one client uses one connection without NBD_FLAG_CAN_MULTI_CONN
         /// A flush on one connection covers the writes of all.
         const CAN_MULTI_CONN = 1 << 8;
         /// `NBD_CMD_CACHE` is there.
         const SEND_CACHE = 1 << 10;
+        // spec: Transmission flags: MUST NOT: no NBD_CMD_FLAG_FAST_ZERO unless NBD_FLAG_SEND_FAST_ZERO
+        // spec: Request types: MUST NOT: no NBD_CMD_FLAG_FAST_ZERO unless NBD_FLAG_SEND_FAST_ZERO
         /// `NBD_CMD_FLAG_FAST_ZERO` is there.
         const SEND_FAST_ZERO = 1 << 11;
     }
@@ -247,14 +258,17 @@ bitflags! {
     /// Flags of one request.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct CommandFlags: u16 {
+        // spec: Command flags: SHOULD NOT: NBD_CMD_FLAG_FUA only with what writes
         /// Answer only when the data is permanent.
         const FUA = 1 << 0;
+        // spec: Command flags: SHOULD: NBD_CMD_FLAG_NO_HOLE where no hole is wanted
         /// Zeroes must stay allocated.
         const NO_HOLE = 1 << 1;
         /// One data chunk only.
         const DF = 1 << 2;
         /// One block descriptor only.
         const REQ_ONE = 1 << 3;
+        // spec: Command flags: MUST NOT: no NBD_CMD_FLAG_FAST_ZERO unless the server has it
         /// Fail rather than write zeroes slowly.
         const FAST_ZERO = 1 << 4;
     }

@@ -36,6 +36,7 @@ impl NbdErrno {
             Self::EOVERFLOW => libc::EOVERFLOW,
             Self::ENOTSUP => libc::ENOTSUP,
             Self::ESHUTDOWN => libc::ESHUTDOWN,
+            // spec: Error values: SHOULD: an unexpected error is NBD_EINVAL, and no reason to disconnect
             _ => libc::EINVAL,
         }
     }

@@ -6,10 +6,12 @@ use super::name::ExportName;
 /// An export as the server described it, after everything that contradicts the rest was masked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
+    // spec: Size constraints: MUST NOT: no request past the end of the export
     /// Bytes. Need not be a whole number of minimum blocks.
     pub size: u64,
     /// Abilities.
     pub flags: TransmissionFlags,
+    // spec: Size constraints: MUST: size constraints that were asked for are obeyed
     /// Block size constraints, where the server sent legal ones.
     pub block_sizes: Option<BlockSizes>,
     /// The name that the server gives the export, where it said so.
@@ -18,6 +20,9 @@ pub struct Export {
     pub description: Option<String>,
     /// Whether reads are answered by structured replies.
     pub structured: bool,
+    // spec: Metadata querying: MUST NOT: no NBD_CMD_BLOCK_STATUS without a context, agreed for this export
+    // spec: Option types: MUST NOT: no NBD_CMD_BLOCK_STATUS unless the last NBD_OPT_SET_META_CONTEXT gave a context
+    // spec: Request types: MUST NOT: no NBD_CMD_BLOCK_STATUS without a context, agreed for this export
     /// Identity of the `base:allocation` metadata context on this connection.
     pub base_allocation: Option<u32>,
 }
@@ -52,6 +57,7 @@ impl Export {
             && self.description == other.description
     }
 
+    // spec: Transmission flags: MUST NOT: what a flag exposes is not used without the flag
     /// Whether the server has all of `flags`.
     pub fn can(&self, flags: TransmissionFlags) -> bool {
         self.flags.contains(flags)
@@ -65,6 +71,7 @@ impl Export {
     /// Whether a request for this range keeps to the server's minimum block. Where the export ends
     /// within a block no request for that block can; those are asked for as they are.
     pub fn is_aligned(&self, offset: u64, length: u64) -> bool {
+        // spec: Size constraints: MUST: offset and length are multiples of the minimum block size
         // A power of two.
         let block = u64::from(self.minimum_block());
         let odd = |bytes: u64| bytes & (block - 1);
@@ -73,6 +80,7 @@ impl Export {
 
     /// Largest length of one read or write, bytes: a whole number of minimum blocks.
     pub fn maximum_payload(&self) -> u32 {
+        // spec: Size constraints: MUST NOT: no payload above the maximum
         match self.block_sizes {
             Some(sizes) => sizes.maximum - sizes.maximum % sizes.minimum,
             None => DEFAULT_MAX_PAYLOAD,

@@ -8,6 +8,9 @@
 
 use std::fmt;
 
+// spec: Baseline: MUST: no TLS, fixed newstyle, NBD_OPT_INFO, GO, ABORT and LIST
+// spec: Baseline: MUST: simple replies, NBD_CMD_READ, WRITE and DISC
+// spec: Baseline: MUST: everything else is negotiated first
 pub mod chunks;
 pub mod codec;
 pub mod consts;

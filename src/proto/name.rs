@@ -18,6 +18,7 @@ impl ExportName {
     /// with a NUL.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Option<Self> {
         let bytes = bytes.into();
+        // spec: Conventions: MUST NOT: no NUL in a string
         (bytes.len() <= MAX_STRING && !bytes.contains(&0)).then_some(Self(bytes))
     }
 

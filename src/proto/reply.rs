@@ -105,6 +105,7 @@ fn simple(mut reader: Reader<'_>) -> Option<Header> {
 }
 
 fn chunk(mut reader: Reader<'_>) -> Option<Header> {
+    // spec: Structured reply flags: MUST: unknown flags are ignored
     let flags = ChunkFlags::from_bits_truncate(reader.u16()?);
     let kind = ChunkType(reader.u16()?);
     let cookie = Cookie(reader.u64()?);

@@ -8,6 +8,7 @@ use super::consts::{Command, CommandFlags, REQUEST_MAGIC};
 /// Length of a request header, bytes.
 pub const REQUEST_LENGTH: usize = 28;
 
+// spec: Transmission: SHOULD: a cookie differs from all others in flight
 /// Names a request in flight. Opaque to the server, which repeats it in every reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cookie(pub u64);
@@ -27,6 +28,7 @@ pub struct Request {
     pub flags: CommandFlags,
     /// Where, bytes from the start of the export.
     pub offset: u64,
+    // spec: Request types: SHOULD NOT: no length of 0 to read, write, trim, zero or ask about
     /// How much, bytes.
     pub length: u32,
 }
@@ -42,11 +44,13 @@ impl Request {
         }
     }
 
+    // spec: Command flags: MUST NOT: no flag that the command does not have
     /// The same request with flags.
     pub fn with(self, flags: CommandFlags) -> Self {
         Self { flags, ..self }
     }
 
+    // spec: Request types: MUST: the header of a write is followed by so many bytes
     /// The header to send. A write is followed by its payload.
     pub fn encode(&self, cookie: Cookie) -> [u8; REQUEST_LENGTH] {
         let mut header = [0; REQUEST_LENGTH];

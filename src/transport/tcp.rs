@@ -55,6 +55,7 @@ fn open_one(
     }
     let stream = Stream::new(fd).finish_connecting(deadline)?;
     // Requests are sent whole, so waiting for more to send would only cost time.
+    // spec: Protocol phases: SHOULD: no waiting for more to send (TCP_NODELAY)
     set_tcp_nodelay(stream.as_fd(), true).map_err(Error::io("setsockopt"))?;
     keepalive::apply(stream.as_fd(), keepalive).map_err(Error::io("setsockopt"))?;
     Ok(stream)

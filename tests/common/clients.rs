@@ -30,6 +30,50 @@ pub fn nbdsh_command() -> Command {
     command
 }
 
+/// The canonical name that a client is told when it asks INFO about the empty name.
+pub fn canonical_name(socket: &Path) -> String {
+    let script = format!(
+        "
+h.set_opt_mode(True)
+h.set_full_info(True)
+h.connect_unix('{}')
+h.opt_info()
+print(h.get_canonical_export_name())
+h.opt_abort()
+",
+        socket.display()
+    );
+    nbdsh_unconnected(&script).trim_end().to_owned()
+}
+
+/// A load of fio's own NBD client, every block of which carries a checksum that is verified when it is
+/// read back: so many jobs, each with its own connection and sixteen requests in flight on its own 4 MiB.
+pub fn verified_load(uri: &str, block_size: &str, jobs: u32) {
+    let uri = format!("--uri={uri}");
+    let block_size = format!("--bs={block_size}");
+    let jobs = format!("--numjobs={jobs}");
+    program(
+        "fio",
+        &[
+            "--name=verified",
+            "--ioengine=nbd",
+            &uri,
+            "--rw=randwrite",
+            &block_size,
+            "--size=4M",
+            "--offset_increment=4M",
+            &jobs,
+            "--iodepth=16",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--do_verify=1",
+            // It would leave its state in the directory of the tests.
+            "--verify_state_save=0",
+            "--randseed=7",
+        ],
+    );
+}
+
 /// Runs nbdcopy, which must succeed.
 pub fn nbdcopy(args: &[&str]) {
     run_ok(Command::new("nbdcopy").args(args), LIMIT);

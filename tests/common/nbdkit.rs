@@ -7,6 +7,7 @@ use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::clients::LIMIT;
 use super::process::{Guarded, eventually};
 
 /// How long a server may take until it listens. Generous: the machine may be busy.
@@ -99,6 +100,22 @@ impl Nbdkit {
         self.process.stderr()
     }
 
+    /// The one line that explains what went wrong; there must not be another.
+    pub fn explanation(&self) -> String {
+        explanation(&self.stderr())
+    }
+
+    /// Tells nbdkit to end, which it must do well.
+    pub fn ends_well(&mut self) {
+        self.signal(libc::SIGTERM);
+        let status = self.wait_timeout(LIMIT);
+        assert!(
+            status.is_some_and(|status| status.success()),
+            "{status:?}: {}",
+            self.stderr()
+        );
+    }
+
     /// Whether nbdkit is still running.
     pub fn alive(&mut self) -> bool {
         self.process.alive()
@@ -173,4 +190,15 @@ pub fn plugin_args(args: &[&str]) -> Vec<String> {
     all.push(super::plugin().display().to_string());
     all.extend(parameters.into_iter().map(str::to_owned));
     all
+}
+
+/// The one line of a log that explains what went wrong; there must not be another. nbdkit puts
+/// `error: ` before warnings, too.
+pub fn explanation(log: &str) -> String {
+    let errors: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("error: ") && !line.contains("error: warning: "))
+        .collect();
+    assert_eq!(errors.len(), 1, "one explanation:\n{log}");
+    errors[0].to_owned()
 }

@@ -76,6 +76,17 @@ impl Sshd {
         format!("{}@127.0.0.1:{}", user.trim_end(), self.port)
     }
 
+    /// Lets our ssh find this server also by the name of another host.
+    pub fn answers_to(&self, host: &str) {
+        let path = self.path("ssh_config");
+        let mut config = fs::read_to_string(&path).expect("read");
+        config.push_str(&format!(
+            "Host {host}\nHostName 127.0.0.1\nPort {}\n",
+            self.port
+        ));
+        fs::write(path, config).expect("write");
+    }
+
     /// What nbdkit needs to find our ssh.
     pub fn prepare(&self, command: &mut Command) {
         let path = std::env::var("PATH").unwrap_or_default();

@@ -135,11 +135,5 @@ pub fn size(front: &Nbdkit) -> String {
 
 /// Tells nbdkit to end, which it must do well.
 pub fn end(front: &mut Nbdkit) {
-    front.signal(libc::SIGTERM);
-    let status = front.wait_timeout(LIMIT);
-    assert!(
-        status.is_some_and(|status| status.success()),
-        "{status:?}: {}",
-        front.stderr()
-    );
+    front.ends_well();
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::clients::{LIMIT, text};
 use super::front::{Front, Refused};
-use super::nbdkit::Nbdkit;
+use super::nbdkit::{Nbdkit, explanation};
 use super::process::run;
 use super::upstream::{Server, qemu_nbd};
 
@@ -60,7 +60,7 @@ pub fn refused(nbdkit: &Nbdkit) -> String {
     if Front::open(nbdkit.socket()).is_ok() {
         panic!("opened:\n{}", nbdkit.stderr());
     }
-    reason(&nbdkit.stderr()[before..])
+    explanation(&nbdkit.stderr()[before..])
 }
 
 /// nbdkit with the plugin and these parameters must not start; returns the one line in which it says why.
@@ -76,17 +76,7 @@ pub fn refused_at_start(parameters: &[&str]) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.stdout, b"", "{command:?}\n{stderr}");
     assert_eq!(output.status.code(), Some(1), "{command:?}\n{stderr}");
-    reason(&stderr)
-}
-
-/// The one line of a log that is an error, and not a warning only.
-fn reason(log: &str) -> String {
-    let errors: Vec<&str> = log
-        .lines()
-        .filter(|line| line.contains("error: ") && !line.contains("error: warning: "))
-        .collect();
-    assert_eq!(errors.len(), 1, "one explanation:\n{log}");
-    errors[0].to_owned()
+    explanation(&stderr)
 }
 
 /// Asserts that a line has all of these in it.

@@ -25,6 +25,7 @@ impl Connection {
         if self.lost.get().is_some() {
             return;
         }
+        // spec: Terminating the transmission phase: SHOULD: nothing is in flight when NBD_CMD_DISC is sent
         self.disconnect(deadline);
         let mut scrap = [0; 4096];
         let ended = loop {
@@ -115,6 +116,8 @@ impl Connection {
         if let Err(error) = self.stream.send_all(&goodbye, deadline) {
             log::debug!("{}: NBD_CMD_DISC: {error}", self.server);
         }
+        // spec: Request types: MUST NOT: nothing is sent after NBD_CMD_DISC
+        // spec: Terminating the transmission phase: SHOULD: TLS is ended before the connection is
         self.stream.finish_sending();
     }
 }

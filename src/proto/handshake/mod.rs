@@ -335,6 +335,7 @@ fn enter(size: u64, flags: u16, structured: bool) -> Result<Export, Violation> {
     if size > MAX_EXPORT_SIZE {
         return Err(Violation::Size(size));
     }
+    // spec: Transmission flags: SHOULD: unknown flags are ignored
     let flags = TransmissionFlags::from_bits_truncate(flags);
     Ok(Export::new(size, flags, structured))
 }

@@ -112,13 +112,19 @@ impl Newstyle {
     /// Answers the handshake flags with those of them that we know, and asks the first option.
     fn flags(&mut self, bytes: &[u8]) -> Result<Progress, Error> {
         let offered = Reader::new(bytes).u16().unwrap_or_default();
+        // spec: Newstyle negotiation: SHOULD: unknown handshake flags are ignored
         self.flags = HandshakeFlags::from_bits_truncate(offered);
         log::debug!("newstyle server, handshake flags 0x{offered:04x}");
         let fixed = self.flags.contains(HandshakeFlags::FIXED_NEWSTYLE);
         if self.goal.tls == TlsPolicy::Require && !fixed {
             return Err(Error::NoTls("newstyle handshake without options"));
         }
+        // spec: Fixed newstyle negotiation: SHOULD: the client says that it knows fixed newstyle
+        // spec: Client flags: SHOULD: NBD_FLAG_C_FIXED_NEWSTYLE is set
+        // spec: Client flags: MUST NOT: NBD_FLAG_C_NO_ZEROES only in answer to NBD_FLAG_NO_ZEROES
+        // spec: Client flags: MUST NOT: no other flag is set
         let mut say = u32::from(self.flags.bits()).to_be_bytes().to_vec();
+        // spec: Client-side requirements: MUST NOT: no NBD_OPT_STARTTLS unless both sides know fixed newstyle
         if !fixed {
             if self.goal.tls == TlsPolicy::Allow {
                 log::warn!(target: IN_CLEAR, "the server has no TLS; going on in clear");
@@ -130,6 +136,9 @@ impl Newstyle {
         } else if self.goal.tls == TlsPolicy::Off {
             say.extend(self.ask_for_goal());
         } else {
+            // spec: Client-side requirements: SHOULD: who prefers TLS asks for it first of all
+            // spec: Option types: SHOULD: NBD_OPT_STARTTLS before all options that have a lasting effect
+            // spec: Server-side requirements: MUST NOT: what an earlier connection said of TLS does not count
             say.extend(self.ask(OptionType::STARTTLS));
         }
         Ok(Progress::Say(say))
@@ -147,6 +156,9 @@ impl Newstyle {
 
     /// The option that opens the export.
     fn opening(&self) -> OptionType {
+        // spec: Option types: SHOULD: NBD_OPT_GO rather than NBD_OPT_EXPORT_NAME
+        // spec: Client-side requirements: SHOULD: NBD_OPT_GO rather than NBD_OPT_EXPORT_NAME, if the client has TLS
+        // spec: Size constraints: MUST: NBD_OPT_GO where the server knows it, if size constraints are honoured
         match self.goal.ladder.go {
             true => OptionType::GO,
             false => OptionType::EXPORT_NAME,
@@ -182,12 +194,15 @@ impl Newstyle {
 
     /// Goes on under TLS. Nothing was negotiated before it, so nothing has to be forgotten.
     pub fn tls_established(&mut self, proof: TlsEstablished) -> Vec<u8> {
+        // spec: Client-side requirements: MUST NOT: no NBD_OPT_STARTTLS under TLS
+        // spec: Option types: MUST: what was agreed before TLS is agreed again under it
         self.tls = Some(proof);
         self.ask_for_goal()
     }
 
     /// The last gate: where TLS is required, nobody passes without the proof of it.
     fn check_protected(&self) -> Result<(), Error> {
+        // spec: Protocol downgrade attacks: SHOULD: nothing that matters before TLS, where TLS is wanted
         match (self.goal.tls, &self.tls) {
             (TlsPolicy::Require, None) => Err(Error::NoTls("handshake in clear")),
             _ => Ok(()),
@@ -197,6 +212,11 @@ impl Newstyle {
     /// Forms the request for an option and prepares for its replies.
     fn ask(&mut self, option: OptionType) -> Vec<u8> {
         let export = &self.goal.export;
+        // spec: Fixed newstyle negotiation: MUST NOT: no option before the last reply to the one before it
+        // spec: Fixed newstyle negotiation: SHOULD NOT: what changes the state of the server is not asked twice
+        // spec: Option types: MUST NOT: NBD_OPT_LIST has no data
+        // spec: Option types: MUST NOT: NBD_OPT_STARTTLS has no data
+        // spec: Option types: MUST NOT: NBD_OPT_STRUCTURED_REPLY has no data
         let data = match option {
             OptionType::GO | OptionType::INFO => options::go(export),
             OptionType::SET_META_CONTEXT => options::set_meta_context(export),
@@ -276,10 +296,15 @@ impl Newstyle {
         }
         match self.asking {
             OptionType::STARTTLS => {
+                // spec: Client-side requirements: MUST: NBD_REP_ACK to NBD_OPT_STARTTLS is followed by TLS at once
                 self.stage = Stage::StartTls;
                 Ok(Progress::Say(Vec::new()))
             }
             OptionType::STRUCTURED_REPLY => {
+                // spec: Metadata querying: MUST: structured replies before metadata contexts
+                // spec: Metadata querying: MUST: contexts are chosen before they are asked about
+                // spec: Option types: MUST NOT: no NBD_OPT_SET_META_CONTEXT before structured replies
+                // spec: Option types: MUST NOT: nothing that needs structured replies without them
                 self.structured = true;
                 Ok(Progress::Say(self.ask(OptionType::SET_META_CONTEXT)))
             }
@@ -298,6 +323,7 @@ impl Newstyle {
                 Ok(leave(Outcome::Described(Described { canonical_name })))
             }
             _ => {
+                // spec: Option types: MUST NOT: no option after an NBD_OPT_GO that succeeded
                 let info = std::mem::take(&mut self.info);
                 let export = Box::new(info.enter(self.structured, self.context)?);
                 Ok(Progress::Finish(Vec::new(), Outcome::Export(export)))
@@ -330,12 +356,15 @@ impl Newstyle {
         log::debug!("{refusal}");
         match self.asking {
             OptionType::STARTTLS => self.tls_refused(refusal),
+            // spec: Option types: SHOULD: NBD_REP_ERR_UNSUP to NBD_OPT_STRUCTURED_REPLY means simple replies
             OptionType::STRUCTURED_REPLY => Ok(Progress::Say(self.ask(self.opening()))),
             OptionType::SET_META_CONTEXT => {
                 // Contexts named before the error are void.
                 self.context = None;
                 Ok(Progress::Say(self.ask(self.opening())))
             }
+            // spec: Option types: SHOULD: NBD_REP_ERR_UNSUP to NBD_OPT_GO leads to NBD_OPT_EXPORT_NAME
+            // spec: Maximum interoperability: SHOULD: NBD_OPT_EXPORT_NAME beside NBD_OPT_GO
             OptionType::GO if reply == OptionReply::ERR_UNSUP => {
                 self.info = Info::default();
                 Ok(Progress::Say(self.ask(OptionType::EXPORT_NAME)))
@@ -348,12 +377,15 @@ impl Newstyle {
     /// in three ways: that they do not know the option, that they were built without TLS, or that
     /// their set-up forbids it.
     fn tls_refused(&mut self, refusal: Refusal) -> Result<Progress, Error> {
+        // spec: Client-side requirements: MUST: servers without TLS, with it by choice and by force are all dealt with
+        // spec: Client-side requirements: MUST: after a refusal of TLS go on in clear or leave
         let none = [
             OptionReply::ERR_UNSUP,
             OptionReply::ERR_PLATFORM,
             OptionReply::ERR_POLICY,
         ]
         .contains(&refusal.reply);
+        // spec: Client-side requirements: SHOULD: who wants nothing but TLS leaves when it is refused
         if self.goal.tls == TlsPolicy::Require {
             return Err(Error::TlsRefused(refusal));
         }
@@ -413,5 +445,7 @@ impl Newstyle {
 /// Ends a handshake that will not enter transmission. The answer to `NBD_OPT_ABORT` may be
 /// missing, so nobody waits for it.
 fn leave(outcome: Outcome) -> Progress {
+    // spec: Option types: SHOULD NOT: NBD_OPT_ABORT has no data
+    // spec: Option types: SHOULD: NBD_OPT_ABORT may be answered by closing
     Progress::Finish(encode_option(OptionType::ABORT, &[]), outcome)
 }

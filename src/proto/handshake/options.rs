@@ -11,6 +11,10 @@ use crate::proto::name::ExportName;
 /// Data of `NBD_OPT_GO` and `NBD_OPT_INFO`: the export's name and the facts we want. Asking for block sizes is the
 /// promise to obey them.
 pub fn go(export: &ExportName) -> Vec<u8> {
+    // spec: Size constraints: SHOULD: who honours size constraints asks for NBD_INFO_BLOCK_SIZE
+    // spec: Maximum interoperability: SHOULD: size constraints are asked for
+    // spec: Option types: MUST NOT: no information is asked for twice
+    // spec: Option types: MUST: the length of the name leaves room for what follows
     let wanted = [InfoType::BLOCK_SIZE, InfoType::NAME, InfoType::DESCRIPTION];
     wanted
         .iter()
@@ -35,6 +39,7 @@ pub fn set_meta_context(export: &ExportName) -> Vec<u8> {
 /// Reads an `NBD_REP_META_CONTEXT` payload: the id, if it is the context that we asked for.
 pub fn meta_context(payload: &[u8]) -> Option<u32> {
     let mut reader = Reader::new(payload);
+    // spec: Option types: MUST: the id of a context is opaque, and of one connection
     let id = reader.u32()?;
     (reader.rest() == BASE_ALLOCATION.as_bytes()).then_some(id)
 }
@@ -59,6 +64,9 @@ pub fn info(info: &mut Info, payload: &[u8]) -> Result<(), Violation> {
         length: payload.len() as u32,
     };
     let mut reader = Reader::new(payload);
+    // spec: Option types: MUST: information of an unknown type is ignored
+    // spec: Option reply types: MUST NOT: information comes in any order
+    // spec: Option reply types: MUST: information of an unknown type is ignored
     let kind = InfoType(reader.u16().ok_or(wrong_length.clone())?);
     match kind {
         InfoType::EXPORT => {

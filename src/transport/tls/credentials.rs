@@ -49,6 +49,10 @@ impl<'a> Prepared<'a> {
         let mut builder =
             SslContextBuilder::new(SslMethod::tls_client()).map_err(openssl("context"))?;
         builder
+            // spec: TLS versions: MUST: TLS 1.2
+            // spec: TLS versions: SHOULD: later versions too
+            // spec: TLS versions: SHOULD NOT: no older ones
+            // spec: Maximum interoperability: SHOULD: TLS
             .set_min_proto_version(Some(SslVersion::TLS1_2))
             .map_err(openssl("protocol version"))?;
         builder.set_options(SslOptions::NO_COMPRESSION | SslOptions::NO_RENEGOTIATION);
