@@ -323,9 +323,7 @@ impl Lasting {
             }
             self.check(operation, slice, outage)?;
             if !counts && !operation.again {
-                // Behind others' changes, and never sent. The one in front may have waited itself, and
-                // has to pass its own deadline before the connection counts as lost: that is no end of
-                // this one.
+                // Behind others' changes, and never sent. Whatever is in front may have waited itself.
                 let until = *ordered.get_or_insert_with(|| {
                     let limit = match operation.hurried {
                         true => Some(Duration::ZERO),
