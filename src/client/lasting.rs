@@ -473,6 +473,11 @@ impl Lasting {
                 .is_none_or(|way| matches!(way.phase, Phase::Over))
     }
 
+    /// Whether it was closed. Until then something may have to be said in the end.
+    pub(super) fn is_closed(&self) -> bool {
+        !self.resume().lock().ways.contains_key(&self.way)
+    }
+
     /// Looks after requests that wait for long, after what is unflushed with nobody asking for
     /// anything, and after an outage without a thread.
     pub(super) fn inspect(self: &Arc<Self>) -> bool {
