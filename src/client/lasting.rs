@@ -475,6 +475,17 @@ impl Lasting {
                 .is_none_or(|way| matches!(way.phase, Phase::Over))
     }
 
+    /// Whether there is nothing to be done for it any more. A connection that is there when the session
+    /// ends may have requests in flight, which wait for as long as somebody wants an answer.
+    pub(super) fn is_gone(&self) -> bool {
+        let inner = self.resume().lock();
+        match inner.ways.get(&self.way).map(|way| &way.phase) {
+            Some(Phase::Up(_)) => false,
+            Some(Phase::New | Phase::Away(_)) => inner.core.doom().is_some(),
+            Some(Phase::Over) | None => true,
+        }
+    }
+
     /// Looks after requests that wait for long, after what is unflushed with nobody asking for
     /// anything, and after an outage without a thread.
     pub(super) fn inspect(self: &Arc<Self>) -> bool {

@@ -126,7 +126,7 @@ impl Links {
     pub(super) fn are_gone(&self) -> bool {
         match &self.way {
             Way::Plain(plain) => plain.is_gone(),
-            Way::Lasting(lasting) => lasting.is_over(),
+            Way::Lasting(lasting) => lasting.is_gone(),
         }
     }
 
