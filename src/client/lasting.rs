@@ -18,7 +18,7 @@ use super::connection::Connection;
 use super::error::{Cause, Error, Lost, Outage, Server};
 use super::helpers::Helpers;
 use super::loan::Buffer;
-use super::resume::{Away, Inner, Pass, Phase, Resume, SLICE, Terms, Up, WayId};
+use super::resume::{Away, Inner, Pass, Phase, Resume, SLICE, Terms, Up, Way, WayId};
 use super::volume::Volume;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
@@ -539,14 +539,12 @@ impl Lasting {
     /// Leaves: flushes what this way wrote, and says goodbye. A server that is lost is not waited for.
     pub(super) fn close(self: &Arc<Self>, deadline: Deadline) {
         let resume = self.resume();
-        let up = match resume.lock().ways.get(&self.way).map(|way| &way.phase) {
-            Some(Phase::Up(up)) => Some(up.clone()),
-            _ => None,
-        };
-        let deadline = up
-            .as_ref()
+        let deadline = self
+            .up()
             .and_then(|up| up.connection.grace())
             .unwrap_or(deadline);
+        self.await_own_flush(deadline);
+        let up = self.up();
         let idle = up.as_ref().is_none_or(|up| up.connection.is_idle());
         if let Some(up) = up.as_ref().filter(|_| self.can_flush() && idle) {
             if resume.lock().core.wants_flush(up.member) {
@@ -596,6 +594,29 @@ impl Lasting {
             Some(connection) if self.own.load(Ordering::Acquire) > 0 => connection.give_up(),
             Some(_) => log::debug!("{}: left with requests in flight", self.server()),
             None => (),
+        }
+    }
+}
+
+impl Lasting {
+    fn up(&self) -> Option<Up> {
+        match &self.resume().lock().ways.get(&self.way)?.phase {
+            Phase::Up(up) => Some(up.clone()),
+            _ => None,
+        }
+    }
+
+    /// A flush of our own that is on its way is the one that whoever leaves would ask for.
+    fn await_own_flush(&self, deadline: Deadline) {
+        let resume = self.resume();
+        let mut inner = resume.lock();
+        while self.own.load(Ordering::Acquire) > 0 && !deadline.has_passed() {
+            let is_up = |way: &Way| matches!(way.phase, Phase::Up(_));
+            if !inner.ways.get(&self.way).is_some_and(is_up) {
+                break;
+            }
+            let most = deadline.within(SLICE).remaining().unwrap_or(SLICE);
+            inner = resume.hold(inner, most);
         }
     }
 }

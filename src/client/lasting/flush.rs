@@ -35,12 +35,17 @@ impl Lasting {
         self.own.fetch_add(1, Ordering::AcqRel);
         let flushed = self.flush_for(&mut operation, None);
         self.own.fetch_sub(1, Ordering::AcqRel);
-        if let Err(error) = flushed {
+        let mut inner = self.resume().lock();
+        if let Err(error) = &flushed {
             log::debug!("flush without being asked: {error}");
-            if let Some(way) = self.resume().lock().ways.get_mut(&self.way) {
+            // After a loss there is more reason for it, not less.
+            let failed = matches!(error, Error::Failed { .. });
+            if let Some(way) = inner.ways.get_mut(&self.way).filter(|_| failed) {
                 way.quiet = true;
             }
         }
+        // Whoever leaves waits for it.
+        self.resume().tell(inner);
     }
 
     pub(super) fn flush_for(
