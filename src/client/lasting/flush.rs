@@ -112,9 +112,15 @@ impl Lasting {
         let resume = self.resume();
         let answered = inner.core.moment();
         let mut asked = Instant::now();
+        // What belongs to others has its own time, or all the time in the world.
+        let until = match operation.hurried {
+            true => Deadline::after_maybe(operation.timeout),
+            false => Deadline::NEVER,
+        };
         while !inner.core.may_judge(answered) {
             inner = resume.hold(inner, SLICE);
-            if asked.elapsed() < ASK {
+            let late = until.has_passed();
+            if asked.elapsed() < ASK && !late {
                 continue;
             }
             asked = Instant::now();
@@ -122,7 +128,7 @@ impl Lasting {
             // Not under the lock: to ask may print a message.
             let wanted = operation.wanted.is_none_or(|wanted| wanted());
             inner = resume.lock();
-            if !wanted || !inner.ways.contains_key(&self.way) {
+            if late || !wanted || !inner.ways.contains_key(&self.way) {
                 inner.core.forget_lasting(sending);
                 resume.tell(inner);
                 return Err(Error::Unwanted(self.server().clone()));
