@@ -248,6 +248,10 @@ impl Lasting {
                 served = true;
             }
         }
+        if written.is_ok() && !served {
+            // Its client has left meanwhile.
+            inner.core.left(up.member);
+        }
         resume.tell(inner);
         written?;
         if !pieces.is_empty() {

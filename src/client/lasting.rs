@@ -206,16 +206,13 @@ impl Lasting {
             let worth = match &answer {
                 Ok(_) => inner.core.changed(change, sending, fua, written),
                 Err(Error::Crowded { .. }) => {
-                    inner.core.unsent(sending, fua);
+                    inner.core.withdrawn(change, sending, fua);
                     Worth::Counts
                 }
                 Err(_) => inner.core.refused(change, sending, fua),
             };
             if worth == Worth::SendAgain {
                 continue;
-            }
-            if matches!(answer, Err(Error::Crowded { .. })) {
-                inner.core.abandon(change);
             }
             place.settle(&mut inner);
             inner.answered_well(self.way);
@@ -561,6 +558,8 @@ impl Lasting {
         let Some(way) = ways.remove(&self.way) else {
             return;
         };
+        // Without a journal nobody but its member knows of it.
+        let unflushed = core.has_unflushed() || core.losses() > way.losses;
         let mut grave = None;
         let open = match way.phase {
             Phase::Up(up) => {
@@ -573,7 +572,7 @@ impl Lasting {
             }
             Phase::New | Phase::Over => None,
         };
-        let last = ways.is_empty() && core.has_unflushed();
+        let last = ways.is_empty() && unflushed;
         resume.tell(inner);
         if let Some(grave) = grave {
             self.bury_aside(grave);

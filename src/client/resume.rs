@@ -69,6 +69,8 @@ pub(super) struct Way {
     pub(super) seen: u64,
     /// A flush of our own has failed since something was written.
     pub(super) quiet: bool,
+    /// How often something unflushed had been lost when it was opened.
+    pub(super) losses: u64,
 }
 
 #[derive(Debug)]
@@ -174,6 +176,7 @@ impl Inner {
             violations: 0,
             seen: 0,
             quiet: false,
+            losses: self.core.losses(),
         };
         self.ways.insert(id, way);
         id
