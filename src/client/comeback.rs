@@ -82,16 +82,10 @@ impl Lasting {
             self.end(&format!("{} ({VIOLATIONS} times in a row)", outage.lost()));
             return;
         }
-        let mut delays = Delays::new(self.terms.first, self.terms.max);
         let mut reminder = Some(self.terms.limit.map_or(REMINDER, |limit| limit / 3));
         loop {
-            let dice = RandomState::new().hash_one(0) as u8;
-            // Each try may start a server, which may happen ten times only in a minute.
-            let lasted = match self.opener.options.target.starts_again() {
-                true => Duration::MAX,
-                false => lost_at.elapsed(),
-            };
-            if !self.pause(delays.next(dice, lasted)) {
+            let delay = self.next_delay(lost_at);
+            if !self.pause(delay) {
                 return;
             }
             log::debug!("{}: trying to reconnect", self.server());
@@ -119,6 +113,24 @@ impl Lasting {
                 );
             }
         }
+    }
+
+    /// How long to wait before the next try. A server that takes connections and loses them before it
+    /// has answered anything has been away all the time.
+    fn next_delay(&self, lost_at: Instant) -> Duration {
+        let dice = RandomState::new().hash_one(0) as u8;
+        let mut inner = self.resume().lock();
+        let mut none = None;
+        let way = inner.ways.get_mut(&self.way);
+        let (since, delays) = way
+            .map_or(&mut none, |way| &mut way.flapping)
+            .get_or_insert_with(|| (lost_at, Delays::new(self.terms.first, self.terms.max)));
+        // Each try may start a server, which may happen ten times only in a minute.
+        let lasted = match self.opener.options.target.starts_again() {
+            true => Duration::MAX,
+            false => since.elapsed(),
+        };
+        delays.next(dice, lasted)
     }
 
     /// Sees the old connection to its end, so that nothing is carried out later that is sent again.

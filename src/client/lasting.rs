@@ -627,10 +627,11 @@ impl Inner {
         self.core.may_flush() && self.ways.get(&way).is_some_and(|way| !way.quiet)
     }
 
-    /// A server that answers well keeps to the protocol.
+    /// A server that answers well keeps to the protocol, and is there.
     fn answered_well(&mut self, way: WayId) {
         if let Some(way) = self.ways.get_mut(&way) {
             way.violations = 0;
+            way.flapping = None;
         }
     }
 }

@@ -19,6 +19,7 @@ use super::connection::Connection;
 use super::error::{Error, Outage, Server};
 use crate::proto::consts::TransmissionFlags;
 use crate::proto::export::Export;
+use crate::session::delay::Delays;
 use crate::session::{Core, Facts, MemberId};
 
 /// Whether and how links come back to a server that was lost.
@@ -69,6 +70,8 @@ pub(super) struct Way {
     pub(super) seen: u64,
     /// A flush of our own has failed since something was written.
     pub(super) quiet: bool,
+    /// When the server was first lost without a good answer since, and the delays that come next.
+    pub(super) flapping: Option<(Instant, Delays)>,
     /// How often something unflushed had been lost when it was opened.
     pub(super) losses: u64,
 }
@@ -176,6 +179,7 @@ impl Inner {
             violations: 0,
             seen: 0,
             quiet: false,
+            flapping: None,
             losses: self.core.losses(),
         };
         self.ways.insert(id, way);
