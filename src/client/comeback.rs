@@ -252,9 +252,6 @@ impl Lasting {
         let mut served = false;
         if let Some(way) = inner.ways.get_mut(&self.way) {
             way.coming = None;
-            if let Phase::Away(away) = &mut way.phase {
-                away.since += took;
-            }
             if written.is_ok() {
                 way.phase = Phase::Up(up.clone());
                 served = true;
@@ -328,6 +325,7 @@ impl Lasting {
         if pieces.is_empty() {
             return Ok(());
         }
+        self.resume().lock().begin_progress();
         let next = AtomicUsize::new(0);
         let failed = AtomicBool::new(false);
         let failure: Mutex<Option<Error>> = Mutex::new(None);
@@ -336,9 +334,12 @@ impl Lasting {
                 let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else {
                     break;
                 };
-                if let Err(error) = self.write_piece(connection, maximum, piece) {
-                    failed.store(true, Ordering::Relaxed);
-                    lock(&failure).get_or_insert(error);
+                match self.write_piece(connection, maximum, piece) {
+                    Ok(()) => self.resume().lock().note_progress(false),
+                    Err(error) => {
+                        failed.store(true, Ordering::Relaxed);
+                        lock(&failure).get_or_insert(error);
+                    }
                 }
             }
         };
@@ -379,6 +380,7 @@ impl Lasting {
                 }
             }
         });
+        self.resume().lock().note_progress(true);
         lock(&failure).take().map_or(Ok(()), Err)
     }
 

@@ -311,13 +311,15 @@ impl Lasting {
             if outage.is_some() {
                 away(&mut inner);
             }
-            let counts = outage.is_some() && !inner.core.is_rewriting();
-            let begun = Instant::now();
+            let counts = outage.is_some() && !inner.stands_still();
+            let (begun, credit) = (Instant::now(), inner.credit);
             inner = resume.hold(inner, SLICE);
             let slice = begun.elapsed();
             if counts {
                 operation.waited += slice;
             }
+            let credit = inner.credit.saturating_sub(credit);
+            operation.waited = operation.waited.saturating_sub(credit);
             self.check(operation, slice, outage)?;
             if !counts && !operation.again {
                 // Behind others' changes, and never sent. The one in front may have waited itself, and
