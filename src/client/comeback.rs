@@ -82,7 +82,6 @@ impl Lasting {
             self.end(&format!("{} ({VIOLATIONS} times in a row)", outage.lost()));
             return;
         }
-        let mut reminder = Some(self.terms.limit.map_or(REMINDER, |limit| limit / 3));
         loop {
             let delay = self.next_delay(lost_at);
             if !self.pause(delay) {
@@ -103,16 +102,29 @@ impl Lasting {
                     outage.note(why);
                 }
             }
-            if reminder.is_some_and(|after| lost_at.elapsed() >= after) {
-                reminder = None;
-                let last = outage.last().unwrap_or_default();
-                log::error!(
-                    "{}: still not back after {:.0?}: {last}",
-                    self.server(),
-                    lost_at.elapsed()
-                );
-            }
+            self.remind();
         }
+    }
+
+    /// Says once that the server is still away, when a third of the time is over. A try may take longer
+    /// than that.
+    pub(super) fn remind(&self) {
+        let after = self.terms.limit.map_or(REMINDER, |limit| limit / 3);
+        let mut inner = self.resume().lock();
+        let Some(Phase::Away(away)) = inner.ways.get_mut(&self.way).map(|way| &mut way.phase)
+        else {
+            return;
+        };
+        let lasted = away.since.elapsed();
+        if away.reminded || lasted < after {
+            return;
+        }
+        away.reminded = true;
+        let outage = away.outage.clone();
+        drop(inner);
+        let last = outage.last();
+        let last = last.as_deref().unwrap_or("the first try has not ended");
+        log::error!("{}: still not back after {lasted:.0?}: {last}", self.server());
     }
 
     /// How long to wait before the next try. A server that takes connections and loses them before it

@@ -425,6 +425,7 @@ impl Lasting {
             outage: outage.clone(),
             grave: Some(up),
             thread: false,
+            reminded: false,
         });
         resume.tell(inner);
         self.tell_of_loss(&outage);
@@ -506,10 +507,12 @@ impl Lasting {
             }
             Phase::Away(away) => {
                 let connection = way.coming.clone();
-                if !away.thread {
-                    drop(inner);
+                let thread = away.thread;
+                drop(inner);
+                if !thread {
                     self.begin_to_come_back();
                 }
+                self.remind();
                 connection
             }
             Phase::New => way.coming.clone(),

@@ -112,6 +112,8 @@ pub(super) struct Away {
     pub(super) grave: Option<Up>,
     /// A thread is coming back.
     pub(super) thread: bool,
+    /// It was said that the server is still away.
+    pub(super) reminded: bool,
 }
 
 /// What is to be done with a request.
