@@ -234,12 +234,17 @@ impl Lasting {
             member: inner.core.born(),
             maximum,
         };
+        let mut asked = begun;
+        let mut gone = false;
         let pieces = loop {
             match inner.ways.get_mut(&self.way) {
-                Some(way) if matches!(way.phase, Phase::New | Phase::Away(_)) => {
+                Some(way) if !gone && matches!(way.phase, Phase::New | Phase::Away(_)) => {
                     way.coming.get_or_insert_with(|| up.connection.clone());
                 }
-                _ => {
+                way => {
+                    if let Some(way) = way {
+                        way.coming = None;
+                    }
                     inner.core.left(up.member);
                     drop(inner);
                     up.connection.close(self.close_deadline());
@@ -250,6 +255,13 @@ impl Lasting {
                 break pieces;
             }
             inner = resume.hold(inner, SLICE);
+            if asked.elapsed() >= ASK {
+                asked = Instant::now();
+                // Not under the lock: to ask may print a message.
+                drop(inner);
+                gone = !wanted();
+                inner = resume.lock();
+            }
         };
         drop(inner);
         let written = self.rewrite(&up.connection, up.maximum, &pieces, wanted);

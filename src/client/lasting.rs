@@ -69,13 +69,13 @@ impl Lasting {
         };
         let wanted = lasting.opener.options.wanted;
         let wanted = move || wanted.is_none_or(|wanted| wanted());
-        match lasting.settle_in(connection, maximum, wanted) {
-            Ok(_) => Ok(lasting),
-            Err(error) => {
-                lasting.resume().lock().ways.remove(&way);
-                Err(error)
-            }
-        }
+        let error = match lasting.settle_in(connection, maximum, wanted) {
+            Ok(true) => return Ok(lasting),
+            Ok(false) => Error::unwanted(lasting.server().clone()),
+            Err(error) => error,
+        };
+        lasting.resume().lock().ways.remove(&way);
+        Err(error)
     }
 
     pub(super) fn server(&self) -> &Server {
