@@ -31,7 +31,14 @@ impl Helpers {
     /// Runs a task on a thread of its own. False if there can be none, or not any more.
     pub(super) fn run(&self, name: &str, task: Task) -> bool {
         let mut state = self.lock();
-        state.threads.retain(|thread| !thread.is_finished());
+        let (over, running): (Vec<_>, _) = std::mem::take(&mut state.threads)
+            .into_iter()
+            .partition(JoinHandle::is_finished);
+        state.threads = running;
+        for thread in over {
+            // Its last steps are code of ours, too, and must not outlive it.
+            let _ = thread.join();
+        }
         if !state.open {
             return false;
         }

@@ -19,6 +19,7 @@ use super::connection::Connection;
 use super::error::{Error, Outage, Server};
 use crate::proto::consts::TransmissionFlags;
 use crate::proto::export::Export;
+use crate::session::delay::Delays;
 use crate::session::{Core, Facts, MemberId};
 
 /// Whether and how links come back to a server that was lost.
@@ -37,6 +38,9 @@ pub struct Terms {
 /// How long one who is held waits before looking whether its client is still there.
 pub(super) const SLICE: Duration = Duration::from_millis(250);
 
+/// So long without a piece of the journal written is no progress.
+const STALLED: Duration = Duration::from_secs(1);
+
 /// The session of an export.
 #[derive(Debug)]
 pub struct Resume {
@@ -49,6 +53,10 @@ pub struct Resume {
 pub(super) struct Inner {
     pub(super) core: Core,
     pub(super) ways: BTreeMap<WayId, Way>,
+    /// When a piece of the journal was last written again, or the writing began.
+    progress: Instant,
+    /// What was counted of the time before a piece was written, and should not have been.
+    pub(super) credit: Duration,
     /// How many wait for something to change here.
     waiting: usize,
     next: u64,
@@ -69,6 +77,10 @@ pub(super) struct Way {
     pub(super) seen: u64,
     /// A flush of our own has failed since something was written.
     pub(super) quiet: bool,
+    /// When the server was first lost without a good answer since, and the delays that come next.
+    pub(super) flapping: Option<(Instant, Delays)>,
+    /// How often something unflushed had been lost when it was opened.
+    pub(super) losses: u64,
 }
 
 #[derive(Debug)]
@@ -93,13 +105,15 @@ pub(super) struct Up {
 /// A connection was lost.
 #[derive(Debug)]
 pub(super) struct Away {
-    /// When. Times in which the journal was written are added.
+    /// When. Times in which writing the journal made progress are added.
     pub(super) since: Instant,
     pub(super) outage: Arc<Outage>,
     /// The lost connection, until it is buried.
     pub(super) grave: Option<Up>,
     /// A thread is coming back.
     pub(super) thread: bool,
+    /// It was said that the server is still away.
+    pub(super) reminded: bool,
 }
 
 /// What is to be done with a request.
@@ -121,6 +135,8 @@ impl Resume {
             inner: Mutex::new(Inner {
                 core,
                 ways: BTreeMap::new(),
+                progress: Instant::now(),
+                credit: Duration::ZERO,
                 waiting: 0,
                 next: 0,
             }),
@@ -174,6 +190,8 @@ impl Inner {
             violations: 0,
             seen: 0,
             quiet: false,
+            flapping: None,
+            losses: self.core.losses(),
         };
         self.ways.insert(id, way);
         id
@@ -208,8 +226,32 @@ impl Inner {
         }
     }
 
-    /// Whether requests are not to wait any longer. While the journal is written time stands still.
+    /// Whether requests are not to wait any longer.
     fn is_long(&self, away: &Away, limit: Option<Duration>) -> bool {
-        !self.core.is_rewriting() && limit.is_some_and(|limit| away.since.elapsed() >= limit)
+        !self.stands_still() && limit.is_some_and(|limit| away.since.elapsed() >= limit)
+    }
+
+    /// Whether time stands still, as the journal is being written and that makes progress.
+    pub(super) fn stands_still(&self) -> bool {
+        self.core.is_rewriting_well() && self.progress.elapsed() < STALLED
+    }
+
+    /// The journal begins to be written.
+    pub(super) fn begin_progress(&mut self) {
+        self.progress = Instant::now();
+    }
+
+    /// A piece of the journal was written; or no more will be, and `at_end` only so much of the time
+    /// stood still as could have been progress.
+    pub(super) fn note_progress(&mut self, at_end: bool) {
+        let took = self.progress.elapsed();
+        let still = if at_end { took.min(STALLED) } else { took };
+        self.progress = Instant::now();
+        self.credit += still.saturating_sub(STALLED);
+        for way in self.ways.values_mut() {
+            if let Phase::Away(away) = &mut way.phase {
+                away.since += still.min(away.since.elapsed());
+            }
+        }
     }
 }

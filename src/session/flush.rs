@@ -187,4 +187,9 @@ impl Core {
     pub fn is_rewriting(&self) -> bool {
         self.rewriting.is_some()
     }
+
+    /// Whether it is, over a member that is not known to be lost.
+    pub fn is_rewriting_well(&self) -> bool {
+        self.rewriting.as_ref().is_some_and(|r| !r.lost)
+    }
 }

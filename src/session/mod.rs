@@ -472,6 +472,13 @@ impl Core {
         }
     }
 
+    /// A change was not sent after all, and nobody tries again.
+    pub fn withdrawn(&mut self, change: Change, sending: Sending, lasting: bool) {
+        self.unsent(sending, lasting);
+        self.order.answered(change);
+        self.order.abandon(change);
+    }
+
     /// A flush, or a change that was to be `lasting`, was not sent after all.
     pub fn unsent(&mut self, sending: Sending, lasting: bool) {
         if lasting {

@@ -46,6 +46,7 @@ impl Lasting {
             outage: outage.clone(),
             grave: Some(up),
             thread: false,
+            reminded: false,
         });
         resume.tell(inner);
         self.tell_of_loss(&outage);

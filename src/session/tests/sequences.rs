@@ -213,6 +213,15 @@ fn a_change_that_is_given_up_after_its_answer_holds_up_nobody() {
     assert!(core.order.is_empty());
 }
 
+#[test]
+fn a_change_that_could_not_be_sent_holds_up_nobody() {
+    let (mut core, members) = core(MULTI, 1);
+    let (change, sending) = send(&mut core, members[0], 0);
+    core.withdrawn(change, sending, false);
+    let next = core.queue(block(0));
+    assert!(core.may_change(next));
+}
+
 /// `replay=0`.
 #[test]
 fn what_one_who_left_has_written_is_lost_for_those_who_stay() {
