@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
-use super::error::{Cause, Error, Outage};
+use super::error::{Cause, Error, Outage, Server};
 use super::lasting::{ASK, Lasting};
 use super::loan::Buffer;
 use super::resume::{Inner, Phase, SLICE, Up};
@@ -15,7 +15,7 @@ use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::request::Request;
 use crate::session::delay::Delays;
 use crate::session::{Content, Piece, gate};
-use crate::transport::Deadline;
+use crate::transport::{Deadline, about, seconds};
 
 /// So many pieces of the journal are on their way at once.
 const WRITERS: usize = 8;
@@ -32,11 +32,23 @@ const REMINDER: Duration = Duration::from_secs(60);
 /// How a try has ended.
 enum Try {
     Back,
-    Failed(String),
+    Failed(Error),
     Over,
 }
 
 impl Lasting {
+    pub(super) fn tell_of_loss(&self, outage: &Outage) {
+        let lost = outage.lost();
+        lost.tell_once();
+        let obituary = self.opener.options.target.obituary();
+        let obituary = obituary.map(|text| format!(": {text}")).unwrap_or_default();
+        let limit = match self.terms.limit {
+            Some(limit) => format!("for up to {}", seconds(limit)),
+            None => "for as long as it takes".to_owned(),
+        };
+        log::error!("{lost}{obituary}; trying again {limit}");
+    }
+
     /// Starts a thread that comes back, unless there is one. Before nbdkit has forked there can be
     /// none; the next inspection makes up for it.
     pub(super) fn begin_to_come_back(self: &Arc<Self>) {
@@ -79,7 +91,10 @@ impl Lasting {
             self.bury(&up, &outage);
         }
         if self.has_violated_enough() {
-            self.end(&format!("{} ({VIOLATIONS} times in a row)", outage.lost()));
+            self.end(&too_often(
+                &Error::Lost(outage.lost().clone()),
+                self.server(),
+            ));
             return;
         }
         let mut delays = Delays::new(self.terms.first, self.terms.max);
@@ -97,8 +112,8 @@ impl Lasting {
             log::debug!("{}: trying to reconnect", self.server());
             match self.try_once() {
                 Try::Back => {
-                    let away = lost_at.elapsed();
-                    log::error!("{}: connected again after {away:.1?}", self.server());
+                    let away = about(lost_at.elapsed());
+                    log::error!("{}: connected again after {away}", self.server());
                     // It may have been lost again, and then another thread cares for it.
                     std::mem::forget(thread);
                     return;
@@ -106,16 +121,16 @@ impl Lasting {
                 Try::Over => return,
                 Try::Failed(why) => {
                     log::debug!("{why}");
-                    outage.note(why);
+                    outage.note(&why);
                 }
             }
             if reminder.is_some_and(|after| lost_at.elapsed() >= after) {
                 reminder = None;
                 let last = outage.last().unwrap_or_default();
                 log::error!(
-                    "{}: still not back after {:.0?}: {last}",
+                    "{}: still not back after {}: {last}",
                     self.server(),
-                    lost_at.elapsed()
+                    about(lost_at.elapsed())
                 );
             }
         }
@@ -173,9 +188,9 @@ impl Lasting {
             Ok(opened) => opened,
             Err(error) => {
                 if error.is_violation() && self.count_violation() {
-                    return self.end(&format!("{error} ({VIOLATIONS} times in a row)"));
+                    return self.end(&too_often(&error, self.server()));
                 }
-                return Try::Failed(error.to_string());
+                return Try::Failed(error);
             }
         };
         let was = (self.volume.export(), self.protection);
@@ -187,9 +202,10 @@ impl Lasting {
         match self.settle_in(connection, offer.maximum_payload(), || self.goes_on()) {
             Ok(true) => Try::Back,
             Ok(false) => Try::Over,
-            Err(Error::Lost(lost)) => Try::Failed(lost.to_string()),
+            Err(error @ Error::Lost(_)) => Try::Failed(error),
             Err(error) => self.end(&format!(
-                "{error}: what was written before the connection was lost could not be written again"
+                "what was written before the connection was lost could not be written again: {}",
+                error.without(self.server())
             )),
         }
     }
@@ -253,8 +269,9 @@ impl Lasting {
         if !pieces.is_empty() {
             let bytes: u64 = pieces.iter().map(|piece| piece.length).sum();
             log::debug!(
-                "{}: wrote {bytes} bytes again, which were not flushed, in {took:.1?}",
-                self.server()
+                "{}: wrote {bytes} bytes again, which were not flushed, in {}",
+                self.server(),
+                about(took)
             );
         }
         if !served {
@@ -439,6 +456,13 @@ impl Drop for Thread<'_> {
     fn drop(&mut self) {
         self.0.no_thread();
     }
+}
+
+fn too_often(violation: &Error, server: &Server) -> String {
+    format!(
+        "{} ({VIOLATIONS} times in a row)",
+        violation.without(server)
+    )
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

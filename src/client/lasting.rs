@@ -450,18 +450,6 @@ impl Lasting {
         }
     }
 
-    fn tell_of_loss(&self, outage: &Outage) {
-        let lost = outage.lost();
-        lost.tell_once();
-        let obituary = self.opener.options.target.obituary();
-        let obituary = obituary.map(|text| format!(": {text}")).unwrap_or_default();
-        let limit = match self.terms.limit {
-            Some(limit) => format!("for up to {limit:?}"),
-            None => "for as long as it takes".to_owned(),
-        };
-        log::error!("{lost}{obituary}; trying again {limit}");
-    }
-
     pub(super) fn losses(&self) -> u64 {
         self.resume().lock().core.losses()
     }
