@@ -8,8 +8,8 @@ mod flush;
 mod operation;
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use self::operation::{Operation, Place};
@@ -19,6 +19,7 @@ use super::error::{Cause, Error, Lost, Outage, Server};
 use super::helpers::Helpers;
 use super::loan::Buffer;
 use super::resume::{Away, Inner, Pass, Phase, Resume, SLICE, Terms, Up, WayId};
+use super::sync::MutexGuard;
 use super::volume::Volume;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
