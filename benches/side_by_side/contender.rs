@@ -80,21 +80,25 @@ impl Contender {
     /// Whether it is measured at that. It must be able to reach such a server for our clients: fio's engine has no way to say which
     /// certificates or keys it has, and the relay knows no TLS.
     ///
-    /// Nor do others than the plugins take part where nbdkit's threads are what matters, but for the direct
+    /// Nor do others than the plugins take part where nbdkit's threads or reconnecting are what matters, but for the direct
     /// run, by which rounds are judged. qemu-nbd has no export that it has not opened.
     pub fn takes_part(&self, workload: &Workload) -> bool {
         let has_tls = matches!(workload.group, Group::X509 | Group::Psk);
         match self {
             Self::Direct => !has_tls,
-            Self::Relay => !has_tls && workload.threads.is_none(),
-            Self::Qemu => workload.group != Group::Dynamic && workload.threads.is_none(),
+            Self::Relay => !has_tls && workload.threads.is_none() && !workload.reconnect,
+            Self::Qemu => {
+                workload.group != Group::Dynamic
+                    && workload.threads.is_none()
+                    && !workload.reconnect
+            }
             Self::C | Self::Again | Self::Ours(..) => true,
         }
     }
 
-    /// Starts it before a server that it can reach; with so many threads for each connection, if it is an
-    /// nbdkit and they are given.
-    pub fn start(&self, place: &Path, reach: &Reach, threads: Option<u32>) -> Running {
+    /// Starts it before a server that it can reach, as the workload wants it.
+    pub fn start(&self, place: &Path, reach: &Reach, workload: &Workload) -> Running {
+        let threads = workload.threads;
         match self {
             Self::Direct => Running {
                 process: None,
@@ -109,6 +113,9 @@ impl Contender {
                     // The C plugin looks at no name where there is a Unix socket. We would not either, but
                     // not checking is not how it is used.
                     parameters.push("tls-hostname=localhost".to_owned());
+                }
+                if workload.reconnect {
+                    parameters.push("reconnect=30".to_owned());
                 }
                 nbdkit(place, threads, &plugin.to_string_lossy(), &parameters)
             }

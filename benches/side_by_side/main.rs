@@ -180,12 +180,13 @@ fn prepare(
         (Group::Pieces | Group::Dynamic, _) => return Ok(()),
         _ => {}
     }
+    let filling = workload::filling(group);
     // Ours reaches every server, and is the quickest by TLS.
     let mut contenders = contenders.iter();
     let ours = contenders.find(|contender| matches!(contender, Contender::Ours(..)));
     let running = ours
         .ok_or("nobody to fill the disk")?
-        .start(place, &server.reach, None);
+        .start(place, &server.reach, &filling);
     fio::fill(&running.door.uri(), group.disk())
 }
 

@@ -127,7 +127,7 @@ impl Track<'_> {
         workload: &Workload,
         contender: &Contender,
     ) -> Result<Option<f64>, String> {
-        let running = contender.start(self.place, self.reach, workload.threads);
+        let running = contender.start(self.place, self.reach, workload);
         let Some(pid) = running.pid() else {
             return Ok(None);
         };
@@ -170,7 +170,7 @@ impl<'a> Lane<'a> {
     fn start(contender: &'a Contender, workload: &Workload, track: &Track) -> Self {
         Self {
             contender,
-            running: contender.start(track.place, track.reach, workload.threads),
+            running: contender.start(track.place, track.reach, workload),
             cell: Cell::default(),
             requests: 0,
             repeated: 0,

@@ -157,6 +157,8 @@ pub struct Workload {
     pub load: Load,
     /// How many threads each connection to a forwarding nbdkit has; its default if this is nothing.
     pub threads: Option<u32>,
+    /// Whether our plugin is to come back to a lost server, and keeps what it needs for that.
+    pub reconnect: bool,
     /// Whether it is part of the quick run.
     pub quick: bool,
 }
@@ -174,9 +176,10 @@ impl Workload {
         };
         let threads = self.threads.map(|threads| format!("-t{threads}"));
         format!(
-            "{}/{what}{}",
+            "{}/{what}{}{}",
             self.group.name(),
-            threads.unwrap_or_default()
+            threads.unwrap_or_default(),
+            if self.reconnect { "-reconnect" } else { "" }
         )
     }
 
@@ -192,6 +195,7 @@ impl Workload {
         };
         match self.threads {
             Some(threads) => format!("{what}, nbdkit -t {threads}"),
+            None if self.reconnect => format!("{what}, ours with reconnect=30"),
             None => what,
         }
     }
@@ -318,6 +322,10 @@ pub fn all() -> Vec<Workload> {
         list.push(threads(count, fio(Unix, "randread", 4, 16, 1)));
         list.push(threads(count, fio(Unix, "randwrite", 4, 16, 1)));
     }
+    list.push(Workload {
+        reconnect: true,
+        ..fio(Unix, "randwrite", 4, 16, 1)
+    });
     list.extend([
         fio(Unix, "randrw", 64, 16, 1),
         quick(fio(Unix, "read", 256, 8, 1)),
@@ -354,6 +362,11 @@ pub fn all() -> Vec<Workload> {
     list
 }
 
+/// What the disk of a group is filled by, before anything is measured.
+pub fn filling(group: Group) -> Workload {
+    fio(group, "write", 1024, 8, 1)
+}
+
 fn fio(group: Group, pattern: &'static str, kib: u32, depth: u32, clients: u32) -> Workload {
     let requests = Requests {
         pattern,
@@ -369,6 +382,7 @@ fn slow(group: Group, load: Load) -> Workload {
         group,
         load,
         threads: None,
+        reconnect: false,
         quick: false,
     }
 }

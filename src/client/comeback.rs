@@ -15,7 +15,7 @@ use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::request::Request;
 use crate::session::delay::Delays;
 use crate::session::{Content, Piece, gate};
-use crate::transport::{Deadline, about, seconds};
+use crate::transport::{Deadline, about};
 
 /// So many pieces of the journal are on their way at once.
 const WRITERS: usize = 8;
@@ -37,18 +37,6 @@ enum Try {
 }
 
 impl Lasting {
-    pub(super) fn tell_of_loss(&self, outage: &Outage) {
-        let lost = outage.lost();
-        lost.tell_once();
-        let obituary = self.opener.options.target.obituary();
-        let obituary = obituary.map(|text| format!(": {text}")).unwrap_or_default();
-        let limit = match self.terms.limit {
-            Some(limit) => format!("for up to {}", seconds(limit)),
-            None => "for as long as it takes".to_owned(),
-        };
-        log::error!("{lost}{obituary}; trying again {limit}");
-    }
-
     /// Starts a thread that comes back, unless there is one. Before nbdkit has forked there can be
     /// none; the next inspection makes up for it.
     pub(super) fn begin_to_come_back(self: &Arc<Self>) {

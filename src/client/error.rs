@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use crate::proto::consts::{CommandFlags, OptionReply};
 use crate::proto::handshake;
 use crate::proto::request::Request;
@@ -350,12 +352,14 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Whether it was ours to end the connection, and the server may not know yet.
-    pub(super) fn is_ours(&self) -> bool {
-        matches!(
-            self,
-            Self::Deadline(..) | Self::Violation(_) | Self::GivenUp(_)
-        )
+    /// Whether the server may not be done with the connection: it was ours to end it, or the server
+    /// takes nothing more (`EPIPE`) and has not closed it, as far as is known.
+    pub(super) fn is_one_sided(&self) -> bool {
+        match self {
+            Self::Deadline(..) | Self::Violation(_) | Self::GivenUp(_) => true,
+            Self::Transport(transport::Error::Io { errno, .. }) => *errno == Errno::PIPE,
+            _ => false,
+        }
     }
 
     fn errno(&self) -> i32 {

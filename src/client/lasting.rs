@@ -5,6 +5,7 @@
 //! is sent without it, and then asks the session what the answer is worth.
 
 mod flush;
+mod loss;
 mod operation;
 
 use std::cell::Cell;
@@ -15,10 +16,10 @@ use std::time::{Duration, Instant};
 use self::operation::{Operation, Place};
 use super::Opener;
 use super::connection::Connection;
-use super::error::{Cause, Error, Lost, Outage, Server};
+use super::error::{Error, Outage, Server};
 use super::helpers::Helpers;
 use super::loan::Buffer;
-use super::resume::{Away, Inner, Pass, Phase, Resume, SLICE, Terms, Up, WayId};
+use super::resume::{Inner, Pass, Phase, Resume, SLICE, Terms, Up, WayId};
 use super::sync::MutexGuard;
 use super::volume::Volume;
 use crate::proto::chunks::Descriptor;
@@ -324,9 +325,7 @@ impl Lasting {
             }
             self.check(operation, slice, outage)?;
             if !counts && !operation.again {
-                // Behind others' changes, and never sent. The one in front may have waited itself, and
-                // has to pass its own deadline before the connection counts as lost: that is no end of
-                // this one.
+                // Behind others' changes, and never sent. Whatever is in front may have waited itself.
                 let until = *ordered.get_or_insert_with(|| {
                     let limit = match operation.hurried {
                         true => Some(Duration::ZERO),
@@ -395,62 +394,6 @@ impl Lasting {
         Ok(Vec::new())
     }
 
-    /// A request has found out that a connection is gone. The first one that does begins the outage.
-    pub(super) fn lost(self: &Arc<Self>, connection: &Arc<Connection>, lost: &Arc<Lost>) {
-        let resume = self.resume();
-        let mut inner = resume.lock();
-        let inner_ref = &mut *inner;
-        let Some(way) = inner_ref.ways.get_mut(&self.way) else {
-            return;
-        };
-        let Phase::Up(up) = &way.phase else {
-            return;
-        };
-        if !Arc::ptr_eq(&up.connection, connection) {
-            return;
-        }
-        let up = up.clone();
-        inner_ref.core.lost(up.member);
-        if let Cause::GivenUp(_) = lost.cause() {
-            // Whoever would wait for it has left.
-            way.phase = Phase::Over;
-            resume.tell(inner);
-            self.bury_aside(up);
-            return;
-        }
-        if let Cause::Violation(_) = lost.cause() {
-            way.violations += 1;
-        }
-        let outage = Arc::new(Outage::new(lost.clone(), self.terms.limit));
-        way.phase = Phase::Away(Away {
-            since: Instant::now(),
-            outage: outage.clone(),
-            grave: Some(up),
-            thread: false,
-        });
-        resume.tell(inner);
-        self.tell_of_loss(&outage);
-        self.begin_to_come_back();
-    }
-
-    /// Sees to the end of a connection that nobody comes back from: until then what was sent over it
-    /// may still be carried out, and another client's change must not be overtaken by it.
-    fn bury_aside(self: &Arc<Self>, up: Up) {
-        let (this, last) = (self.clone(), up.clone());
-        let bury = move || {
-            let deadline = Deadline::after_maybe(this.opener.options.close_timeout);
-            up.connection.bury(deadline, || !this.helpers.is_closed());
-            let mut inner = this.resume().lock();
-            inner.core.buried(up.member);
-            this.resume().tell(inner);
-        };
-        if !self.helpers.run("nbd-bury", Box::new(bury)) {
-            // nbdkit ends, and nobody waits for last words.
-            last.connection.give_up();
-            self.resume().lock().core.buried(last.member);
-        }
-    }
-
     pub(super) fn losses(&self) -> u64 {
         self.resume().lock().core.losses()
     }
@@ -462,6 +405,11 @@ impl Lasting {
                 .ways
                 .get(&self.way)
                 .is_none_or(|way| matches!(way.phase, Phase::Over))
+    }
+
+    /// Whether it was closed. Until then something may have to be said in the end.
+    pub(super) fn is_closed(&self) -> bool {
+        !self.resume().lock().ways.contains_key(&self.way)
     }
 
     /// Looks after requests that wait for long, after what is unflushed with nobody asking for

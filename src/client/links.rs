@@ -30,6 +30,8 @@ pub struct Links {
     way: Way,
 }
 
+/// There is one for each client, and the plain one is to be reached without a detour.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 enum Way {
     Plain(Plain),
@@ -126,7 +128,7 @@ impl Links {
     pub(super) fn are_gone(&self) -> bool {
         match &self.way {
             Way::Plain(plain) => plain.is_gone(),
-            Way::Lasting(lasting) => lasting.is_over(),
+            Way::Lasting(lasting) => lasting.is_closed(),
         }
     }
 

@@ -243,7 +243,6 @@ fn a_server_is_lost_twice() {
 #[test]
 fn a_flush_fails_and_the_server_is_lost() {
     prove(Scope {
-        delays: 0,
         faults: Faults {
             flushes: 1,
             kills: 1,
@@ -331,7 +330,7 @@ fn two(kind: Kind, delays: usize, faults: Faults) {
 #[test]
 fn two_clients_lose_the_server() {
     two(Kind::Multi, 1, KILL);
-    two(Kind::Common, 0, KILL);
+    two(Kind::Common, 1, KILL);
     two(Kind::Separate, 0, KILL);
 }
 

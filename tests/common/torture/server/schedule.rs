@@ -14,6 +14,9 @@ use super::world::{Arrival, Connection, Outcome, World};
 /// How many threads do what is due: one that cannot send must not stop the others.
 const THREADS: usize = 4;
 
+/// How much later a request may be done whose connection has broken, microseconds.
+const LATE: u64 = 60_000;
+
 pub enum Job {
     Apply(Arc<Connection>, Request, Vec<u8>, Arrival),
     Answer(Arc<Connection>, Request, Outcome),
@@ -88,6 +91,17 @@ pub fn start(world: &Arc<World>) {
         thread::spawn(move || {
             loop {
                 match world.schedule.next() {
+                    // A server goes on with what was queued, and takes its time.
+                    Job::Apply(connection, request, payload, arrival)
+                        if connection.is_cut() && !arrival.late =>
+                    {
+                        let at = now() + world.schedule.delay(LATE);
+                        let mut late = arrival;
+                        late.late = true;
+                        world
+                            .schedule
+                            .add(at, Job::Apply(connection, request, payload, late));
+                    }
                     Job::Apply(connection, request, payload, arrival) => {
                         world.apply(&connection, request, &payload, arrival);
                     }

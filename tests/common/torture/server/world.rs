@@ -46,6 +46,8 @@ pub struct Arrival {
     tick: u64,
     /// Its answer will get lost.
     lost: bool,
+    /// It was put off since its connection had broken.
+    pub late: bool,
 }
 
 /// What became of a request.
@@ -149,6 +151,7 @@ impl World {
             arrival = Arrival {
                 tick: state.cache.flush_arrives(),
                 lost: state.arrived == self.setup.drops,
+                late: false,
             };
             if request.kind == cmd::READ {
                 delay += self.setup.slow * 1000;
@@ -369,14 +372,14 @@ impl Connection {
         self.open().going = true;
     }
 
-    /// Takes no more requests, does those that came, and answers none of them.
+    /// Takes no more requests, does those that came, at its leisure, and answers none of them.
     fn cut(&self) {
         self.open().cut = true;
         // The thread that takes requests sees their end.
         let _ = self.source.shutdown(Shutdown::Read);
     }
 
-    fn is_cut(&self) -> bool {
+    pub fn is_cut(&self) -> bool {
         self.open().cut
     }
 
