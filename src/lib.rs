@@ -8,13 +8,17 @@
 //! ```
 //!
 //! Data flows one way and no arrow points up. [`proto`] and [`session`] are the ground: they know no
-//! socket, thread or clock. `proto` is the wire; `session` is what outlives a connection. [`client`] moves bytes and wakes waiters; it knows no nbdkit. [`plugin`] knows
-//! nbdkit's callbacks and nothing of the wire. [`host`] is the only place that names nbdkit's
-//! functions. [`config`] is what the user asked for, checked once.
+//! socket, thread or clock. `proto` is the wire; `session` is what outlives a connection: the journal of
+//! what is acknowledged and not permanent, the order of changes, what an answer is worth, and the gate
+//! through which another connection takes the place of a lost one. [`client`] moves bytes and wakes
+//! waiters, and comes back to a lost server; it knows no nbdkit. [`plugin`] knows nbdkit's callbacks and
+//! nothing of the wire. [`host`] is the only place that names nbdkit's functions. [`config`] is what the
+//! user asked for, checked once. [`transport`] is one way to connect each, and TLS over any of them.
 //!
 //! `unsafe` lives in `host`, in `plugin/{mod,callbacks}.rs`, in `transport/{fd,resolve}.rs`,
 //! `transport/tls/rekey.rs` and `transport/command/{descriptors,impatience,keeper,kept,launch,signals}.rs`,
-//! and in `client/loan.rs`; everywhere else it is forbidden.
+//! and in `client/loan.rs` (and, for loom alone, in `client/inflight/tests.rs`); everywhere else it is
+//! forbidden.
 
 #[deny(unsafe_code)]
 pub mod client;

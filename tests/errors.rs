@@ -10,6 +10,8 @@ mod errors_tls;
 mod command;
 #[path = "errors/reach.rs"]
 mod reach;
+#[path = "errors/reconnect.rs"]
+mod reconnect;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -402,6 +404,7 @@ fn cases() -> impl Iterator<Item = &'static Case> {
         SERVING,
         reach::CASES,
         command::CASES,
+        reconnect::CASES,
     ]
     .into_iter()
     .flatten()
@@ -509,6 +512,13 @@ fn failures_of_tls_are_told_as_the_manual_says() {
 fn failures_of_requests_are_told_as_the_manual_says() {
     if need_all(&["nbdkit"]) {
         check(SERVING);
+    }
+}
+
+#[test]
+fn losses_and_returns_are_told_as_the_manual_says() {
+    if need_all(&["nbdkit"]) {
+        check(reconnect::CASES);
     }
 }
 

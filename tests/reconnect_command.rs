@@ -61,7 +61,9 @@ fn await_size(file: &Path, megabytes: u64) {
 
 /// How often nbdkit has lost the server.
 fn losses(stderr: &str) -> usize {
-    stderr.matches("; trying again for up to 60s").count()
+    stderr
+        .matches("; trying again for up to 60 seconds")
+        .count()
 }
 
 /// There must be a server, also if the last one was killed when nobody wanted anything from it.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
-use super::error::{Cause, Error, Outage};
+use super::error::{Cause, Error, Outage, Server};
 use super::lasting::{ASK, Lasting};
 use super::loan::Buffer;
 use super::resume::{Inner, Phase, SLICE, Up};
@@ -15,7 +15,7 @@ use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::request::Request;
 use crate::session::delay::Delays;
 use crate::session::{Content, Piece, gate};
-use crate::transport::Deadline;
+use crate::transport::{Deadline, about};
 
 /// So many pieces of the journal are on their way at once.
 const WRITERS: usize = 8;
@@ -32,7 +32,7 @@ const REMINDER: Duration = Duration::from_secs(60);
 /// How a try has ended.
 enum Try {
     Back,
-    Failed(String),
+    Failed(Error),
     Over,
 }
 
@@ -79,7 +79,10 @@ impl Lasting {
             self.bury(&up, &outage);
         }
         if self.has_violated_enough() {
-            self.end(&format!("{} ({VIOLATIONS} times in a row)", outage.lost()));
+            self.end(&too_often(
+                &Error::Lost(outage.lost().clone()),
+                self.server(),
+            ));
             return;
         }
         loop {
@@ -90,8 +93,8 @@ impl Lasting {
             log::debug!("{}: trying to reconnect", self.server());
             match self.try_once() {
                 Try::Back => {
-                    let away = lost_at.elapsed();
-                    log::error!("{}: connected again after {away:.1?}", self.server());
+                    let away = about(lost_at.elapsed());
+                    log::error!("{}: connected again after {away}", self.server());
                     // It may have been lost again, and then another thread cares for it.
                     std::mem::forget(thread);
                     return;
@@ -99,7 +102,7 @@ impl Lasting {
                 Try::Over => return,
                 Try::Failed(why) => {
                     log::debug!("{why}");
-                    outage.note(why);
+                    outage.note(&why);
                 }
             }
             self.remind();
@@ -125,8 +128,9 @@ impl Lasting {
         let last = outage.last();
         let last = last.as_deref().unwrap_or("the first try has not ended");
         log::error!(
-            "{}: still not back after {lasted:.0?}: {last}",
-            self.server()
+            "{}: still not back after {}: {last}",
+            self.server(),
+            about(lasted)
         );
     }
 
@@ -200,9 +204,9 @@ impl Lasting {
             Ok(opened) => opened,
             Err(error) => {
                 if error.is_violation() && self.count_violation() {
-                    return self.end(&format!("{error} ({VIOLATIONS} times in a row)"));
+                    return self.end(&too_often(&error, self.server()));
                 }
-                return Try::Failed(error.to_string());
+                return Try::Failed(error);
             }
         };
         let was = (self.volume.export(), self.protection);
@@ -214,9 +218,10 @@ impl Lasting {
         match self.settle_in(connection, offer.maximum_payload(), || self.goes_on()) {
             Ok(true) => Try::Back,
             Ok(false) => Try::Over,
-            Err(Error::Lost(lost)) => Try::Failed(lost.to_string()),
+            Err(error @ Error::Lost(_)) => Try::Failed(error),
             Err(error) => self.end(&format!(
-                "{error}: what was written before the connection was lost could not be written again"
+                "what was written before the connection was lost could not be written again: {}",
+                error.without(self.server())
             )),
         }
     }
@@ -293,8 +298,9 @@ impl Lasting {
         if !pieces.is_empty() {
             let bytes: u64 = pieces.iter().map(|piece| piece.length).sum();
             log::debug!(
-                "{}: wrote {bytes} bytes again, which were not flushed, in {took:.1?}",
-                self.server()
+                "{}: wrote {bytes} bytes again, which were not flushed, in {}",
+                self.server(),
+                about(took)
             );
         }
         if !served {
@@ -484,6 +490,13 @@ impl Drop for Thread<'_> {
     fn drop(&mut self) {
         self.0.no_thread();
     }
+}
+
+fn too_often(violation: &Error, server: &Server) -> String {
+    format!(
+        "{} ({VIOLATIONS} times in a row)",
+        violation.without(server)
+    )
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

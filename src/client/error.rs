@@ -143,6 +143,16 @@ impl Error {
         }
     }
 
+    /// Its text as a part of one that names the server already.
+    pub(super) fn without(&self, server: &Server) -> String {
+        let text = self.to_string();
+        let rest = text.strip_prefix(&**server);
+        match rest.and_then(|rest| rest.strip_prefix(": ")) {
+            Some(rest) => rest.to_owned(),
+            None => text,
+        }
+    }
+
     /// This machine's error number, for nbdkit.
     pub fn errno(&self) -> i32 {
         match self {
@@ -289,7 +299,8 @@ impl Outage {
     }
 
     /// A try has failed.
-    pub(super) fn note(&self, failure: String) {
+    pub(super) fn note(&self, failure: &Error) {
+        let failure = failure.without(&self.lost.server);
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
     }
 
@@ -304,7 +315,7 @@ impl fmt::Display for Outage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}; not back", self.lost)?;
         if let Some(limit) = self.limit {
-            write!(f, " within {limit:?}")?;
+            write!(f, " within {}", transport::seconds(limit))?;
         }
         match self.last() {
             Some(last) => write!(f, " ({last})"),

@@ -9,8 +9,8 @@ mod loss;
 mod operation;
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use self::operation::{Operation, Place};
@@ -20,6 +20,7 @@ use super::error::{Error, Outage, Server};
 use super::helpers::Helpers;
 use super::loan::Buffer;
 use super::resume::{Inner, Pass, Phase, Resume, SLICE, Terms, Up, Way, WayId};
+use super::sync::MutexGuard;
 use super::volume::Volume;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};

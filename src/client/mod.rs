@@ -7,7 +7,18 @@
 //!
 //! A [`Client`] belongs to one client of nbdkit's and is one operation after the other: its
 //! deadline, its pieces. [`Links`] is its way to the server, alone or with others; it leads to a
-//! [`volume::Volume`], the export as nbdkit was told of it. [`upkeep`] is time.
+//! [`volume::Volume`], the export as nbdkit was told of it. There are two kinds of ways, and `opener`
+//! makes the connections of both:
+//!
+//! - `plain`, without `reconnect=`: one connection, with which it lives and ends. It takes no lock.
+//! - `lasting`: it outlives its connections. Requests wait in their own threads while the server is
+//!   lost, and are sent again by them; `comeback` is how it comes back. What outlives the connections of an
+//!   export is in its volume: [`resume`] is the session's lock, and the one place that says
+//!   send, hold or fail; what it decides by is [`crate::session`].
+//!
+//! A `connection` is a live one with its requests in flight (`inflight`, `flight`, `outbox`, `receiver`,
+//! `loan`, `split`). [`upkeep`] is time, the one thread that is always there; [`helpers`] are threads for
+//! what waits for a server, such as coming back.
 
 mod comeback;
 mod connection;

@@ -10,13 +10,19 @@
 //!      \ given up     | closed
 //!       `-----------> Over <---- whatever happens: worse than before, journal refused (for all ways)
 //! ```
+//!
+//! What a connection is makes no difference here, so that models can have simple ones.
+
+#[cfg(all(test, loom))]
+mod models;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use super::error::{Error, Outage, Server};
+use super::sync::{self, Condvar, Mutex, MutexGuard};
 use crate::proto::consts::TransmissionFlags;
 use crate::proto::export::Export;
 use crate::session::delay::Delays;
@@ -43,16 +49,16 @@ const STALLED: Duration = Duration::from_secs(1);
 
 /// The session of an export.
 #[derive(Debug)]
-pub struct Resume {
-    inner: Mutex<Inner>,
+pub struct Resume<C = Connection> {
+    inner: Mutex<Inner<C>>,
     changed: Condvar,
 }
 
 /// What is under the lock.
 #[derive(Debug)]
-pub(super) struct Inner {
+pub(super) struct Inner<C = Connection> {
     pub(super) core: Core,
-    pub(super) ways: BTreeMap<WayId, Way>,
+    pub(super) ways: BTreeMap<WayId, Way<C>>,
     /// When a piece of the journal was last written again, or the writing began.
     progress: Instant,
     /// What was counted of the time before a piece was written, and should not have been.
@@ -67,10 +73,10 @@ pub(super) struct Inner {
 pub(super) struct WayId(u64);
 
 #[derive(Debug)]
-pub(super) struct Way {
-    pub(super) phase: Phase,
+pub(super) struct Way<C = Connection> {
+    pub(super) phase: Phase<C>,
     /// The connection over which the journal is being written.
-    pub(super) coming: Option<Arc<Connection>>,
+    pub(super) coming: Option<Arc<C>>,
     /// Violations of the protocol since the last good answer.
     pub(super) violations: u32,
     /// What the core's time was at the last inspection.
@@ -84,32 +90,41 @@ pub(super) struct Way {
 }
 
 #[derive(Debug)]
-pub(super) enum Phase {
+pub(super) enum Phase<C = Connection> {
     /// Its client is being opened.
     New,
-    Up(Up),
-    Away(Away),
+    Up(Up<C>),
+    Away(Away<C>),
     /// Closed, or given up since nobody wants it any more.
     Over,
 }
 
 /// A connection that is served.
-#[derive(Clone, Debug)]
-pub(super) struct Up {
-    pub(super) connection: Arc<Connection>,
+#[derive(Debug)]
+pub(super) struct Up<C = Connection> {
+    pub(super) connection: Arc<C>,
     pub(super) member: MemberId,
     /// Largest payload that this server takes, bytes.
     pub(super) maximum: u32,
 }
 
+impl<C> Clone for Up<C> {
+    fn clone(&self) -> Self {
+        Self {
+            connection: self.connection.clone(),
+            ..*self
+        }
+    }
+}
+
 /// A connection was lost.
 #[derive(Debug)]
-pub(super) struct Away {
+pub(super) struct Away<C = Connection> {
     /// When. Times in which writing the journal made progress are added.
     pub(super) since: Instant,
     pub(super) outage: Arc<Outage>,
     /// The lost connection, until it is buried.
-    pub(super) grave: Option<Up>,
+    pub(super) grave: Option<Up<C>>,
     /// A thread is coming back.
     pub(super) thread: bool,
     /// It was said that the server is still away.
@@ -117,14 +132,14 @@ pub(super) struct Away {
 }
 
 /// What is to be done with a request.
-pub(super) enum Pass {
-    Send(Up),
+pub(super) enum Pass<C = Connection> {
+    Send(Up<C>),
     /// Not yet; since when what it waits for has been away, if it is the server.
     Hold(Option<Arc<Outage>>),
     Fail(Error),
 }
 
-impl Resume {
+impl<C> Resume<C> {
     /// A session for an export of which nbdkit was told this.
     pub(super) fn new(export: &Export, terms: &Terms) -> Self {
         let core = Core::new(Facts {
@@ -144,27 +159,24 @@ impl Resume {
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner<C>> {
+        sync::lock(&self.inner)
     }
 
     /// Waits until something may have changed, a slice of time at most.
     pub(super) fn hold<'a>(
         &'a self,
-        mut inner: MutexGuard<'a, Inner>,
+        mut inner: MutexGuard<'a, Inner<C>>,
         most: Duration,
-    ) -> MutexGuard<'a, Inner> {
+    ) -> MutexGuard<'a, Inner<C>> {
         inner.waiting += 1;
-        let (mut inner, _) = self
-            .changed
-            .wait_timeout(inner, most.min(SLICE))
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut inner = sync::wait(&self.changed, inner, Some(most.min(SLICE)));
         inner.waiting -= 1;
         inner
     }
 
     /// Gives the lock back and wakes who waits for what may have changed.
-    pub(super) fn tell(&self, inner: MutexGuard<'_, Inner>) {
+    pub(super) fn tell(&self, inner: MutexGuard<'_, Inner<C>>) {
         let wake = inner.waiting > 0;
         drop(inner);
         // It costs a system call even if nobody waits.
@@ -179,7 +191,7 @@ impl Resume {
     }
 }
 
-impl Inner {
+impl<C> Inner<C> {
     /// A new way, for a client that is being opened.
     pub(super) fn admit(&mut self) -> WayId {
         let id = WayId(self.next);
@@ -205,7 +217,7 @@ impl Inner {
         way: WayId,
         limit: Option<Duration>,
         may: impl FnOnce(&Core) -> bool,
-    ) -> Pass {
+    ) -> Pass<C> {
         if let Some(why) = self.core.doom() {
             return Pass::Fail(Error::Doomed {
                 server: server.clone(),
@@ -227,7 +239,7 @@ impl Inner {
     }
 
     /// Whether requests are not to wait any longer.
-    fn is_long(&self, away: &Away, limit: Option<Duration>) -> bool {
+    fn is_long(&self, away: &Away<C>, limit: Option<Duration>) -> bool {
         !self.stands_still() && limit.is_some_and(|limit| away.since.elapsed() >= limit)
     }
 

@@ -41,6 +41,9 @@ use self::journal::Journal;
 pub use self::journal::{Content, Piece, Written};
 pub use self::order::Change;
 use self::order::Order;
+#[cfg(all(test, loom))]
+pub(crate) use self::rules::Rules;
+#[cfg(not(all(test, loom)))]
 use self::rules::Rules;
 
 /// A range of an export, bytes.
@@ -181,6 +184,25 @@ impl Core {
             flushed: BTreeMap::new(),
             losses: 0,
             doom: None,
+        }
+    }
+
+    /// For models, which look on without a rule.
+    #[cfg(all(test, loom))]
+    pub(crate) fn without(&mut self, forget: impl FnOnce(&mut Rules)) {
+        forget(&mut self.rules);
+    }
+
+    /// The content of a byte that would be written again, for models.
+    #[cfg(all(test, loom))]
+    pub(crate) fn kept(&self, at: u64) -> Option<u8> {
+        let pieces = self.journal.pieces(|_| true);
+        let piece = pieces
+            .iter()
+            .find(|piece| (piece.offset..piece.offset + piece.length).contains(&at))?;
+        match piece.contents.first()? {
+            Content::Bytes(bytes) => bytes.get((at - piece.offset) as usize).copied(),
+            Content::Zeroes { .. } => Some(0),
         }
     }
 

@@ -157,13 +157,22 @@ fn spawn_hint(command: &str, errno: Errno) -> &'static str {
     }
 }
 
-fn seconds(duration: Duration) -> String {
+/// A time as messages tell it.
+pub(crate) fn seconds(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     if seconds == 1.0 {
         "1 second".to_owned()
     } else {
         format!("{seconds} seconds")
     }
+}
+
+/// [`seconds`] for what was measured: to a tenth, and never none.
+pub(crate) fn about(duration: Duration) -> String {
+    let tenths = duration.as_millis().div_ceil(100).max(1);
+    seconds(Duration::from_millis(
+        u64::try_from(tenths * 100).unwrap_or(u64::MAX),
+    ))
 }
 
 /// Where a server is.

@@ -53,6 +53,11 @@ pub const NOT_TYPED: &[Listed] = &[
         "a grammar",
     ),
     (
+        MANUAL,
+        "SERVER=hostname=storage retry=30 reconnect=600 request-timeout=60 keepalive=20",
+        "a line of a file; tests/contrib.rs starts the service with one like it",
+    ),
+    (
         EXAMPLES,
         "qemu-system-x86_64 -m 1G -device virtio-blk-pci,drive=disk0 -blockdev \\",
         "a machine that runs until somebody ends it; 30 MB of packages that nothing else needs",

@@ -1,14 +1,15 @@
 //! Flushes over a way that outlives its connections: there is one at a time for an export, and
 //! whoever waited for it may find that it has covered what it is about.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::{ASK, Lasting, Operation};
 use crate::client::error::Error;
 use crate::client::loan::Buffer;
 use crate::client::resume::{Inner, SLICE, Up};
+use crate::client::sync::MutexGuard;
 use crate::proto::consts::Command;
 use crate::proto::request::Request;
 use crate::session::{Core, Moment, Sending, Worth};

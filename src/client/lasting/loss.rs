@@ -7,7 +7,7 @@ use super::Lasting;
 use crate::client::connection::Connection;
 use crate::client::error::{Cause, Lost, Outage};
 use crate::client::resume::{Away, Phase, Up};
-use crate::transport::Deadline;
+use crate::transport::{Deadline, seconds};
 
 impl Lasting {
     /// A request has found out that a connection is gone. The first one that does begins the outage.
@@ -77,7 +77,7 @@ impl Lasting {
         let obituary = self.opener.options.target.obituary();
         let obituary = obituary.map(|text| format!(": {text}")).unwrap_or_default();
         let limit = match self.terms.limit {
-            Some(limit) => format!("for up to {limit:?}"),
+            Some(limit) => format!("for up to {}", seconds(limit)),
             None => "for as long as it takes".to_owned(),
         };
         log::error!("{lost}{obituary}; trying again {limit}");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::keeper::Refused;
 use super::messages::End;
 use super::{Child, DYING, starts};
-use crate::transport::{Deadline, Error, Stream};
+use crate::transport::{Deadline, Error, Stream, seconds};
 
 /// How a server that we started ended, and its last words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,9 +92,9 @@ impl Child {
             Err(Refused::TooOften(wait)) => {
                 let text = format!(
                     "{obituary}; it was started again {} times within a minute, and the next time \
-                     is in {} seconds",
+                     is in {}",
                     starts::MOST,
-                    wait.as_secs() + 1
+                    seconds(Duration::from_secs(wait.as_secs() + 1))
                 );
                 Err(self.ended(Some(text)).unwrap_or(Error::Closed))
             }
