@@ -8,6 +8,7 @@ mod deadline;
 mod doorbell;
 #[allow(unsafe_code)]
 pub mod fd;
+mod lookout;
 #[allow(unsafe_code)]
 pub mod resolve;
 pub mod ssh;
@@ -28,6 +29,7 @@ use crate::proto::codec::printable;
 
 pub use self::deadline::{Deadline, Wanted};
 pub use self::doorbell::Doorbell;
+pub use self::lookout::Lookout;
 pub use self::stream::{Blocking, PAUSE, Ready, Stream};
 
 /// Why a server could not be reached, or no longer can.
