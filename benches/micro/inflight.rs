@@ -32,7 +32,7 @@ pub fn bench(criterion: &mut Criterion) {
 }
 
 fn table() -> Table {
-    Inflight::new((), Doorbell::new().expect("eventfd"))
+    Inflight::new((), Doorbell::new().expect("eventfd"), None)
 }
 
 /// What one thread alone does for a request.

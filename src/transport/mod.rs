@@ -9,6 +9,7 @@ mod doorbell;
 #[allow(unsafe_code)]
 pub mod fd;
 pub mod keepalive;
+mod lookout;
 #[allow(unsafe_code)]
 pub mod resolve;
 pub mod ssh;
@@ -29,6 +30,7 @@ use crate::proto::codec::printable;
 
 pub use self::deadline::{Deadline, Wanted};
 pub use self::doorbell::Doorbell;
+pub use self::lookout::Lookout;
 pub use self::stream::{Blocking, PAUSE, Ready, Stream};
 
 /// Why a server could not be reached, or no longer can.

@@ -36,7 +36,7 @@ impl Rig {
         Self {
             server,
             stream,
-            inflight: Inflight::new(Receiver::new(structured), doorbell),
+            inflight: Inflight::new(Receiver::new(structured), doorbell, None),
             large_reads,
         }
     }
