@@ -166,7 +166,8 @@ fi
 echo "version $(nbdkit --version), $(nbdcopy --version | head -n 1), $(qemu-nbd --version | head -n 1)"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-for check in $(sed -n 's/^\(check_[a-z0-9_]*\)().*/\1/p' "$0"); do
+mapfile -t checks < <(sed -n 's/^\(check_[a-z0-9_]*\)().*/\1/p' "$0")
+for check in "${checks[@]}"; do
     name=${check#check_}
     name=${name//_/ }
     status=0

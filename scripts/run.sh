@@ -94,7 +94,7 @@ embed_server() {
 if [ -n "${PLUGIN:-}" ]; then
     plugin=$(realpath "$PLUGIN")
 else
-    cargo build --release --locked
+    scripts/cargo.sh build --release --locked
     plugin=$(realpath "${CARGO_TARGET_DIR:-target}/release/libnbdkit_nbd_plugin.so")
 fi
 [ -f "$plugin" ] || die "there is no plugin at $plugin"
