@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Measures the plugin beside nbdkit's own in C, which runs twice, and other forwarders.
 #
 #     QUICK=1          a part of the targets, in two minutes

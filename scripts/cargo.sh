@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # cargo, with this machine's paths kept out of what it builds: two builds of the same source in
 # two folders are the same file, debug information and messages included. Every release build goes
 # through here, so that they share one set of artifacts.

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Loads the one release binary into the nbdkit of several Debian systems and
 # runs scripts/compat-smoke.sh in each; then installs, uses and removes the
 # Debian packages there (scripts/compat-packages.sh).

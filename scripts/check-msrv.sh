@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Builds the release with the oldest compiler that Cargo.toml promises: Debian 13 has it. Without
 # network and in a system of its own, which is kept (scripts/systems.sh).
 #

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Runs nbdkit's own tests of its nbd plugin twice, with its plugin and with
 # ours in its place, and compares: what passes there has to pass here.
 #

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # From the last commit to packages at work in other systems, end to end: the source release, that
 # it is the same each time and so is what is built from it, Debian's and RPM packages as their
 # linters want them, and the oldest compiler. As root, because other systems are made.

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Runs every test of the project. `make check` installs what they need first.
 set -euo pipefail
 cd "$(dirname "$0")/.."

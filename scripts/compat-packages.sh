@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Installs, uses and removes the Debian packages in this system, as root, and leaves it as it
 # was. scripts/check-compat.sh runs it inside other systems.
 #

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # A few examples of the plugin at work, with this system's own nbdkit, libnbd
 # and qemu. scripts/check-compat.sh runs it inside other systems.
 #

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
 """What this project says about the crates it is built from.
 
     scripts/crates.py check               licences, origins and duplicates, against deny.toml

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Makes the Debian packages from the source release, without network, and lets lintian judge.
 #
 #     scripts/deb.sh             prints the names of the packages

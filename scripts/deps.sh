@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Installs what building, running, testing or linting this project needs.
 #
 #     scripts/deps.sh SET...      SET is build, run, test, lint, nbdkit, compat, bench,

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Makes the source release: the last commit, the crates it needs, and a list of them.
 #
 #     scripts/dist.sh            prints the name of the tarball

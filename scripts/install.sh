@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Installs or removes the release build and the two pages of its manual.
 #
 #     scripts/install.sh install|uninstall

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Checks everything that can be checked without running it. `make lint` installs what it needs.
 #
 # A tool that a distribution does not have is left out and named at the end; with CI set it

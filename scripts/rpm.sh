@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Makes the RPM packages from the source release, without network, and lets rpmlint judge. On
 # Debian they are for looking at and unpacking: rpm's data base knows no compiler there.
 #

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Shows the plugin at work: a server, the plugin in front of it, a client's view
 # and a verified copy; then it stays until Ctrl-C.
 #

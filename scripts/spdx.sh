@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Each source file names its licence in its first line, after a script's #! line.
 #
 #     scripts/spdx.sh check      names the files that do not, and fails

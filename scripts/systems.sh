@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # shellcheck shell=bash
 # For scripts that need other Debian systems: sourced by check-compat.sh and check-msrv.sh.
 # They are made with debootstrap and kept, so that only the first run is long.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `make install` and `make uninstall` touch nothing that is not ours, and leave the machine as it was.
 //!
 //! Every test has a tree of directories and a dpkg database of its own: tests/common/machine.rs.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What `packaging/` says is what the project is, and Debian's maintainer scripts leave nothing behind.
 //!
 //! Building the packages and installing them in other systems takes minutes: `make check-packages`.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! How well it is survived: in parallel, in bounded memory, without holding up who wants to go.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What a flush promises, and what it does not when it fails or when the server has none.
 
 mod common;

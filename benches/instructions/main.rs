@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Instructions that one request costs on the client's hot path: `make bench-instructions`.
 //!
 //! A regression check that does not depend on what else the machine is doing: it fails when a

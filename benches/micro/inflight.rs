@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The table of requests in flight, with nothing behind it.
 
 use std::collections::VecDeque;

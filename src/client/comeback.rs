@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! How a way comes back to a server that was lost: the old connection is buried, a new one made and
 //! led through the gate, the journal written over it, and only then does anybody else use it.
 

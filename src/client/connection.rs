@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! One live connection: submitting requests, sending them, and what its end means for them.
 //!
 //! Reading and writing progress independently. A send never blocks while it holds anything that a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Threads that come back to lost servers, beside the one thread that is always there: coming back
 //! waits for a server, and no front client, and no inspection, is to wait for another's server.
 //!

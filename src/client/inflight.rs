@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The requests in flight on one connection, and the role of reading replies for all of them.
 //!
 //! A request occupies a slot from [`Inflight::claim`] until its [`Ticket`] is finished. It is over

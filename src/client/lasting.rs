@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A way that outlives its connections: while the server is lost, requests wait in their own
 //! threads, and are sent again by them. How it comes back is `comeback.rs`.
 //!

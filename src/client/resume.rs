@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What the links of one export share so that they can come back: the session's core, and the state
 //! of each way to the server, under one lock. Here is the one place that says send, hold or fail.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The synchronisation primitives of this room, so that loom can replace them under test.
 
 #[cfg(loom)]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Flushes: what they release, what has to be written again before one means anything, and what is
 //! in doubt after one that failed.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What outlives a connection: which changes were acknowledged and are not known to be permanent,
 //! in which order changes go, and what an answer is worth.
 //!

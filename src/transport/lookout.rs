@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A place from which to see that a stream has something, while others may receive from it.
 
 use std::mem::MaybeUninit;

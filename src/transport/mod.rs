@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Ways to reach a server, and the one kind of byte stream that all of them give.
 //!
 //! A [`Stream`] is sent to without blocking and received from either way; waiting is a separate

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A connected socket, plain or under TLS: sending never waits, receiving may, waiting is apart.
 
 use std::io::{IoSlice, IoSliceMut};

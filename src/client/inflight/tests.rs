@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The table under test: every interleaving of a few threads with loom, examples otherwise.
 //!
 //! The server is a queue of cookies: what is pushed is answered at once, in order. The load stands

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Who waits for long while others come and go, and watches the stream rather than receive for them.
 //!
 //! At most one owner watches. It holds no role and is no heir: it sleeps at the [`Lookout`], where it

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Flushes over a way that outlives its connections: there is one at a time for an export, and
 //! whoever waited for it may find that it has covered what it is about.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The moment in which a connection is lost.
 
 use std::sync::Arc;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What searches have found once, step by step; and what a request may cost.
 
 use crate::session::journal::FIXED;

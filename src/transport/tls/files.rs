@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! How a user's file is read: once for a connection, never for long, and never from a terminal.
 //!
 //! A pipe, as a shell makes it for `<(...)`, can be read only once. What came out of one is kept for

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Random writers before nbdkit, a volatile server behind it, and its many deaths.
 
 use std::cell::Cell;
