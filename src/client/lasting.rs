@@ -424,6 +424,9 @@ impl Lasting {
             Phase::Up(up) => {
                 let idle = std::mem::replace(&mut way.seen, core.events()) == core.events();
                 let own = self.own.load(Ordering::Acquire) > 0;
+                if idle {
+                    core.rest();
+                }
                 if idle && !own && !way.quiet && self.can_flush() && core.wants_flush(up.member) {
                     let this = self.clone();
                     self.helpers

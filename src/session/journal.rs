@@ -103,11 +103,44 @@ pub struct Piece {
     pub contents: Vec<Content>,
 }
 
+/// Memory of entries that are gone, for those that come. Whoever writes blocks of one size writes more of
+/// it, and memory that the system has to give anew each time costs more than all that is done with it.
+#[derive(Debug, Default)]
+struct Spare {
+    by_length: BTreeMap<usize, Vec<Arc<[u8]>>>,
+    cost: u64,
+}
+
+impl Spare {
+    fn keep(&mut self, content: Content) {
+        if let Content::Bytes(mut bytes) = content {
+            // What is being written again is of use to somebody else.
+            if Arc::get_mut(&mut bytes).is_some() {
+                self.cost += bytes.len() as u64 + FIXED;
+                self.by_length.entry(bytes.len()).or_default().push(bytes);
+            }
+        }
+    }
+
+    /// These bytes in memory that is already there, if there is any of that length.
+    fn take(&mut self, bytes: &[u8]) -> Option<Arc<[u8]>> {
+        let mut spare = self.by_length.get_mut(&bytes.len())?.pop()?;
+        self.cost -= bytes.len() as u64 + FIXED;
+        Arc::get_mut(&mut spare)?.copy_from_slice(bytes);
+        Some(spare)
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
 /// The map.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     entries: BTreeMap<u64, Entry>,
     cost: u64,
+    spare: Spare,
     /// How many entries each member has.
     owners: BTreeMap<MemberId, usize>,
     /// How many entries were looked at because all were.
@@ -120,9 +153,16 @@ impl Journal {
         self.entries.is_empty()
     }
 
-    /// Bytes of memory, about.
+    /// Bytes of memory for what is kept, about.
     pub(super) fn cost(&self) -> u64 {
         self.cost
+    }
+
+    /// Gives back memory that is not needed, if all of it would be more than `most` bytes.
+    pub(super) fn shrink(&mut self, most: u64) {
+        if self.cost + self.spare.cost > most {
+            self.spare.clear();
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Span, &Entry)> {
@@ -157,13 +197,9 @@ impl Journal {
             Written::Bytes(bytes) => {
                 let mut at = at;
                 for part in bytes.chunks(LONGEST) {
-                    self.insert(
-                        at,
-                        part.len() as u64,
-                        Content::Bytes(part.into()),
-                        owner,
-                        applied,
-                    );
+                    let content = self.spare.take(part).unwrap_or_else(|| part.into());
+                    let content = Content::Bytes(content);
+                    self.insert(at, part.len() as u64, content, owner, applied);
                     at += part.len() as u64;
                 }
             }
@@ -255,18 +291,21 @@ impl Journal {
         if let Some(entry) = self.entries.remove(&at) {
             self.cost -= entry.cost();
             self.changes_hands(Some(entry.owner), None);
+            self.spare.keep(entry.content);
         }
     }
 
     /// Forgets the entries that are permanent.
     pub(super) fn release(&mut self, is_permanent: impl Fn(&Entry) -> bool) {
-        let (cost, owners) = (&mut self.cost, &mut self.owners);
+        let (cost, owners, spare) = (&mut self.cost, &mut self.owners, &mut self.spare);
         #[cfg(test)]
         self.visited.set(self.visited.get() + self.entries.len());
         self.entries.retain(|_, entry| {
             let permanent = is_permanent(entry);
             if permanent {
                 *cost -= entry.cost();
+                let nothing = Content::Zeroes { no_hole: false };
+                spare.keep(std::mem::replace(&mut entry.content, nothing));
                 owners.entry(entry.owner).and_modify(|count| *count -= 1);
             }
             !permanent
@@ -384,6 +423,27 @@ mod tests {
         let large = vec![7; 1 << 20];
         journal.put(0, 1 << 20, Written::Bytes(&large), A, Moment(0));
         assert_eq!(shape(&journal), [(0, 64), (64, 64), (128, 64), (192, 64)]);
+    }
+
+    #[test]
+    fn memory_of_what_is_gone_is_used_again_and_is_bounded() {
+        let mut journal = Journal::default();
+        let kept = |journal: &Journal| journal.spare.cost;
+        for n in 0..4 {
+            journal.put(n * 100, 100, Written::Bytes(&[1; 100]), A, Moment(n));
+        }
+        journal.release(|_| true);
+        assert_eq!((journal.cost(), kept(&journal)), (0, 4 * (100 + FIXED)));
+        journal.put(7, 100, Written::Bytes(&[2; 100]), A, Moment(5));
+        assert_eq!(kept(&journal), 3 * (100 + FIXED));
+        let pieces = journal.pieces(|_| true);
+        assert_eq!(pieces[0].contents, [Content::Bytes([2; 100].into())]);
+        journal.put(7, 100, Written::Trimmed, A, Moment(6));
+        assert_eq!(kept(&journal), 3 * (100 + FIXED), "a piece is still in use");
+        journal.shrink(3 * (100 + FIXED));
+        assert_eq!(kept(&journal), 3 * (100 + FIXED));
+        journal.shrink(3 * (100 + FIXED) - 1);
+        assert_eq!(kept(&journal), 0);
     }
 
     #[test]

@@ -315,6 +315,7 @@ impl Core {
         let fits = self.journal.cost() + self.reserved + cost <= self.facts.replay;
         if fits {
             self.reserved += cost;
+            self.journal.shrink(self.facts.replay - self.reserved);
         }
         fits
     }
@@ -472,6 +473,11 @@ impl Core {
     /// Whether anything is acknowledged and not permanent.
     pub fn has_unflushed(&self) -> bool {
         !self.journal.is_empty() || self.members.values().any(|m| m.unflushed.is_some())
+    }
+
+    /// Nothing happens for the time being: memory that is only kept for what may come is given back.
+    pub fn rest(&mut self) {
+        self.journal.shrink(0);
     }
 
     /// Bytes of memory that the journal takes, about.
