@@ -12,8 +12,8 @@ export DESTDIR PREFIX prefix PLUGINDIR plugindir MANDIR mandir NAME
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PAGES := plugin plugin-examples
 
-.PHONY: help deps build run check check-nbdkit check-compat lint bench bench-micro
-.PHONY: bench-instructions man html install uninstall clean
+.PHONY: help deps build run check check-nbdkit check-compat check-packages lint bench
+.PHONY: bench-micro bench-instructions torture man html dist deb rpm install uninstall clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -23,7 +23,7 @@ deps: ## install what building, running and testing need (Debian)
 
 build: ## build the plugin: target/release/libnbdkit_nbd_plugin.so
 	@scripts/deps.sh build
-	cargo build --release --locked
+	scripts/cargo.sh build --release --locked
 
 run: ## try it: a server, the plugin before it, a verified copy (ONCE=1, UPSTREAM=SOCKET)
 	@scripts/deps.sh build run
@@ -37,7 +37,7 @@ check-nbdkit: ## run nbdkit's own tests of its plugin (NBDKIT_SRC=DIR, PLUGIN=FI
 	@scripts/deps.sh build run nbdkit
 	@scripts/check-nbdkit.sh
 
-check-compat: ## try the binary in Debian 12, 13 and unstable (root; PLUGIN=, COMPAT_DIR=)
+check-compat: ## try binary and packages in Debian 12, 13, unstable (root; PLUGIN=, DEBS=, COMPAT_DIR=)
 	@scripts/deps.sh build compat
 	@scripts/check-compat.sh
 
@@ -45,23 +45,25 @@ bench: ## measure beside the C plugin (QUICK=1, ONLY=, ROUNDS=, SECS=, OURS=A.so
 	@scripts/deps.sh build bench
 	@scripts/bench.sh
 
-lint: ## rustfmt, clippy, rustdoc, manual, citations, units, scripts
+check-packages: ## make and try the release and its packages (root; minutes)
+	@scripts/deps.sh build run dist deb rpm compat
+	@scripts/check-packages.sh
+
+torture: ## random writers before a server that is killed (KILLS=300, TORTURE_SEED=)
+	@scripts/deps.sh build test
+	KILLS=$(or $(KILLS),300) cargo test --locked --test survive_torture
+
+lint: ## rustfmt, clippy, rustdoc, manual, citations, units, scripts, licences of all crates
 	@scripts/deps.sh build lint
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
-	podchecker *.pod
-	systemd-analyze verify --man=no contrib/systemd/*
-	scripts/spec.sh
-	set -e; for script in scripts/*.sh .ci/run; do bash -n $$script; done
+	@scripts/lint.sh
 
 bench-micro: ## micro benchmarks of the pure parts
 	@scripts/deps.sh build
-	cargo bench --locked --bench micro
+	scripts/cargo.sh bench --locked --bench micro
 
 bench-instructions: ## instructions per request against the stored ones (STRICT=1: 3 %; UPDATE=1)
 	@scripts/deps.sh build test
-	cargo bench --locked --bench instructions
+	scripts/cargo.sh bench --locked --bench instructions
 
 man: ## make the manual: target/nbdkit-nbd-plugin.1, target/nbdkit-nbd-plugin-examples.1
 	@scripts/deps.sh lint
@@ -72,6 +74,18 @@ html: ## make the manual for browsers: target/html/nbdkit-nbd-plugin.html
 	@scripts/deps.sh lint
 	@mkdir -p "$(TARGET_DIR)/html"
 	set -e; for page in $(PAGES); do scripts/man.sh nbd "$(TARGET_DIR)/html/nbdkit-nbd-$$page.html" $$page; done
+
+dist: ## make the source release, with all crates and a list of them: target/dist
+	@scripts/deps.sh build dist
+	@scripts/dist.sh
+
+deb: ## make Debian packages of it: target/deb
+	@scripts/deps.sh build dist deb
+	@scripts/deb.sh
+
+rpm: ## make RPM packages of it: target/rpm
+	@scripts/deps.sh build dist rpm
+	@scripts/rpm.sh
 
 install: ## install what `make build` built (NAME=nbd, DESTDIR=, PREFIX=, PLUGINDIR=, MANDIR=)
 	@scripts/install.sh install

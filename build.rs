@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Generates the bindings to the system's nbdkit-plugin.h and compiles the C shim.
 
 use std::env;

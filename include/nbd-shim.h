@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The few things that Rust cannot say to nbdkit itself: calls to variadic functions, and output
  * through C's stdio. Messages are data here and never become a format. */
 #ifndef NBD_SHIM_H

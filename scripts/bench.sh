@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Measures the plugin beside nbdkit's own in C, which runs twice, and other forwarders.
 #
 #     QUICK=1          a part of the targets, in two minutes
@@ -8,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-cargo build --release --locked
+scripts/cargo.sh build --release --locked
 
 # Disks, sockets and output in memory, if it is there and large enough.
 base=${TMPDIR:-/tmp}
@@ -19,4 +20,4 @@ trap 'rm -rf "$dir"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-TMPDIR=$dir cargo bench --locked --bench side_by_side
+TMPDIR=$dir scripts/cargo.sh bench --locked --bench side_by_side

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Runs nbdkit's own tests of its nbd plugin twice, with its plugin and with
 # ours in its place, and compares: what passes there has to pass here.
 #
@@ -25,7 +26,7 @@ slot=$(nbdkit --dump-config | sed -n 's/^plugindir=//p')/nbdkit-nbd-plugin.so
 if [ -n "${PLUGIN:-}" ]; then
     ours=$(realpath "$PLUGIN")
 else
-    cargo build --release --locked
+    scripts/cargo.sh build --release --locked
     ours=$(realpath "${CARGO_TARGET_DIR:-target}/release/libnbdkit_nbd_plugin.so")
 fi
 # `make install` moves the distribution's plugin aside under this name.
@@ -147,9 +148,9 @@ END
 
 # The tests' servers are daemons; the environment tells whose they are.
 end_processes_of() { # TREE
-    local process
-    for process in $(grep -lazxs "CHECK_NBDKIT=$1" /proc/[0-9]*/environ); do
-        kill -KILL "$(basename "$(dirname "$process")")" 2>/dev/null || true
+    local environment
+    grep -lazxs "CHECK_NBDKIT=$1" /proc/[0-9]*/environ | while read -r environment; do
+        kill -KILL "$(basename "$(dirname "$environment")")" 2>/dev/null || true
     done
 }
 

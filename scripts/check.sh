@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Runs every test of the project. `make check` installs what they need first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +17,7 @@ CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
     RUSTFLAGS="--cfg loom" cargo test --locked --release --lib --target-dir target/loom loom_
 
 step "instructions per request"
-cargo bench --locked --bench instructions
+scripts/cargo.sh bench --locked --bench instructions
 
 step "make run"
 ONCE=1 UPSTREAM='' PLUGIN='' scripts/run.sh

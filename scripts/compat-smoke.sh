@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # A few examples of the plugin at work, with this system's own nbdkit, libnbd
 # and qemu. scripts/check-compat.sh runs it inside other systems.
 #
@@ -166,7 +167,8 @@ fi
 echo "version $(nbdkit --version), $(nbdcopy --version | head -n 1), $(qemu-nbd --version | head -n 1)"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-for check in $(sed -n 's/^\(check_[a-z0-9_]*\)().*/\1/p' "$0"); do
+mapfile -t checks < <(sed -n 's/^\(check_[a-z0-9_]*\)().*/\1/p' "$0")
+for check in "${checks[@]}"; do
     name=${check#check_}
     name=${name//_/ }
     status=0

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Makes a small Debian system in a folder, from the mirror this system uses.
 #
 #     scripts/debian-system.sh SUITE DIR PACKAGE...

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Installs or removes the release build and the two pages of its manual.
 #
 #     scripts/install.sh install|uninstall
@@ -20,6 +21,9 @@ export LC_ALL=C
 umask 022
 
 die() { echo "install: $*" >&2; exit 1; }
+
+# A setting that comes as an argument would be a surprise: make has put it into the environment.
+[ $# = 1 ] || die "usage: [NAME=nbd ...] $0 install|uninstall"
 
 # The plugin and its pages have these characters, and nobody else's have.
 mark=nbd_client=rust/
@@ -64,7 +68,8 @@ destdir=${DESTDIR:+$(absolute "$DESTDIR")}
 if [ -z "$plugin_dir" ] && [ -n "$prefix_given" ]; then
     plugin_dir=$(plugin_dir_below "$prefix_given")
 elif [ -z "$plugin_dir" ]; then
-    plugin_dir=$(own_plugin_dir) && [ -n "$plugin_dir" ] ||
+    plugin_dir=$(own_plugin_dir) || true
+    [ -n "$plugin_dir" ] ||
         die "cannot ask pkg-config for nbdkit's directory of plugins: set PLUGINDIR"
 fi
 plugin_dir=$(inside_destdir "$plugin_dir")
@@ -101,6 +106,15 @@ diverted() { # FILE: prints dpkg's name of it
     name=$(dpkg-divert --list "*/$(basename -- "$1")" |
         sed -n 's/^local diversion of \(.*\) to .*$/\1/p' | spelling_of "$1") || return 1
     [[ $(dpkg-divert --truename "$name") == "$name".distrib* ]] && echo "$name"
+}
+
+# A package of ours does it, too: packaging/debian.
+diverted_by_package() { # FILE: prints the package
+    command -v dpkg-divert >/dev/null || return 1
+    local name
+    name=$(dpkg-divert --list "*/$(basename -- "$1")" |
+        sed -n 's/^diversion of \(.*\) to .* by .*$/\1/p' | spelling_of "$1") || return 1
+    dpkg-divert --listpackage "$name"
 }
 
 packaged_by_rpm() { command -v rpm >/dev/null && rpm -qf -- "$1" >/dev/null 2>&1; }
@@ -179,6 +193,13 @@ check_place() { # FILE
         die "may not write to $dir: be root, or say where with PREFIX=, PLUGINDIR=, MANDIR= or DESTDIR="
 }
 
+check_owner() { # FILE
+    local package
+    if package=$(diverted_by_package "$1"); then
+        die "the package $package has taken the place of $1: remove it first, or choose a NAME"
+    fi
+}
+
 new=()
 make_new() { # FILE: sets $made, a name beside FILE
     mkdir -p -- "$(dirname -- "$1")"
@@ -193,7 +214,7 @@ install)
     files=("$plugin")
     command -v pod2man >/dev/null || pages=()
     for page in "${pages[@]}"; do files+=("$(page_file "$page")"); done
-    for file in "${files[@]}"; do check_place "$file"; done
+    for file in "${files[@]}"; do check_place "$file"; check_owner "$file"; done
 
     trap 'rm -f -- "${new[@]}"' EXIT
     trap 'exit 130' INT

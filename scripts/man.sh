@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Makes a page of the manual of the plugin as it was installed.
 #
 #     scripts/man.sh NAME FILE [PAGE]

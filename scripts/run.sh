@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Shows the plugin at work: a server, the plugin in front of it, a client's view
 # and a verified copy; then it stays until Ctrl-C.
 #
@@ -94,7 +95,7 @@ embed_server() {
 if [ -n "${PLUGIN:-}" ]; then
     plugin=$(realpath "$PLUGIN")
 else
-    cargo build --release --locked
+    scripts/cargo.sh build --release --locked
     plugin=$(realpath "${CARGO_TARGET_DIR:-target}/release/libnbdkit_nbd_plugin.so")
 fi
 [ -f "$plugin" ] || die "there is no plugin at $plugin"

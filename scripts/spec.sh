@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
 # Holds docs/spec.md against the citations in the source, lines such as
 #
 #     // spec: SECTION: KEYWORD: our own words

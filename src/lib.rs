@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! nbdkit's `nbd` plugin: forwards everything to another NBD server, with a client of its own.
 //!
 //! ```text

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The plugin file as the loader and nbdkit see it: what it exports, what it needs, what it says of itself.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Everything that can be typed wrong: nbdkit says in one line what it is about, and ends with status 1.
 
 mod common;

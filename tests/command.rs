@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `command=`: a server that nbdkit starts, which finds a listening socket as descriptor 3.
 
 mod common;

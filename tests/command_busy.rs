@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `command=`: a server that lives, but takes its time.
 
 mod common;

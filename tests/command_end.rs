@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `command=`: how servers that nbdkit started end, by themselves or with nbdkit, and what they say.
 
 mod common;

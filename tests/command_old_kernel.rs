@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `command=` where the kernel has no `close_range` and `pidfd_open`, or a container forbids them.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `command=qemu-nbd` with a qcow2 image on slow storage: nbdkit is told to end at some moment, and
 //! every write that was answered before must be in the image.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `command=`: how long nbdkit waits for a server that it has told to end, and what cuts that short.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The signals of the process that waits for a server to end. One test, which has a process for itself.
 
 use std::ffi::OsString;

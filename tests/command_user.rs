@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `command=` with nbdkit's own `-u`: nbdkit is somebody else than the server, and still reaches it.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Every command with every flag arrives at the other server as the client sent it.
 //!
 //! The upstream is nbdkit with its log filter, which writes down each request as it understood it.

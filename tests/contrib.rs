@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What lies beside the plugin in contrib/ fits it: the units of systemd start a forwarder as systemd would
 //! start it, and the image is made of files that there are.
 

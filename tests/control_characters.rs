@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What the user typed cannot forge a line of the log, or speak to the terminal that shows it, when it turns up in
 //! a message about a server. What is refused at the start is in `bad_input.rs`.
 

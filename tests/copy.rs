@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! nbdcopy moves whole disks through the plugin in both directions, byte for byte.
 
 mod common;

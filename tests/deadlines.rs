@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The three deadlines: for connecting, for the whole handshake, and for each request.
 
 mod common;

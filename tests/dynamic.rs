@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `dynamic-export=true`: clients choose among the server's exports. Without it there is one export.
 
 mod common;

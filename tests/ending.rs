@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! nbdkit ends when it is told to, and lets go of a client that has left, whatever the server does.
 
 mod common;

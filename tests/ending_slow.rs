@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! nbdkit ends when it is told to also where a server is slow but never silent for long.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `nbdkit -s` ends with its one client.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Clients that end together: what hangs at one of them costs the others nothing.
 
 mod common;

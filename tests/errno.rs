@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Errors of the other server reach the client as what they were, and harm no other request.
 
 mod common;

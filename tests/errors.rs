@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The messages under ERRORS in the manual are those that come, and those that come are there.
 //!
 //! Each case makes one message happen and pins its text. Whoever changes a text changes it here too, and then

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Every example in the manual, the README and the other documents is run as it is printed, or stands in
 //! a list with the reason why not.
 //!

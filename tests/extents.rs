@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Maps of large disks: queries and extents near 4 GiB, and how many queries a map takes.
 
 mod common;

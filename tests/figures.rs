@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Instructions per request: the stored figures are kept, and who changes what a request costs is told.
 
 #[path = "../benches/instructions/figures.rs"]

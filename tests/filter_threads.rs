@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A filter's own thread makes requests, of which nbdkit does not know when it ends.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! nbdkit's own filters on top of the plugin: each uses its callbacks in its own way.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! fio's own NBD client under load: every block carries a checksum, which is verified when it is read back.
 
 mod common;

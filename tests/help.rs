@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `--help` and the manual page name the same parameters.
 
 mod common;

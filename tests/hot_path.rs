@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Requests on an open connection allocate nothing and log nothing.
 //!
 //! This links the crate: what allocates in nbdkit, and for whom, could not be told from outside. What

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What nbdinfo says of an export, its abilities, its sizes and its map, is the same directly and through
 //! the plugin.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `make install` and `make uninstall` touch nothing that is not ours, and leave the machine as it was.
 //!
 //! Every test has a tree of directories and a dpkg database of its own: tests/common/machine.rs.
@@ -370,6 +371,49 @@ fn package_that_has_this_very_plugin_keeps_it() {
     machine.uninstall();
     assert_eq!(machine.files("usr"), [format!("lib/{PLUGIN}: {packaged}")]);
     assert_eq!(machine.read("dpkg/diversions"), "");
+}
+
+#[test]
+fn place_that_a_package_of_ours_has_taken_stays_its() {
+    if !can_install() || !need("dpkg-divert") {
+        return;
+    }
+    let machine = Machine::with_package("usr/lib");
+    let file = machine.path("usr/lib").join(PLUGIN);
+    fs::rename(&file, machine.path(&format!("usr/lib/{PLUGIN}.distrib"))).expect("rename");
+    let packaged = "nbd_client=rust/packaged";
+    machine.write(&format!("usr/lib/{PLUGIN}"), packaged);
+    let diversion = format!("{0}\n{0}.distrib\nnbdkit-plugin-nbd-rust\n", file.display());
+    machine.write("dpkg/diversions", &diversion);
+
+    let complaint = machine.refused(&mut machine.script(project(), "install"));
+    assert!(
+        complaint.contains("the package nbdkit-plugin-nbd-rust has taken the place of "),
+        "{complaint}"
+    );
+    let said = machine.uninstall();
+    assert!(said.contains("left alone, as it is not ours: "), "{said}");
+    assert_eq!(
+        machine.files("usr"),
+        [
+            format!("lib/{PLUGIN}.distrib: {DISTRIBUTED}"),
+            format!("lib/{PLUGIN}: {packaged}"),
+        ]
+    );
+    assert_eq!(machine.read("dpkg/diversions"), diversion);
+    // Under a name of its own there is nothing in the way.
+    machine.step("install", &[("NAME", "nbdrs")]);
+}
+
+#[test]
+fn settings_as_arguments_are_refused() {
+    if !can_install() {
+        return;
+    }
+    let machine = Machine::new();
+    let complaint = machine.refused(machine.script(project(), "install").arg("NAME=nbdrs"));
+    assert!(complaint.contains("usage: "), "{complaint}");
+    assert_eq!(machine.files("usr"), [""; 0]);
 }
 
 #[test]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `keepalive=`: what the kernel is told to do about a silent host.
 
 mod common;

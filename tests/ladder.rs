@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Servers that hang up over a question, or lose their place in the stream: each new connection asks one
 //! question less, and what helped is remembered.
 

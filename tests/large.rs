@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Requests larger than the other server takes. nbdkit lets clients ask for 64 MiB at once; qemu-nbd refuses
 //! more than 32 MiB, and others less.
 

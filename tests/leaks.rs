@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Thousands of clients later nbdkit has the descriptors, the threads and the memory that it began with.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Leaving before transmission, after a refusal or a list: nobody waits for the other for long, and no server
 //! has reason to complain.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Servers that come and go, and how nbdkit ends.
 
 mod common;

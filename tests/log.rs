@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What nbdkit's log says of a connection, and that it says no more than it was asked to.
 
 mod common;

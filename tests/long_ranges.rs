@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! TRIM, WRITE_ZEROES and CACHE that are longer than what the server takes at once. The protocol has no word for
 //! that limit, so it is found by trying.
 

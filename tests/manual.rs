@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The manual as a document: its parts are where readers of nbdkit's pages look for them, every
 //! parameter says what its default is, and it can be read in a browser.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Export names that are not UTF-8: listed, opened and shown for what they are.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! nbd-server, the reference implementation of the protocol, as the other server: fixed newstyle, simple
 //! replies only.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Every style of handshake: what the other server speaks and what our own clients speak are independent.
 
 mod common;

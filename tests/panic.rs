@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A thread that panics while it serves a connection ends that connection, and nobody waits for ever.
 //!
 //! This links the crate, since nbdkit gives the plugin no reason to panic. Here the logger does: it panics on

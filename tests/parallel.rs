@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Many requests are on their way at once, on one connection to the other server, and none waits for another.
 
 mod common;

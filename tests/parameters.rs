@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What the user may type after `nbdkit nbd`, and what is said of everything else, before any client comes.
 
 mod common;

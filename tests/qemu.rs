@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! QEMU's programs on both sides: qemu-nbd as the other server, qemu-img and qemu-io as clients.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `command=` with `reconnect=`: the server is started again, and its clients do not notice.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Looking up names: a resolver that hangs holds nobody, whoever waits for it.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `retry=N`: what time can cure is tried again, a second later; what it cannot is not.
 
 mod common;

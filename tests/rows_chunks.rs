@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Rows C of the catalogue, except what is about the bytes of a read (rows_coverage.rs): servers that send
 //! malformed, misplaced or unknown chunks. Where the header of a chunk says how long it is, the fault is the
 //! request's and the connection lives.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Rows C2, C3, C5, C8, C18 and C19 of the catalogue: a structured read succeeds when data and holes
 //! covered every byte exactly once, in whatever pieces and order, and never otherwise.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Row Z1 of the catalogue: the connection breaks after every single byte of a conversation.
 
 mod common;

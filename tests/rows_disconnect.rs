@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Rows Z of the catalogue, except the cuts of rows_cut.rs: servers that leave, stop reading or stop answering.
 
 mod common;

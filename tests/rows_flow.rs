@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Reading and writing must not wait for each other: servers that answer before they took everything, or take
 //! nothing until their answers are taken. A plugin that gets this wrong deadlocks.
 

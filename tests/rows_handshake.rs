@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Rows H of the catalogue: servers that misbehave before the first option.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Rows P12 and P14 of the catalogue: servers that misbehave when they are asked for their exports.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Rows P of the catalogue: servers that misbehave while options are negotiated.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Rows M of the catalogue: servers that misbehave with simple replies.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Rows B of the catalogue: servers that misbehave when asked for block status.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Rows V of the catalogue: servers with unusual sizes, flags and block sizes.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `shared=true`: one connection to the server, made before nbdkit serves, and used by all clients.
 
 mod common;

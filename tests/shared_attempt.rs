@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A shared connection that was lost is made anew by one attempt, for all who wait for it.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A server that announces its end again and again: what was left for it is let go of.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `socket-fd=`: a connection that somebody else made.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `scripts/spec.sh` finds out when the citations of the protocol and the page about them disagree.
 
 mod common;

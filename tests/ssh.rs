@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Servers behind ssh, with a real sshd: what arrives, what is told when it does not, and that no ssh stays.
 
 mod common;

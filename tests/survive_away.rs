@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A server that stays away, hangs, babbles, or says that it goes: what clients see meanwhile, and afterwards.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What a flush promises, and what it does not when it fails or when the server has none.
 
 mod common;
@@ -168,6 +169,56 @@ fn client_that_leaves_a_lost_server_loses_nothing_to_who_comes_later() {
         staying.read(0, 8192),
         Ok([DATA.as_slice(), &OTHER].concat())
     );
+}
+
+/// Connections that idle are not read: the loss of one can be unseen while another is made to the new server.
+fn unseen(flags: u16) {
+    if !need("nbdkit") {
+        return;
+    }
+    let setup = Setup {
+        flags,
+        ..Setup::default()
+    };
+    let mut stage = Stage::new(setup, &PATIENT);
+    let mut idle = stage.client();
+    let mut busy = stage.client();
+    idle.write(0, &DATA).expect("a write");
+    busy.write(4096, &OTHER).expect("a write");
+    stage.restart(|_| ());
+    assert_eq!(busy.read(0, 4096), Ok(DATA.to_vec()), "another's write");
+    busy.flush().expect("a flush");
+    stage.restart(|_| ());
+    assert_eq!(busy.read(4096, 4096), Ok(OTHER.to_vec()));
+    idle.write(8192, &DATA).expect("a write");
+    idle.flush().expect("a flush");
+    stage.server.kill();
+    is_durable(&stage, 0, &[DATA, OTHER, DATA].concat());
+}
+
+#[test]
+fn unseen_loss_of_an_idle_connection() {
+    unseen(FLAGS);
+}
+
+#[test]
+fn unseen_loss_of_an_idle_connection_with_one_cache_for_all() {
+    unseen(FLAGS | flag::CAN_MULTI_CONN);
+}
+
+#[test]
+fn newcomer_sees_what_others_have_not_flushed() {
+    if !need("nbdkit") {
+        return;
+    }
+    let mut stage = Stage::new(Setup::default(), &PATIENT);
+    let mut idle = stage.client();
+    idle.write(0, &DATA).expect("a write");
+    stage.restart(|_| ());
+    let mut new = stage.client();
+    assert_eq!(new.read(0, 4096), Ok(DATA.to_vec()));
+    new.flush().expect("a flush");
+    assert_eq!(idle.read(0, 4096), Ok(DATA.to_vec()));
 }
 
 #[test]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A server comes back and is another one, or a worse one: nobody may take it for the one that was lost.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Real programs, and a server that is killed while they work: they see no error, and what they did is right.
 
 mod common;

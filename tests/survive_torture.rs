@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Random writers, and a server that is killed again and again: nothing that was acknowledged is lost, undone or
 //! torn, and nbdkit lives on.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The checker of traces, on traces made by hand: good ones, and for each invariant one that breaks it.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Servers that are reached over TCP: by name and by number, and what is said of those that are not.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Anchors, chains and lists of revoked certificates: what GnuTLS takes is taken, but nothing that is
 //! revoked, expired or forged.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Versions of TLS and ciphers: which are agreed on, and which are refused.
 
 mod common;

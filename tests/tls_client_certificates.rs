@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Servers that want to see the client's certificate: nbdkit and qemu-nbd if told to, nbd-server always.
 //!
 //! With TLS 1.3 the server looks at it when the handshake is over for the client, so a refusal arrives late.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Data under TLS: whole disks, checksums under load, large requests, and requests that never end. Each test
 //! runs over a Unix socket and over TCP.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Files of TLS that are there and of no use: an error that names them, never a connection that goes on
 //! without them; and what of them is good for a warning only.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The files with certificates: what is missing or broken is told at the start, what changes later counts for
 //! the next connection.
 

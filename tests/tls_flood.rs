@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Servers that keep TLS busy: with messages that are no data, without end. They hold a connection no longer
 //! than its deadlines say, and where there is none they end it.
 

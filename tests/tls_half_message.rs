@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A message of TLS itself of which the rest is late. Until then OpenSSL sends nothing, which nobody can help; but
 //! nobody must turn round and round meanwhile, and what waits to be sent must be sent then.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Several certificates of a client, of which the server gets one that it understands.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Keys of the client that are encrypted: nobody is asked on a terminal, and the password is told to nobody.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Which names of a certificate count, where OpenSSL would take more of them than GnuTLS.
 
 mod common;

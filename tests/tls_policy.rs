@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! When TLS is used, and what is said before it: with `tls=require` nothing but the wish for it, with `tls=on`
 //! nothing either unless the server says that it has none.
 //!

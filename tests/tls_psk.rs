@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Pre-shared keys: both sides know a key, and prove it to each other without saying it.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `retry=N` under TLS: a connection that breaks, and a key that the server does not know yet, are tried again;
 //! a verdict on a certificate is not.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The stream of records: however a server cuts it up, renews its keys or ends it, no answer gets lost and
 //! none is taken for complete that is not.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What is said when TLS fails: what was wanted, what was offered, and the parameter that has to do with it.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Certificates: whom the plugin believes, and whom it does not; and what it says of that.
 
 mod common;

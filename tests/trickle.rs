@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The deadline of a request holds while bytes keep coming, or going: a server that never pauses and never ends
 //! is late like others.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What was answered and may be lost all the same is told, every time.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The end of what looks after connections.
 //!
 //! This links the crate: from outside it cannot be seen how far a thread has come.

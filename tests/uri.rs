@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! One word that says where the server is and which export is wanted.
 
 mod common;

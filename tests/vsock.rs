@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Virtio sockets, as far as they can be tried without a virtual machine around: what is typed wrong is
 //! refused at the start, and a server that cannot be reached is an error for the client, not for nbdkit.
 

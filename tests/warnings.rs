@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What a user must know although everything works: shown without -v, once for each kind.
 
 mod common;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Running ourselves under valgrind, and what it counted.
 
 use std::env;

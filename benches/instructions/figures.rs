@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The stored figures: a line with name and value for each, behind a comment.
 
 use std::fmt::Write;

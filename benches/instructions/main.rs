@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Instructions that one request costs on the client's hot path: `make bench-instructions`.
 //!
 //! A regression check that does not depend on what else the machine is doing: it fails when a
@@ -83,6 +84,13 @@ fn check() -> Result<(), String> {
     }
     if compiler != stored.compiler {
         let before = &stored.compiler;
+        // The distribution's own, say. Where changes are judged there is the one of the file, or
+        // somebody has to store what the new one makes.
+        if env::var_os("CI").is_none() && !asked_for("STRICT") {
+            println!("SKIP: the stored figures are those of {before}, and this is {compiler}");
+            println!("{}", complaints.join("\n"));
+            return Ok(());
+        }
         complaints.push(format!("the compiler went from {before} to {compiler}"));
     }
     complaints

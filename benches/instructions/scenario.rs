@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What is counted: requests of one kind, each sent when the one before it is answered.
 //!
 //! The server belongs to the parent process, which valgrind does not run. It is the scripted one

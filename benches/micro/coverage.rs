@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Coverage of a read of 256 KiB that is answered in pieces of 4 KiB.
 
 use std::hint::black_box;

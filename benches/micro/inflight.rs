@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The table of requests in flight, with nothing behind it.
 
 use std::collections::VecDeque;
@@ -32,7 +33,7 @@ pub fn bench(criterion: &mut Criterion) {
 }
 
 fn table() -> Table {
-    Inflight::new((), Doorbell::new().expect("eventfd"))
+    Inflight::new((), Doorbell::new().expect("eventfd"), None)
 }
 
 /// What one thread alone does for a request.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Micro benchmarks of the parts that do no input and output: `make bench-micro`.
 //!
 //! They are for comparing two versions of one function on one machine; criterion keeps the last

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Reply headers, and whole replies to a read of 4 KiB: decoded, checked and copied to their buffer.
 
 use std::hint::black_box;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! How many system calls a process makes. Counting may slow it down, so this is a turn of its own.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The ratios to the C plugin as a picture: SVG, written by hand, with a background of its own so that it
 //! can be read on light pages and on dark ones.
 //!

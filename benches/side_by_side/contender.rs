@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Who is measured: each way from the client to the server, and how it is started.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Load by programs that copy a disk. A turn is as many copies as fit; files are in memory, where that is
 //! what the directory is in.
 

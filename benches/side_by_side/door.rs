@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Where one connects to a server or to a contender.
 
 use std::path::PathBuf;

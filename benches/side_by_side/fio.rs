@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Load by fio's NBD engine, which is libnbd in a loop: the same for every contender.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The results as JSON, with every round, for other programs.
 
 use serde_json::{Map, Value, json};

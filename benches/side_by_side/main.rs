@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! `make bench`: our plugin, nbdkit's own plugin in C and other ways to forward, side by side in one run.
 //!
 //! `workload` says what is measured, `contender` who is, `server` what stands behind them (`pieces` is one of

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Load that fio has no engine for, by a loop around our own client or the one of the tests. It is the same
 //! for every contender, and costs less than the servers that it measures.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A server in this process whose replies are not of one piece: like qemu-nbd before a fragmented image it
 //! answers a read in many chunks, or like one with a slow disk it answers late. Nothing is stored, and a
 //! reply is kept for the next read of its kind, so that it is never the slowest in the chain.

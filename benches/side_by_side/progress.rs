@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! How far it has got: a bar where somebody looks, lines elsewhere.
 
 use std::io::{IsTerminal, Write, stderr};

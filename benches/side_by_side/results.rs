@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What came out: a row for each workload, with a cell for each contender.
 
 use crate::contender::Contender;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Running a workload: every contender is started at once, then they take turns, A B C A B C.
 
 use std::path::Path;

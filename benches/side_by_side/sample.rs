@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What one turn of one contender gave.
 
 /// Figures of one turn.

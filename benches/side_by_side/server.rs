@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The server behind all contenders of a group. There is one, and they take turns.
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What the user asked for, all of it by the environment, which is what make and cargo pass on.
 
 use std::env;

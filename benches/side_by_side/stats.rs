@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Medians and what they hide.
 
 /// The middle value; 0 if there is none.

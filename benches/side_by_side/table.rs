@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A Markdown table, whose columns line up also for those who read the text.
 
 /// Lines of cells; the first is the head. All are as long as the head.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What our plugin has to reach, as ratios to the C plugin, and whether it did.
 
 use crate::contender::Contender;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What a process has used, from the kernel's books.
 
 use std::fs;

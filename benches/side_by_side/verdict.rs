@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Whether a figure is enough, and when that cannot be told: a bar holds, or fails, only beyond what two runs
 //! of the same plugin lie apart.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What is measured: the list of workloads, and what each of them is.
 
 /// Which server stands behind the contenders, and how they reach it.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! How a way comes back to a server that was lost: the old connection is buried, a new one made and
 //! led through the gate, the journal written over it, and only then does anybody else use it.
 
@@ -85,16 +86,9 @@ impl Lasting {
             ));
             return;
         }
-        let mut delays = Delays::new(self.terms.first, self.terms.max);
-        let mut reminder = Some(self.terms.limit.map_or(REMINDER, |limit| limit / 3));
         loop {
-            let dice = RandomState::new().hash_one(0) as u8;
-            // Each try may start a server, which may happen ten times only in a minute.
-            let lasted = match self.opener.options.target.starts_again() {
-                true => Duration::MAX,
-                false => lost_at.elapsed(),
-            };
-            if !self.pause(delays.next(dice, lasted)) {
+            let delay = self.next_delay(lost_at);
+            if !self.pause(delay) {
                 return;
             }
             log::debug!("{}: trying to reconnect", self.server());
@@ -112,16 +106,51 @@ impl Lasting {
                     outage.note(&why);
                 }
             }
-            if reminder.is_some_and(|after| lost_at.elapsed() >= after) {
-                reminder = None;
-                let last = outage.last().unwrap_or_default();
-                log::error!(
-                    "{}: still not back after {}: {last}",
-                    self.server(),
-                    about(lost_at.elapsed())
-                );
-            }
+            self.remind();
         }
+    }
+
+    /// Says once that the server is still away, when a third of the time is over. A try may take longer
+    /// than that.
+    pub(super) fn remind(&self) {
+        let after = self.terms.limit.map_or(REMINDER, |limit| limit / 3);
+        let mut inner = self.resume().lock();
+        let Some(Phase::Away(away)) = inner.ways.get_mut(&self.way).map(|way| &mut way.phase)
+        else {
+            return;
+        };
+        let lasted = away.since.elapsed();
+        if away.reminded || lasted < after {
+            return;
+        }
+        away.reminded = true;
+        let outage = away.outage.clone();
+        drop(inner);
+        let last = outage.last();
+        let last = last.as_deref().unwrap_or("the first try has not ended");
+        log::error!(
+            "{}: still not back after {}: {last}",
+            self.server(),
+            about(lasted)
+        );
+    }
+
+    /// How long to wait before the next try. A server that takes connections and loses them before it
+    /// has answered anything has been away all the time.
+    fn next_delay(&self, lost_at: Instant) -> Duration {
+        let dice = RandomState::new().hash_one(0) as u8;
+        let mut inner = self.resume().lock();
+        let mut none = None;
+        let way = inner.ways.get_mut(&self.way);
+        let (since, delays) = way
+            .map_or(&mut none, |way| &mut way.flapping)
+            .get_or_insert_with(|| (lost_at, Delays::new(self.terms.first, self.terms.max)));
+        // Each try may start a server, which may happen ten times only in a minute.
+        let lasted = match self.opener.options.target.starts_again() {
+            true => Duration::MAX,
+            false => since.elapsed(),
+        };
+        delays.next(dice, lasted)
     }
 
     /// Sees the old connection to its end, so that nothing is carried out later that is sent again.
@@ -214,12 +243,17 @@ impl Lasting {
             member: inner.core.born(),
             maximum,
         };
+        let mut asked = begun;
+        let mut gone = false;
         let pieces = loop {
             match inner.ways.get_mut(&self.way) {
-                Some(way) if matches!(way.phase, Phase::New | Phase::Away(_)) => {
+                Some(way) if !gone && matches!(way.phase, Phase::New | Phase::Away(_)) => {
                     way.coming.get_or_insert_with(|| up.connection.clone());
                 }
-                _ => {
+                way => {
+                    if let Some(way) = way {
+                        way.coming = None;
+                    }
                     inner.core.left(up.member);
                     drop(inner);
                     up.connection.close(self.close_deadline());
@@ -230,6 +264,13 @@ impl Lasting {
                 break pieces;
             }
             inner = resume.hold(inner, SLICE);
+            if asked.elapsed() >= ASK {
+                asked = Instant::now();
+                // Not under the lock: to ask may print a message.
+                drop(inner);
+                gone = !wanted();
+                inner = resume.lock();
+            }
         };
         drop(inner);
         let written = self.rewrite(&up.connection, up.maximum, &pieces, wanted);
@@ -244,13 +285,14 @@ impl Lasting {
         let mut served = false;
         if let Some(way) = inner.ways.get_mut(&self.way) {
             way.coming = None;
-            if let Phase::Away(away) = &mut way.phase {
-                away.since += took;
-            }
             if written.is_ok() {
                 way.phase = Phase::Up(up.clone());
                 served = true;
             }
+        }
+        if written.is_ok() && !served {
+            // Its client has left meanwhile.
+            inner.core.left(up.member);
         }
         resume.tell(inner);
         written?;
@@ -317,6 +359,7 @@ impl Lasting {
         if pieces.is_empty() {
             return Ok(());
         }
+        self.resume().lock().begin_progress();
         let next = AtomicUsize::new(0);
         let failed = AtomicBool::new(false);
         let failure: Mutex<Option<Error>> = Mutex::new(None);
@@ -325,9 +368,12 @@ impl Lasting {
                 let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else {
                     break;
                 };
-                if let Err(error) = self.write_piece(connection, maximum, piece) {
-                    failed.store(true, Ordering::Relaxed);
-                    lock(&failure).get_or_insert(error);
+                match self.write_piece(connection, maximum, piece) {
+                    Ok(()) => self.resume().lock().note_progress(false),
+                    Err(error) => {
+                        failed.store(true, Ordering::Relaxed);
+                        lock(&failure).get_or_insert(error);
+                    }
                 }
             }
         };
@@ -368,6 +414,7 @@ impl Lasting {
                 }
             }
         });
+        self.resume().lock().note_progress(true);
         lock(&failure).take().map_or(Ok(()), Err)
     }
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! One live connection: submitting requests, sending them, and what its end means for them.
 //!
 //! Reading and writing progress independently. A send never blocks while it holds anything that a
@@ -19,6 +20,7 @@ use super::inflight::{Inflight, LoadGuard, ReadingRole, Seen, SlotSet};
 use super::loan::Buffer;
 use super::outbox::{BATCH, Batch, Next, Outbox};
 use super::receiver::{LARGE, Receiver, Wire};
+use super::sync::lookout;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::Command;
@@ -74,10 +76,11 @@ impl Connection {
         patience: Patience,
     ) -> Result<Self, transport::Error> {
         stream.limit_receiving()?;
+        let receiver = Receiver::new(export.structured);
         Ok(Self {
+            inflight: Inflight::new(receiver, Doorbell::new()?, lookout(&stream)),
             server,
             stream,
-            inflight: Inflight::new(Receiver::new(export.structured), Doorbell::new()?),
             outbox: Outbox::new(),
             context: export.base_allocation,
             patience,

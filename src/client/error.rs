@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What goes wrong between a request and its answer, in words for the user and as a number.
 //!
 //! Every error is cheap to clone, because all who wait on a connection get the same cause when it

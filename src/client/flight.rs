@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! One request in flight: what it looks like on the wire, what was answered, and whose buffer it
 //! is about.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Threads that come back to lost servers, beside the one thread that is always there: coming back
 //! waits for a server, and no front client, and no inspection, is to wait for another's server.
 //!
@@ -31,7 +32,14 @@ impl Helpers {
     /// Runs a task on a thread of its own. False if there can be none, or not any more.
     pub(super) fn run(&self, name: &str, task: Task) -> bool {
         let mut state = self.lock();
-        state.threads.retain(|thread| !thread.is_finished());
+        let (over, running): (Vec<_>, _) = std::mem::take(&mut state.threads)
+            .into_iter()
+            .partition(JoinHandle::is_finished);
+        state.threads = running;
+        for thread in over {
+            // Its last steps are code of ours, too, and must not outlive it.
+            let _ = thread.join();
+        }
         if !state.open {
             return false;
         }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The requests in flight on one connection, and the role of reading replies for all of them.
 //!
 //! A request occupies a slot from [`Inflight::claim`] until its [`Ticket`] is finished. It is over
@@ -12,6 +13,11 @@
 //! registered who has left or is to send; who gives the role back calls an heir; and a call that
 //! comes before the sleep prevents it.
 //!
+//! Who waits for long while others come and go would receive for them all, and every answer would
+//! take two wake-ups. So a reader that has only served others for a while, and knows of nobody who
+//! waits, gives the role back and watches the stream from a [`Lookout`]: whoever comes takes the
+//! role and receives by itself, and while somebody does nobody looks.
+//!
 //! Waking costs more than anything else here, so it is done rarely and for many at once: who is
 //! awake is not woken, and a reader that leaves wakes all whose replies it received together with
 //! its heir.
@@ -19,7 +25,9 @@
 //! The table knows when a slot's load may be touched, not what it is: the load `P` is reached only
 //! through the slot's lock, and leaves it with the ticket. See `loan.rs` for what rests on that.
 
-use super::sync::{AtomicU32, Berths, Condvar, Mutex, MutexGuard, Ordering, lock, wait};
+mod watch;
+
+use super::sync::{AtomicU32, Berths, Condvar, Lookout, Mutex, MutexGuard, Ordering, lock, wait};
 use crate::proto::request::Cookie;
 use crate::transport::{Deadline, Doorbell};
 
@@ -43,6 +51,10 @@ const ASLEEP: u32 = 16;
 /// wants the answer.
 const LOOK: u32 = 32;
 
+/// Rounds in a row that ended others' requests, and not the reader's own, after which it would
+/// rather watch.
+const ENOUGH: u32 = if cfg!(loom) { 1 } else { 4 };
+
 /// A set of slots, one bit each.
 pub type SlotSet = u64;
 
@@ -64,6 +76,10 @@ pub struct Inflight<P, R> {
     reading: Mutex<Reading<R>>,
     berths: Berths,
     doorbell: Doorbell,
+    /// Where to watch the stream from, if it can be watched.
+    lookout: Option<Lookout>,
+    /// Who watches: 0 for nobody, else its slot and one. Changed under the lock of the role.
+    watcher: AtomicU32,
 }
 
 /// Aligned to two cache lines, the distance at which neighbours do not disturb each other.
@@ -98,7 +114,7 @@ struct Reading<R> {
 
 impl<P, R> Inflight<P, R> {
     /// An empty table, and the role with nobody.
-    pub fn new(reader: R, doorbell: Doorbell) -> Self {
+    pub fn new(reader: R, doorbell: Doorbell, lookout: Option<Lookout>) -> Self {
         let slot = |_| Slot {
             progress: AtomicU32::new(OVER),
             cell: Mutex::new(Cell {
@@ -120,6 +136,8 @@ impl<P, R> Inflight<P, R> {
             }),
             berths: Berths::default(),
             doorbell,
+            lookout,
+            watcher: AtomicU32::new(0),
         }
     }
 
@@ -205,8 +223,15 @@ impl<P, R> Inflight<P, R> {
 
     /// Wakes the owners of these slots.
     pub fn wake(&self, slots: SlotSet) {
-        if slots != 0 {
-            self.berths.wake(slots);
+        if slots == 0 {
+            return;
+        }
+        let watcher = self.watcher();
+        if slots & watcher != 0 {
+            self.lookout.iter().for_each(Lookout::call);
+        }
+        if slots & !watcher != 0 {
+            self.berths.wake(slots & !watcher);
         }
     }
 
@@ -347,6 +372,11 @@ impl<P, R> Inflight<P, R> {
         } else {
             reading.heirs |= 1 << index;
         }
+        let watched = reader.is_some() && self.watcher() != 0;
+        drop(reading);
+        if watched {
+            self.look(false);
+        }
         reader.map(|reader| self.role(reader))
     }
 
@@ -366,7 +396,12 @@ impl<P, R> Inflight<P, R> {
             }
         }
         let ring = !heir && std::mem::take(&mut reading.sender_waits);
+        let watched = !heir && self.watcher() != 0;
         drop(reading);
+        if watched {
+            // Not before the role is free: who sees something then must find it free, or be its heir.
+            self.look(true);
+        }
         self.wake(wake);
         if ring {
             self.doorbell.ring();
@@ -422,6 +457,7 @@ impl<P, R> Ticket<'_, P, R> {
         mut read: impl FnMut(&mut ReadingRole<'_, P, R>),
     ) {
         let mut expire = Some(expire);
+        let mut served = 0;
         loop {
             let progress = self.answer_calls();
             if progress & DUTY != 0 {
@@ -442,7 +478,17 @@ impl<P, R> Ticket<'_, P, R> {
                             if self.table.progress(self.index) & (REPLIED | LOOK) != 0 {
                                 break;
                             }
+                            served = if role.over == 0 { 0 } else { served + 1 };
                             role.wake();
+                            if served >= ENOUGH {
+                                if let Some(lookout) = self.table.appoint(self.index) {
+                                    drop(role);
+                                    self.watch(lookout, deadline);
+                                    // It knows already that it waits for long.
+                                    served = ENOUGH - 1;
+                                    break;
+                                }
+                            }
                         }
                         continue;
                     }

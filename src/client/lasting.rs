@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A way that outlives its connections: while the server is lost, requests wait in their own
 //! threads, and are sent again by them. How it comes back is `comeback.rs`.
 //!
@@ -19,7 +20,7 @@ use super::connection::Connection;
 use super::error::{Error, Outage, Server};
 use super::helpers::Helpers;
 use super::loan::Buffer;
-use super::resume::{Inner, Pass, Phase, Resume, SLICE, Terms, Up, WayId};
+use super::resume::{Inner, Pass, Phase, Resume, SLICE, Terms, Up, Way, WayId};
 use super::sync::MutexGuard;
 use super::volume::Volume;
 use crate::proto::chunks::Descriptor;
@@ -71,13 +72,13 @@ impl Lasting {
         };
         let wanted = lasting.opener.options.wanted;
         let wanted = move || wanted.is_none_or(|wanted| wanted());
-        match lasting.settle_in(connection, maximum, wanted) {
-            Ok(_) => Ok(lasting),
-            Err(error) => {
-                lasting.resume().lock().ways.remove(&way);
-                Err(error)
-            }
-        }
+        let error = match lasting.settle_in(connection, maximum, wanted) {
+            Ok(true) => return Ok(lasting),
+            Ok(false) => Error::unwanted(lasting.server().clone()),
+            Err(error) => error,
+        };
+        lasting.resume().lock().ways.remove(&way);
+        Err(error)
     }
 
     pub(super) fn server(&self) -> &Server {
@@ -208,16 +209,13 @@ impl Lasting {
             let worth = match &answer {
                 Ok(_) => inner.core.changed(change, sending, fua, written),
                 Err(Error::Crowded { .. }) => {
-                    inner.core.unsent(sending, fua);
+                    inner.core.withdrawn(change, sending, fua);
                     Worth::Counts
                 }
                 Err(_) => inner.core.refused(change, sending, fua),
             };
             if worth == Worth::SendAgain {
                 continue;
-            }
-            if matches!(answer, Err(Error::Crowded { .. })) {
-                inner.core.abandon(change);
             }
             place.settle(&mut inner);
             inner.answered_well(self.way);
@@ -316,13 +314,15 @@ impl Lasting {
             if outage.is_some() {
                 away(&mut inner);
             }
-            let counts = outage.is_some() && !inner.core.is_rewriting();
-            let begun = Instant::now();
+            let counts = outage.is_some() && !inner.stands_still();
+            let (begun, credit) = (Instant::now(), inner.credit);
             inner = resume.hold(inner, SLICE);
             let slice = begun.elapsed();
             if counts {
                 operation.waited += slice;
             }
+            let credit = inner.credit.saturating_sub(credit);
+            operation.waited = operation.waited.saturating_sub(credit);
             self.check(operation, slice, outage)?;
             if !counts && !operation.again {
                 // Behind others' changes, and never sent. Whatever is in front may have waited itself.
@@ -433,10 +433,12 @@ impl Lasting {
             }
             Phase::Away(away) => {
                 let connection = way.coming.clone();
-                if !away.thread {
-                    drop(inner);
+                let thread = away.thread;
+                drop(inner);
+                if !thread {
                     self.begin_to_come_back();
                 }
+                self.remind();
                 connection
             }
             Phase::New => way.coming.clone(),
@@ -465,14 +467,12 @@ impl Lasting {
     /// Leaves: flushes what this way wrote, and says goodbye. A server that is lost is not waited for.
     pub(super) fn close(self: &Arc<Self>, deadline: Deadline) {
         let resume = self.resume();
-        let up = match resume.lock().ways.get(&self.way).map(|way| &way.phase) {
-            Some(Phase::Up(up)) => Some(up.clone()),
-            _ => None,
-        };
-        let deadline = up
-            .as_ref()
+        let deadline = self
+            .up()
             .and_then(|up| up.connection.grace())
             .unwrap_or(deadline);
+        self.await_own_flush(deadline);
+        let up = self.up();
         let idle = up.as_ref().is_none_or(|up| up.connection.is_idle());
         if let Some(up) = up.as_ref().filter(|_| self.can_flush() && idle) {
             if resume.lock().core.wants_flush(up.member) {
@@ -489,6 +489,8 @@ impl Lasting {
         let Some(way) = ways.remove(&self.way) else {
             return;
         };
+        // Without a journal nobody but its member knows of it.
+        let unflushed = core.has_unflushed() || core.losses() > way.losses;
         let mut grave = None;
         let open = match way.phase {
             Phase::Up(up) => {
@@ -501,7 +503,7 @@ impl Lasting {
             }
             Phase::New | Phase::Over => None,
         };
-        let last = ways.is_empty() && core.has_unflushed();
+        let last = ways.is_empty() && unflushed;
         resume.tell(inner);
         if let Some(grave) = grave {
             self.bury_aside(grave);
@@ -526,6 +528,29 @@ impl Lasting {
     }
 }
 
+impl Lasting {
+    fn up(&self) -> Option<Up> {
+        match &self.resume().lock().ways.get(&self.way)?.phase {
+            Phase::Up(up) => Some(up.clone()),
+            _ => None,
+        }
+    }
+
+    /// A flush of our own that is on its way is the one that whoever leaves would ask for.
+    fn await_own_flush(&self, deadline: Deadline) {
+        let resume = self.resume();
+        let mut inner = resume.lock();
+        while self.own.load(Ordering::Acquire) > 0 && !deadline.has_passed() {
+            let is_up = |way: &Way| matches!(way.phase, Phase::Up(_));
+            if !inner.ways.get(&self.way).is_some_and(is_up) {
+                break;
+            }
+            let most = deadline.within(SLICE).remaining().unwrap_or(SLICE);
+            inner = resume.hold(inner, most);
+        }
+    }
+}
+
 impl Inner {
     /// Whether a flush that nobody has asked for is of use: none is on its way, and the last one has
     /// not failed.
@@ -533,10 +558,11 @@ impl Inner {
         self.core.may_flush() && self.ways.get(&way).is_some_and(|way| !way.quiet)
     }
 
-    /// A server that answers well keeps to the protocol.
+    /// A server that answers well keeps to the protocol, and is there.
     fn answered_well(&mut self, way: WayId) {
         if let Some(way) = self.ways.get_mut(&way) {
             way.violations = 0;
+            way.flapping = None;
         }
     }
 }

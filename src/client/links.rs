@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A front client's way to the server, or the one way of all of them.
 //!
 //! [`Links`] says over which connection a request goes, and knows what must be done before one is

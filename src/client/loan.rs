@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Callers' buffers, lent to whichever thread receives or sends.
 //!
 //! This is the only file of the client with `unsafe` in it. A nbdkit worker sleeps inside its

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What was learnt about how a server wants to be asked.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

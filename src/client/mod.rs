@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A client of one NBD server: [`Client::open`], requests, [`Client::close`].
 //!
 //! It knows sockets and threads and nothing of nbdkit. Requests may come from any number of

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Opening: connect, drive the handshake, both within their deadlines.
 
 use std::sync::Arc;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Making connections to an export, the first one and those that take its place.
 
 use std::sync::Arc;

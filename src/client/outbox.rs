@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Requests that wait to be sent, and the duty of sending.
 //!
 //! Whoever submits while nobody sends takes the duty and sends its own request; whoever submits

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A way with one connection, with which it lives and ends.
 //!
 //! The one exception is `NBD_ESHUTDOWN`: the server has said that it is going away, nothing is lost

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Receiving replies: what the holder of the reading role does.
 //!
 //! One buffer takes in as much as a single receive yields, usually many small replies at once.

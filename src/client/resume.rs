@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What the links of one export share so that they can come back: the session's core, and the state
 //! of each way to the server, under one lock. Here is the one place that says send, hold or fail.
 //!
@@ -25,6 +26,7 @@ use super::error::{Error, Outage, Server};
 use super::sync::{self, Condvar, Mutex, MutexGuard};
 use crate::proto::consts::TransmissionFlags;
 use crate::proto::export::Export;
+use crate::session::delay::Delays;
 use crate::session::{Core, Facts, MemberId};
 
 /// Whether and how links come back to a server that was lost.
@@ -43,6 +45,9 @@ pub struct Terms {
 /// How long one who is held waits before looking whether its client is still there.
 pub(super) const SLICE: Duration = Duration::from_millis(250);
 
+/// So long without a piece of the journal written is no progress.
+const STALLED: Duration = Duration::from_secs(1);
+
 /// The session of an export.
 #[derive(Debug)]
 pub struct Resume<C = Connection> {
@@ -55,6 +60,10 @@ pub struct Resume<C = Connection> {
 pub(super) struct Inner<C = Connection> {
     pub(super) core: Core,
     pub(super) ways: BTreeMap<WayId, Way<C>>,
+    /// When a piece of the journal was last written again, or the writing began.
+    progress: Instant,
+    /// What was counted of the time before a piece was written, and should not have been.
+    pub(super) credit: Duration,
     /// How many wait for something to change here.
     waiting: usize,
     next: u64,
@@ -75,6 +84,10 @@ pub(super) struct Way<C = Connection> {
     pub(super) seen: u64,
     /// A flush of our own has failed since something was written.
     pub(super) quiet: bool,
+    /// When the server was first lost without a good answer since, and the delays that come next.
+    pub(super) flapping: Option<(Instant, Delays)>,
+    /// How often something unflushed had been lost when it was opened.
+    pub(super) losses: u64,
 }
 
 #[derive(Debug)]
@@ -108,13 +121,15 @@ impl<C> Clone for Up<C> {
 /// A connection was lost.
 #[derive(Debug)]
 pub(super) struct Away<C = Connection> {
-    /// When. Times in which the journal was written are added.
+    /// When. Times in which writing the journal made progress are added.
     pub(super) since: Instant,
     pub(super) outage: Arc<Outage>,
     /// The lost connection, until it is buried.
     pub(super) grave: Option<Up<C>>,
     /// A thread is coming back.
     pub(super) thread: bool,
+    /// It was said that the server is still away.
+    pub(super) reminded: bool,
 }
 
 /// What is to be done with a request.
@@ -136,6 +151,8 @@ impl<C> Resume<C> {
             inner: Mutex::new(Inner {
                 core,
                 ways: BTreeMap::new(),
+                progress: Instant::now(),
+                credit: Duration::ZERO,
                 waiting: 0,
                 next: 0,
             }),
@@ -186,6 +203,8 @@ impl<C> Inner<C> {
             violations: 0,
             seen: 0,
             quiet: false,
+            flapping: None,
+            losses: self.core.losses(),
         };
         self.ways.insert(id, way);
         id
@@ -220,8 +239,32 @@ impl<C> Inner<C> {
         }
     }
 
-    /// Whether requests are not to wait any longer. While the journal is written time stands still.
+    /// Whether requests are not to wait any longer.
     fn is_long(&self, away: &Away<C>, limit: Option<Duration>) -> bool {
-        !self.core.is_rewriting() && limit.is_some_and(|limit| away.since.elapsed() >= limit)
+        !self.stands_still() && limit.is_some_and(|limit| away.since.elapsed() >= limit)
+    }
+
+    /// Whether time stands still, as the journal is being written and that makes progress.
+    pub(super) fn stands_still(&self) -> bool {
+        self.core.is_rewriting_well() && self.progress.elapsed() < STALLED
+    }
+
+    /// The journal begins to be written.
+    pub(super) fn begin_progress(&mut self) {
+        self.progress = Instant::now();
+    }
+
+    /// A piece of the journal was written; or no more will be, and `at_end` only so much of the time
+    /// stood still as could have been progress.
+    pub(super) fn note_progress(&mut self, at_end: bool) {
+        let took = self.progress.elapsed();
+        let still = if at_end { took.min(STALLED) } else { took };
+        self.progress = Instant::now();
+        self.credit += still.saturating_sub(STALLED);
+        for way in self.ways.values_mut() {
+            if let Phase::Away(away) = &mut way.phase {
+                away.since += still.min(away.since.elapsed());
+            }
+        }
     }
 }

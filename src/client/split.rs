@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Arithmetic of ranges: cutting requests to a server's limits and answers to a request's.
 
 use crate::proto::chunks::Descriptor;

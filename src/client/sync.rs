@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The synchronisation primitives of this room, so that loom can replace them under test.
 
 #[cfg(loom)]
@@ -12,7 +13,12 @@ pub use std::{
     sync::{Condvar, Mutex, MutexGuard},
 };
 
+#[cfg(not(loom))]
+pub use crate::transport::Lookout;
+
 pub use self::sleeping::Berths;
+#[cfg(loom)]
+pub use self::watching::Lookout;
 
 /// Locks, also after a panic elsewhere: what a panic interrupts is a connection, and the panic
 /// guard declares that dead before anyone else looks at the protected data.
@@ -154,6 +160,78 @@ mod sleeping {
             self.epoch.fetch_add(1, Ordering::Release);
             *lock(&self.asleep) &= !berths;
             self.called.notify_all();
+        }
+    }
+}
+
+/// A place to watch a stream from, if it can be watched; in models nobody watches real ones.
+pub fn lookout(stream: &crate::transport::Stream) -> Option<Lookout> {
+    #[cfg(not(loom))]
+    return stream.lookout();
+    #[cfg(loom)]
+    return stream.lookout().and(None);
+}
+
+/// A stream's lookout by its contract.
+#[cfg(loom)]
+mod watching {
+    use super::{Condvar, Mutex, lock};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    #[derive(Debug, Default)]
+    pub struct Lookout {
+        state: Mutex<State>,
+        changed: Condvar,
+    }
+
+    #[derive(Debug, Default)]
+    struct State {
+        looks: bool,
+        readable: bool,
+        called: bool,
+    }
+
+    /// Not for loom: whether any interleaving of any model came there.
+    static WATCHED: AtomicBool = AtomicBool::new(false);
+
+    impl Lookout {
+        pub fn was_watched_from() -> bool {
+            WATCHED.load(Ordering::Relaxed)
+        }
+
+        pub fn open(&self) -> bool {
+            true
+        }
+
+        pub fn look(&self, whether: bool) {
+            self.change(|state| state.looks = whether);
+        }
+
+        pub fn call(&self) {
+            self.change(|state| state.called = true);
+        }
+
+        /// Whether the stream has something now.
+        pub fn show(&self, readable: bool) {
+            self.change(|state| state.readable = readable);
+        }
+
+        fn change(&self, how: impl FnOnce(&mut State)) {
+            how(&mut lock(&self.state));
+            self.changed.notify_all();
+        }
+
+        pub fn watch(&self, _limit: Duration) {
+            WATCHED.store(true, Ordering::Relaxed);
+            let mut state = lock(&self.state);
+            while !(state.called || state.looks && state.readable) {
+                state = self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+            }
+            state.called = false;
         }
     }
 }

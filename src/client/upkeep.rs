@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Time: the only thread of the client's own that is always there. It makes attempts that do not belong to one client,
 //! looks after requests that wait for long, and learns that nbdkit is about to end.
 //!

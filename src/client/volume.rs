@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! An export as this process knows it: what nbdkit was told of it, and what was learnt since.
 //!
 //! All clients that were told the same of an export share one [`Volume`]. It knows no connection: it

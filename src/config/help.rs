@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What `nbdkit nbd --help` prints. `tests/help.rs` compares it with the manual.
 
 use std::ffi::CStr;

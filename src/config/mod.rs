@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What the user asked for: collected key by key, checked once, then immutable.
 
 pub mod help;

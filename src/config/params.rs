@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! One value at a time: text to meaning, or what is wrong with it.
 
 use std::ffi::{OsStr, OsString};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Whether and how to come back to a server that was lost, and what is kept for it.
 
 use std::time::Duration;

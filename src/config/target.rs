@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Where to connect to: exactly one of six ways.
 
 use std::ffi::OsString;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Parameters as a user types them: what they mean together, and every mistake with its message.
 
 use super::*;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Whether and how to use TLS towards the server.
 
 use std::net::Ipv6Addr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! NBD URIs: one word that names the server, the export and how to protect the connection.
 //!
 //! The rules are those of the NBD project's `doc/uri.md` over RFC 3986 (numbers below are RFC

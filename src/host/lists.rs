@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Lists that nbdkit lends us to be filled, and strings that it keeps for us.
 
 use std::ffi::{CStr, CString, c_char};

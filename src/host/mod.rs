@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! nbdkit, as seen by a plugin: the only place that names its functions.
 //!
 //! `sys` is what bindgen made of nbdkit's header; the other files are safe functions over it. The

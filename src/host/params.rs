@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! nbdkit's way with parameter values.
 
 use std::ffi::{CStr, OsString, c_char};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Messages and error numbers for nbdkit.
 
 use std::collections::BTreeSet;

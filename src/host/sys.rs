@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! bindgen's output, untouched.
 
 #![allow(

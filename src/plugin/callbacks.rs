@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! One function for each callback of nbdkit's: guard, borrow, call safe code, convert.
 //!
 //! Numbers in SAFETY notes are those of the host contract in `plugin/mod.rs`.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What nbdkit's questions about an export mean, in safe Rust.
 
 use std::ffi::c_char;

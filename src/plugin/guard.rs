@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The boundary between Rust and nbdkit: no panic crosses it, and every failure is reported here,
 //! once, on the callback's own thread.
 

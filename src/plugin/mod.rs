@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The plugin as nbdkit sees it: [`plugin_init`] and the table of callbacks.
 //!
 //! # The host contract

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The only state of the whole process: what the user asked for, and the server behind it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

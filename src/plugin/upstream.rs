@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The server behind this plugin: how its connections are made, retried and shared.
 
 use std::ops::Deref;

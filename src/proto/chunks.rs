@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The reply to one request: a machine that says what the next bytes of the stream are for.
 //!
 //! It is given headers and small fixed pieces, and answers with steps: take so many bytes and hand

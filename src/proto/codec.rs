@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Big-endian integers out of and into byte strings: the only place that knows the byte order.
 
 use super::consts::MAX_TEXT;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The numbers of the NBD protocol, under the names the specification gives them.
 //!
 //! Open code spaces (options, replies, chunks, errors) are newtypes rather than enums: a code that

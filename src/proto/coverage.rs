@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Which bytes of a read have been answered: every byte exactly once, or the read is not complete.
 //!
 //! Servers nearly always answer front to back, which one running offset follows. Only when a chunk

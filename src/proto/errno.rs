@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Error numbers: the wire's on one side, this machine's on the other.
 
 use std::fmt;

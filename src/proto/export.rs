@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What a handshake agreed on: the export's size and abilities, made consistent.
 
 use super::consts::{DEFAULT_MAX_PAYLOAD, TransmissionFlags};

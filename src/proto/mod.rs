@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The NBD protocol as pure logic: bytes in, decisions out.
 //!
 //! Nothing here knows a socket, a thread, a clock or an allocation that a length field of the

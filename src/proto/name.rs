@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Export names: byte strings that are nearly always text.
 //!
 //! The specification wants UTF-8, and there are servers whose exports are named after files that are

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Reply headers: the four bytes that tell simple from structured, and the fields behind them.
 //!
 //! The header is read by need. A simple reply is 16 bytes, a structured chunk 20; whoever waits

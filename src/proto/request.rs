@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Requests: what one asks, and its 28 bytes ("Request message", compact headers).
 
 use std::fmt;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! How long to wait between tries to come back.
 
 use std::time::Duration;

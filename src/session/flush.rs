@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Flushes: what they release, what has to be written again before one means anything, and what is
 //! in doubt after one that failed.
 //!
@@ -186,5 +187,10 @@ impl Core {
     /// Whether the journal is being written again.
     pub fn is_rewriting(&self) -> bool {
         self.rewriting.is_some()
+    }
+
+    /// Whether it is, over a member that is not known to be lost.
+    pub fn is_rewriting_well(&self) -> bool {
+        self.rewriting.as_ref().is_some_and(|r| !r.lost)
     }
 }

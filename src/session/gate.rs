@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The gate: what a new connection must offer to take the place of a lost one.
 
 use crate::proto::consts::TransmissionFlags;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What was acknowledged and is not known to be permanent: for each byte the newest content.
 //!
 //! An interval map, no log: what is written again replaces what was there, so that the journal

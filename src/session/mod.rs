@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What outlives a connection: which changes were acknowledged and are not known to be permanent,
 //! in which order changes go, and what an answer is worth.
 //!
@@ -492,6 +493,13 @@ impl Core {
             turn: self.turn,
             moment,
         }
+    }
+
+    /// A change was not sent after all, and nobody tries again.
+    pub fn withdrawn(&mut self, change: Change, sending: Sending, lasting: bool) {
+        self.unsent(sending, lasting);
+        self.order.answered(change);
+        self.order.abandon(change);
     }
 
     /// A flush, or a change that was to be `lasting`, was not sent after all.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The order of changes: two that overlap are never on their way together.
 
 use std::collections::BTreeMap;

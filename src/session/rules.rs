@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What the session rests on, as switches.
 
 /// The rules that proofs switch off, one at a time, to see that they are needed.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A server that we start ourselves, with a listening socket of ours (systemd's socket
 //! activation).
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A point in time by which something must have happened, or never; and who wants it to happen.
 
 use std::time::{Duration, Instant};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A bell for a thread that waits for a stream.
 
 use std::os::fd::OwnedFd;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Sockets that are only numbers to Rust: one that the user opened, and an address family that
 //! the standard library does not know.
 

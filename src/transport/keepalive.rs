@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! How TCP finds out that the other host is gone: by asking in a silence, and by not waiting longer
 //! than a while for what it has sent to arrive.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Ways to reach a server, and the one kind of byte stream that all of them give.
 //!
 //! A [`Stream`] is sent to without blocking and received from either way; waiting is a separate
@@ -9,6 +10,7 @@ mod doorbell;
 #[allow(unsafe_code)]
 pub mod fd;
 pub mod keepalive;
+mod lookout;
 #[allow(unsafe_code)]
 pub mod resolve;
 pub mod ssh;
@@ -29,6 +31,7 @@ use crate::proto::codec::printable;
 
 pub use self::deadline::{Deadline, Wanted};
 pub use self::doorbell::Doorbell;
+pub use self::lookout::Lookout;
 pub use self::stream::{Blocking, PAUSE, Ready, Stream};
 
 /// Why a server could not be reached, or no longer can.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Names to addresses, without being held by a resolver that hangs.
 //!
 //! getaddrinfo(3) has no time limit and cannot be interrupted, so somebody else has to wait for it.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Through ssh(1): a program that we start for each connection, whose standard input and output are
 //! the connection.
 //!

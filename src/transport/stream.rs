@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A connected socket, plain or under TLS: sending never waits, receiving may, waiting is apart.
 
 use std::io::{IoSlice, IoSliceMut};
@@ -16,7 +17,7 @@ use rustix::net::{
 
 use super::ssh::Tunnel;
 use super::tls::{Prepared, Session};
-use super::{Deadline, Doorbell, Error};
+use super::{Deadline, Doorbell, Error, Lookout};
 use crate::proto::handshake::TlsEstablished;
 
 /// Longest that a receive waits for the first byte before it comes back without: whoever waits for
@@ -199,6 +200,12 @@ impl Stream {
     /// From now on a receive that waits comes back after [`PAUSE`] if nothing arrives.
     pub fn limit_receiving(&self) -> Result<(), Error> {
         set_socket_timeout(&self.fd, Timeout::Recv, Some(PAUSE)).map_err(Error::io("setsockopt"))
+    }
+
+    /// A place to watch this stream from. None under TLS, which holds what the socket does not show.
+    pub fn lookout(&self) -> Option<Lookout> {
+        let plain = self.tls.is_none();
+        plain.then(|| Lookout::new(self.fd.clone()))
     }
 
     /// Like [`Stream::receive`], into several buffers in turn; under TLS into the first only.

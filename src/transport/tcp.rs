@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! TCP, by host and service name: every address of the host is tried before the deadline.
 
 use std::net::SocketAddr;

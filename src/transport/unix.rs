@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A Unix domain stream socket, by path.
 
 use std::path::Path;

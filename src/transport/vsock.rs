@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A virtio socket: between a virtual machine and its host, by context id and port.
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};

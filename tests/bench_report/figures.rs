@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Statistics and the list of workloads.
 
 use std::collections::BTreeSet;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The parts of `make bench` that compute: parsing, statistics, verdicts, tables, the chart.
 
 #[path = "../common/mod.rs"]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Tables, the report, the chart, JSON, progress.
 
 use std::time::Duration;

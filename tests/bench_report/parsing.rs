@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What other programs and the kernel say is understood.
 
 use std::time::{Duration, Instant};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The server whose replies come in pieces, as libnbd sees it.
 
 use crate::common::clients::nbdsh;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Whether a bar is reached, beyond what two runs of the C plugin lie apart.
 
 use crate::contender::Contender;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! An allocator that counts, for a test program that makes it its own (`#[global_allocator]`).
 //!
 //! Not a part of `common/mod.rs`, as the other tests have nothing to count.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The programs that play the client in front of nbdkit, each run to its end under a deadline.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! nbdkit in the background, where it is nobody's child and has the directory `/`.
 
 use std::fs;

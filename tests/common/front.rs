@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A strict NBD client for nbdkit's own socket, made for tests: many requests in flight, every answer checked
 //! to the letter, exact error numbers, and a deadline on everything.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A machine to install on: a tree of directories and a dpkg database (`DPKG_ADMINDIR`) in a temporary
 //! directory, so that the machine's own plugins and diversions are never touched.
 

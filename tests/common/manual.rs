@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The manual, nbdkit-nbd-plugin.pod, as tests read it.
 
 use std::fs;

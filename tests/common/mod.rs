@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What the integration tests share: starting and ending real programs, and the servers they talk to.
 //!
 //! Tests are black-box: they load the built plugin into a real nbdkit and never link the crate itself,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A running nbdkit, and one that forwards through the plugin under test.
 
 use std::ffi::OsStr;

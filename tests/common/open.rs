@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A client of this crate, without nbdkit around it.
 //!
 //! Not a part of `common/mod.rs`: tests are black-box. The two tests and the benchmark that link

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A server and nbdkit with the plugin before it, in a directory of their own.
 
 use std::path::Path;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Certificates and keys for the tests of TLS, made on the spot by certtool and psktool.
 //!
 //! That takes a fraction of a second, so every test can have its own, in its own directory.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Child processes that cannot outlive their test, and deadlines in place of sleeps.
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! nbdkit that refuses to start, and how it must say so.
 
 use std::fs;

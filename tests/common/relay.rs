@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A wire between the plugin and a server that the test can tap and cut. It also gives a server on a Unix
 //! socket a TCP port, on which no other process can have been before.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A real sshd on loopback, with keys of its own, and an ssh that knows no other.
 
 use std::fs;

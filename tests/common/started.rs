@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Servers that nbdkit starts by `command=`: a place of their own, and proof that they are gone.
 
 use std::fs;

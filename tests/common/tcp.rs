@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Servers and dead ends on TCP. Every port is the kernel's choice and held from the beginning, so that tests
 //! that run at the same time cannot take each other's.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Servers that speak TLS only, and what becomes of the plugin before them.
 
 use std::path::Path;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The servers that stand behind the plugin: nbdkit, qemu-nbd and nbd-server, and disks to serve.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What goes wrong with a server of `command=`, at its start and at its end.
 
 use std::os::unix::fs::PermissionsExt;

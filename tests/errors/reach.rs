@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What goes wrong on the way to a server.
 
 use std::fs;

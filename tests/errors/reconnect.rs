@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What is said of a server that was lost, with `reconnect=`.
 
 use std::io;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The messages under ERRORS that have to do with TLS.
 
 use std::io;

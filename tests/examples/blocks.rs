@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The blocks of code in the manual and in the other documents, found by form alone.
 
 use super::common::manual;

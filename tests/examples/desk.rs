@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A directory to type examples in, where `nbdkit nbd` is the plugin under test and `example.com` is
 //! a host that ssh reaches.
 

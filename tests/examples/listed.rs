@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What of the documents is not typed as it stands: where other words stand in for what is printed, and
 //! the blocks that are left out, each with the reason.
 

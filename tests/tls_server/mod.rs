@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! TLS in front of a server that has none, in every manner that the standard allows and some that it does not.
 //!
 //! It answers the greeting and `NBD_OPT_STARTTLS` itself. What follows goes to the server behind it, which has

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! How a connection is left: in good order, softly, or to be buried.
 
 use std::sync::atomic::Ordering;

@@ -1,13 +1,10 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The table under test: every interleaving of a few threads with loom, examples otherwise.
 //!
 //! The server is a queue of cookies: what is pushed is answered at once, in order. The load stands
 //! for a caller's buffer; a touch after it was handed back would be caught by the cell around it.
 
 use super::*;
-
-fn table<P, R>(reader: R) -> Inflight<P, R> {
-    Inflight::new(reader, Doorbell::new().expect("eventfd"))
-}
 
 #[cfg(loom)]
 #[allow(unsafe_code)]
@@ -42,8 +39,9 @@ mod models {
 
     impl Model {
         fn new() -> Arc<Self> {
+            let bell = Doorbell::new().expect("eventfd");
             Arc::new(Self {
-                table: table(()),
+                table: Inflight::new((), bell, Some(Lookout::default())),
                 outbox: Outbox::new(),
                 server: Mutex::new(VecDeque::new()),
                 cookies: std::array::from_fn(|_| Mutex::new(None)),
@@ -121,17 +119,28 @@ mod models {
             let room = server.is_empty();
             if room {
                 server.push_back(cookie);
+                self.show(&server);
             }
             room
+        }
+
+        /// Lets whoever watches see whether the server has answered.
+        fn show(&self, server: &VecDeque<Cookie>) {
+            let lookouts = self.table.lookout.iter();
+            lookouts.for_each(|lookout| lookout.show(!server.is_empty()));
         }
 
         /// Receives one reply; returns whom to wake. An empty queue is a receive that returned
         /// early.
         fn read(&self) -> SlotSet {
-            let Some(cookie) = lock(&self.server).pop_front() else {
+            let mut server = lock(&self.server);
+            let Some(cookie) = server.pop_front() else {
+                drop(server);
                 thread::yield_now();
                 return 0;
             };
+            self.show(&server);
+            drop(server);
             let over = self.table.with_cookie(cookie, |index, buffer| {
                 touch(buffer);
                 self.table.replied(index)
@@ -181,6 +190,51 @@ mod models {
     #[test]
     fn loom_callers_wait_for_a_slot() {
         check(3, 1);
+    }
+
+    /// A request that is answered late, while another's come and go: whoever watches misses nothing,
+    /// be it answered before it looks, while the other reads or when nobody does.
+    #[test]
+    fn loom_who_watches_misses_nothing() {
+        bounded().check(|| {
+            let model = Model::new();
+            let late = Arc::new(Mutex::new(None));
+            let (other, given) = (model.clone(), late.clone());
+            let owner = thread::spawn(move || {
+                let table = &other.table;
+                let mut cookie = None;
+                let ticket = table
+                    .claim(&Deadline::NEVER, |c| {
+                        cookie = Some(c);
+                        Arc::new(UnsafeCell::new(0))
+                    })
+                    .expect("a slot");
+                table.wake(table.sent(ticket.index()));
+                *lock(&given) = cookie;
+                ticket.wait(
+                    &Deadline::NEVER,
+                    || (),
+                    || (),
+                    || panic!("it was sent"),
+                    |role| *role.parts().1 |= other.read(),
+                );
+                assert_eq!(touches(&ticket.finish()), 1);
+            });
+            model.submit();
+            let cookie = loop {
+                match *lock(&late) {
+                    Some(cookie) => break cookie,
+                    None => thread::yield_now(),
+                }
+            };
+            while !model.try_push(cookie) {
+                thread::yield_now();
+            }
+            model.submit();
+            owner.join().expect("no panic");
+            assert!(model.table.is_idle());
+        });
+        assert!(Lookout::was_watched_from(), "somebody watched");
     }
 
     /// The duty comes to an owner that is an heir and, because of a neighbour's call, awake; its
@@ -302,6 +356,10 @@ mod models {
 mod examples {
     use super::*;
     use std::time::Duration;
+
+    fn table<P, R>(reader: R) -> Inflight<P, R> {
+        Inflight::new(reader, Doorbell::new().expect("eventfd"), None)
+    }
 
     #[test]
     fn a_cookie_is_good_for_one_reply_only() {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Flushes over a way that outlives its connections: there is one at a time for an export, and
 //! whoever waited for it may find that it has covered what it is about.
 
@@ -36,12 +37,17 @@ impl Lasting {
         self.own.fetch_add(1, Ordering::AcqRel);
         let flushed = self.flush_for(&mut operation, None);
         self.own.fetch_sub(1, Ordering::AcqRel);
-        if let Err(error) = flushed {
+        let mut inner = self.resume().lock();
+        if let Err(error) = &flushed {
             log::debug!("flush without being asked: {error}");
-            if let Some(way) = self.resume().lock().ways.get_mut(&self.way) {
+            // After a loss there is more reason for it, not less.
+            let failed = matches!(error, Error::Failed { .. });
+            if let Some(way) = inner.ways.get_mut(&self.way).filter(|_| failed) {
                 way.quiet = true;
             }
         }
+        // Whoever leaves waits for it.
+        self.resume().tell(inner);
     }
 
     pub(super) fn flush_for(
@@ -108,9 +114,15 @@ impl Lasting {
         let resume = self.resume();
         let answered = inner.core.moment();
         let mut asked = Instant::now();
+        // What belongs to others has its own time, or all the time in the world.
+        let until = match operation.hurried {
+            true => Deadline::after_maybe(operation.timeout),
+            false => Deadline::NEVER,
+        };
         while !inner.core.may_judge(answered) {
             inner = resume.hold(inner, SLICE);
-            if asked.elapsed() < ASK {
+            let late = until.has_passed();
+            if asked.elapsed() < ASK && !late {
                 continue;
             }
             asked = Instant::now();
@@ -118,7 +130,7 @@ impl Lasting {
             // Not under the lock: to ask may print a message.
             let wanted = operation.wanted.is_none_or(|wanted| wanted());
             inner = resume.lock();
-            if !wanted || !inner.ways.contains_key(&self.way) {
+            if late || !wanted || !inner.ways.contains_key(&self.way) {
                 inner.core.forget_lasting(sending);
                 resume.tell(inner);
                 return Err(Error::Unwanted(self.server().clone()));

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The moment in which a connection is lost.
 
 use std::sync::Arc;
@@ -46,6 +47,7 @@ impl Lasting {
             outage: outage.clone(),
             grave: Some(up),
             thread: false,
+            reminded: false,
         });
         resume.tell(inner);
         self.tell_of_loss(&outage);

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What a request is while it waits and is sent again.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! How much to ask for behind what is known to be due.
 //!
 //! What comes next is a header, and nobody knows yet of what. While no large read is in flight

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The receiver on a real socket whose other end is in the test's hand: what it makes of the bytes,
 //! however they arrive, and how many receives that takes. A round receives once.
 
@@ -36,7 +37,7 @@ impl Rig {
         Self {
             server,
             stream,
-            inflight: Inflight::new(Receiver::new(structured), doorbell),
+            inflight: Inflight::new(Receiver::new(structured), doorbell, None),
             large_reads,
         }
     }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Every interleaving of a few threads around the session's lock: death, hand-over, the decision to
 //! send, hold or fail, and what an answer is worth that comes when a loss has begun.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What is wrong with a URI, in words that give no password away.
 
 use super::SCHEME_LIST;

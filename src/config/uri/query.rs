@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What follows the question mark of a URI.
 
 use std::ffi::OsString;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 mod reach;
 
 use super::*;

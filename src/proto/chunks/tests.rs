@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Replies as byte streams: legal ones reassemble, damaged ones never pass for success.
 
 use super::*;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Which questions a server may be asked on the way to an export.
 //!
 //! There are servers that hang up over an option that they do not know, or lose their place in the

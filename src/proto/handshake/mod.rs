@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The handshake as a machine: it returns steps and is handed bytes, and never waits for anything.
 //!
 //! It begins with the greeting that both styles share and passes to `oldstyle` or `newstyle`.

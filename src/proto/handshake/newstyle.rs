@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The newstyle handshake: flags, then one option after the other ("Newstyle negotiation").
 //!
 //! Options are never pipelined: a server may answer any of them with an error that changes what

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The oldstyle handshake: the server speaks once, the client not at all ("Oldstyle negotiation").
 
 use super::{Error, Goal, Outcome, Progress, enter};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Option data and option reply payloads, as layouts only: what follows from them is decided in
 //! `newstyle`.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Conversations in memory: a list of what the server says, and what must come of it.
 
 use super::*;

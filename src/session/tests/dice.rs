@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Where the choices of a simulation come from: all of them in turn, or a seed.
 
 /// Makes choices.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The protocol by which a front client's requests drive the core, as `src/client/lasting/` has it.
 
 use super::dice::Dice;

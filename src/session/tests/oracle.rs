@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What the front clients were told, and so what has to be true.
 //!
 //! For each block all changes in the order in which they were taken (their places in the order). A

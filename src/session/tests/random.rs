@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! M2: random sessions. The seed of one that fails is printed, and `SESSION_SEED=` repeats it with
 //! all that happens; `SESSIONS=` sets how many there are.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! M8: each rule is needed. Without it a random session goes wrong; with all of them none does
 //! (`random.rs`, `small_scope.rs`).
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What searches have found once, step by step; and what a request may cost.
 
 use crate::session::journal::FIXED;
@@ -211,6 +212,15 @@ fn a_change_that_is_given_up_after_its_answer_holds_up_nobody() {
     assert_eq!(worth, Worth::SendAgain);
     core.abandon(change);
     assert!(core.order.is_empty());
+}
+
+#[test]
+fn a_change_that_could_not_be_sent_holds_up_nobody() {
+    let (mut core, members) = core(MULTI, 1);
+    let (change, sending) = send(&mut core, members[0], 0);
+    core.withdrawn(change, sending, false);
+    let next = core.queue(block(0));
+    assert!(core.may_change(next));
 }
 
 /// `replay=0`.

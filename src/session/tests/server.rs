@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The simulated server: blocks in permanent storage, a volatile cache, connections, and requests
 //! that it carries out in any order.
 

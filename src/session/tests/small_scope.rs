@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! M1: everything that can happen in a small world.
 //!
 //! All sequences of a few operations on three blocks; at each event everything that may go wrong, as

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Front clients that drive the core as `src/client/` does, over a simulated server.
 
 use std::collections::VecDeque;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Connecting to a server that may have ended, and starting it again.
 
 use std::fmt;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Which descriptors the keeper holds on to. Like all of the keeper's code, this allocates nothing and
 //! cannot panic.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Where the socket of a server lies that we started, and the way to it.
 
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Whether the user has lost patience: a signal to end that comes while a server is being waited for.
 //!
 //! nbdkit handles `SIGTERM` and `SIGINT` by noting that it has to end. While it does end that is no

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Our side of the process between us and a server that we started.
 //!
 //! nbdkit may fork once more after the server was started, and what stays is not the server's

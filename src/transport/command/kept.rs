@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The process that is the server's parent, from its first moment to its last.
 //!
 //! It is a copy of nbdkit that never becomes another program, hence all of the code in this file,

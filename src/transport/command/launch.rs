@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What the standard library's `Command` cannot do when a program is started: give it a chosen
 //! descriptor, and its own process id in its environment; or let it ignore signals.
 //!

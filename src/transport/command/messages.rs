@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What nbdkit and the keeper say to each other, byte by byte. The keeper allocates nothing, so
 //! neither does this.
 

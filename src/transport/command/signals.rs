@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Signals, as the keeper takes them and as a server expects them. Like all of the keeper's code, this
 //! allocates nothing and cannot panic.
 

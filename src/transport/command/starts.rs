@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! How often a server may be started again: one that cannot live must not keep a processor busy.
 
 use std::collections::VecDeque;

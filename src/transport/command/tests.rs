@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Instant;

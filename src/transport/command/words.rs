@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What a server that we started says on its standard error: passed on to our own, and the end of
 //! it kept for its obituary.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What ssh is started with, and how it ends.
 
 use super::*;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What one connection needs of the user's files, made before there is a connection.
 
 use std::cmp::Ordering;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! How a user's file is read: once for a connection, never for long, and never from a terminal.
 //!
 //! A pipe, as a shell makes it for `<(...)`, can be read only once. What came out of one is kept for
@@ -252,11 +253,12 @@ mod tests {
 
     #[test]
     fn a_pipe_is_read_once_and_remembered() {
-        let (reader, mut writer) = io::pipe().expect("pipe");
+        let (reader, writer) = rustix::pipe::pipe().expect("pipe");
         let path = PathBuf::from(format!("/proc/self/fd/{}", reader.as_raw_fd()));
         let content = vec![7; 3 * FIRST];
-        writer.write_all(&content).expect("a pipe holds 64 KiB");
-        drop(writer);
+        fs::File::from(writer)
+            .write_all(&content)
+            .expect("a pipe holds 64 KiB");
         let files = Files::default();
         for _ in 0..2 {
             assert_eq!(*files.read(&path, PURPOSE).expect("readable"), content);
@@ -273,7 +275,7 @@ mod tests {
         assert!(refusal(directory.path()).contains("is a directory"));
         assert!(refusal(&socket).contains("is a socket"));
         // Somebody could write, and does not.
-        let (reader, _writer) = io::pipe().expect("pipe");
+        let (reader, _writer) = rustix::pipe::pipe().expect("pipe");
         let path = PathBuf::from(format!("/proc/self/fd/{}", reader.as_raw_fd()));
         assert!(refusal(&path).contains("into which nobody writes"));
     }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Who we are: certificates to show, and their keys.
 
 use std::path::{Path, PathBuf};

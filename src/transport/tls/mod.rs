@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! TLS over any stream: who we are, whom we trust, and the encrypted connection itself.
 //!
 //! OpenSSL does the cryptography. `credentials` reads the user's files, afresh for every

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The blocks of a PEM file (RFC 7468), and which of them are encrypted.
 //!
 //! OpenSSL asks on the terminal for the password of whatever turns out to be encrypted, so what it

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Bytes to be sent that lie in several places.
 
 use std::io::IoSlice;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A pre-shared key: where it stands, and how it is handed to OpenSSL.
 
 use std::io::{self, Read, Write};

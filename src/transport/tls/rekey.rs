@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! New keys in the middle of a connection, for which the openssl crate has no name.
 
 use std::ffi::{c_int, c_void};

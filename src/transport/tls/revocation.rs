@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Which certificates are not to be believed any more.
 //!
 //! OpenSSL has checks of its own, but they want a list from each authority in a chain, and do not

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! One TLS connection, used by several threads.
 //!
 //! OpenSSL allows one thread at a time in a connection, so a lock surrounds each call; none is

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The socket as OpenSSL sees it: read ahead and written behind, so that a system call moves many
 //! records, and with an allowance, so that a peer cannot keep one call into OpenSSL busy.
 //!

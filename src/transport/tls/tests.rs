@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A session before a server of OpenSSL's own in the same process, on a pair of sockets.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};

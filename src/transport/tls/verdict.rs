@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Why TLS failed, in words that name what was wanted, what was offered, and the parameter that has
 //! to do with it.
 //!

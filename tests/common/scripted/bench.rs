@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Plays rows of the catalogue of misbehaving servers: a scripted server, nbdkit with the plugin in front of
 //! it, a strict client in front of that. Each row ends with proof that nbdkit lives and serves a good server.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What a well-behaved scripted server serves: a disk whose every byte tells its position.
 
 use std::ops::Range;

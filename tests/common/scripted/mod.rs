@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A server that does exactly what a test tells it to, right or wrong.
 //!
 //! It lives in threads of the test process and listens on a Unix socket. Each script plays one connection;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What the two sides of a conversation say, taken apart: what a server offers, which option the plugin asked
 //! for, which request it sent.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! One connection to the plugin, as a script sees it: the server's side of the protocol in small steps.
 //!
 //! Every step has a deadline, so no script can hang its test, and whatever the plugin sends is checked: a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The protocol's numbers and messages, written down a second time and independently of the plugin, so that
 //! a mistake in `src/proto` does not cancel itself out. All integers are big-endian.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The blocks that clients write: each says which one it is, and sector by sector, so that what is lost, undone,
 //! misdirected or torn is seen by looking at it.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A client that sends and takes answers apart from each other, as deep as it likes.
 
 use std::cell::RefCell;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Judges what clients saw: with a plugin that repairs every loss each block is a register that is never lost.
 //!
 //! An operation takes effect at some moment between its request and its answer; one without an answer, or with an

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What proves that no acknowledged write is lost: a server whose cache dies with it, clients that know what they
 //! wrote, and checkers of what both have logged.
 //!

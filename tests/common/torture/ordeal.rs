@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Random writers before nbdkit, a volatile server behind it, and its many deaths.
 
 use std::cell::Cell;
@@ -187,7 +188,11 @@ impl Ordeal<'_> {
     /// All that is wrong in the end.
     pub fn suffer(self) -> Vec<String> {
         let seed = self.seed.unwrap_or_else(seed);
-        let kills = kills(self.kills);
+        // What has a seed of its own is always the same.
+        let kills = match self.seed {
+            Some(_) => self.kills,
+            None => kills(self.kills),
+        };
         let mut rng = Rng::new(seed);
         let blocks = self.setup.size / BLOCK as u64;
         let story = Story::new(seed, blocks);

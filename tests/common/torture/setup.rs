@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! How a volatile server behaves. It goes to the server's process as text, in the environment.
 
 use std::path::PathBuf;

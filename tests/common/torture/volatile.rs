@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A volatile server as a test sees it: it has lives, and each ends when the test, chance or its setup says so.
 
 use std::env;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Random writers: they know what they wrote, and log what they saw.
 
 use std::collections::HashMap;

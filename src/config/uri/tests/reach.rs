@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Ports in the query, and ssh.
 
 use super::*;

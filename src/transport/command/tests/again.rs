@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Servers that are started again.
 
 use std::fs::read_to_string;

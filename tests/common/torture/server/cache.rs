@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A disk with a volatile cache. What was not flushed survives the server's death only by chance, and torn.
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The handshake of a good fixed newstyle server.
 
 use std::io::{self, ErrorKind, Read, Write};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! A good NBD server, but for its cache: that is volatile, and lives and dies with the process.
 //!
 //! `handshake` is what comes before requests, `tls` puts TLS under it, `schedule` does requests in any order after

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Requests are done, and answered, when their time has come, whatever their order was.
 
 use std::cmp::Reverse;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! TLS below the server's connections: one thread carries bytes between a TLS stream and a plain pair of sockets.
 
 use std::io::{self, ErrorKind, Read, Write};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What all threads of the server share. One lock makes the log's order the order of what happened.
 
 use std::fs::{File, OpenOptions};

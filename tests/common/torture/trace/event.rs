@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What a server logs, one event a line. The order of the lines is the order of what happened.
 
 use std::fmt::Write;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! Judges what the server saw, with what the clients saw beside it: what a trace can show of the invariants I2 to
 //! I7, I9 and I11.
 //!

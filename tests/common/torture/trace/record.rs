@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The server's log, by requests.
 
 use std::collections::HashMap;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! The judgement, one function for each thing that a trace can show.
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What clients did to each block.
 
 use std::collections::{BTreeMap, HashMap};
