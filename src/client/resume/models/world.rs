@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: BSD-3-Clause
 //! What the models have: a session with its lock, ways with what the client does with them, and a server
 //! of one byte.
 
