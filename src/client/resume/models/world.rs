@@ -241,6 +241,7 @@ impl World {
             outage: Arc::new(Outage::new(lost, None)),
             grave: Some(up),
             thread: true,
+            reminded: false,
         });
         self.resume.tell(inner);
         true
