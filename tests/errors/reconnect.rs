@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-//! What is said of a server that was lost, with `reconnect=`.
+//! What is said of a server that was lost, with `reconnect=`, and of what is lost with it.
 
 use std::io;
 use std::path::Path;
@@ -134,6 +134,23 @@ pub const CASES: &[Case] = &[
         },
     },
     Case {
+        item: "...; what was written since the last flush may be lost",
+        text: "warning: DIR/scripted.sock: connection lost: the server closed the connection; what was \
+               written since the last flush may be lost",
+        happen: |dir| {
+            let mut lost = Lost::new(dir, &[], takes_a_write);
+            lost.front.write(0, &[7; 512]).expect("a write");
+            let Lost {
+                server: _server,
+                nbdkit,
+                front,
+            } = lost;
+            // The server goes at the flush.
+            front.close();
+            says(&nbdkit, "error: ", "may be lost")
+        },
+    },
+    Case {
         item: "what was written before the connection was lost may be missing, and nothing makes it \
                permanent (replay=0)",
         text: "DIR/scripted.sock: what was written before the connection was lost may be missing, and nothing \
@@ -196,7 +213,11 @@ impl Lost {
             peer.negotiate(&Offer::default())?;
             script(peer)
         });
-        let parameters = [&["reconnect-delay=10ms:100ms"], parameters].concat();
+        let hurried: &[&str] = match parameters {
+            [] => &[],
+            _ => &["reconnect-delay=10ms:100ms"],
+        };
+        let parameters = [hurried, parameters].concat();
         let nbdkit = forward(dir, server.socket(), &parameters);
         let front = Front::open(nbdkit.socket()).expect("opens");
         Self {
