@@ -124,7 +124,10 @@ impl Lasting {
         drop(inner);
         let last = outage.last();
         let last = last.as_deref().unwrap_or("the first try has not ended");
-        log::error!("{}: still not back after {lasted:.0?}: {last}", self.server());
+        log::error!(
+            "{}: still not back after {lasted:.0?}: {last}",
+            self.server()
+        );
     }
 
     /// How long to wait before the next try. A server that takes connections and loses them before it
