@@ -281,3 +281,13 @@ fn what_is_lost_without_a_journal_is_told_at_the_end() {
         });
     }
 }
+
+#[test]
+fn try_that_hangs_is_given_up_for_another() {
+    let bench = Bench::new(&[PATIENT]);
+    bench.play(|peer| peer.negotiate(&Offer::default()));
+    let mute = bench.play(Peer::expect_closed);
+    let mut client = bench.open();
+    assert!(client.read(0, 512).is_ok(), "{}", bench.nbdkit().stderr());
+    mute.finished("says nothing");
+}
