@@ -27,6 +27,9 @@ const ZEROES: usize = 64 * 1024;
 /// So many violations of the protocol in a row end the session.
 const VIOLATIONS: u32 = 5;
 
+/// Shortest time for a try to come back, for each of its two steps.
+const LEAST_TRY: Duration = Duration::from_secs(5);
+
 /// When to remind of an outage that has no limit.
 const REMINDER: Duration = Duration::from_secs(60);
 
@@ -92,7 +95,7 @@ impl Lasting {
                 return;
             }
             log::debug!("{}: trying to reconnect", self.server());
-            match self.try_once() {
+            match self.try_once(lost_at.elapsed()) {
                 Try::Back => {
                     let away = about(lost_at.elapsed());
                     log::error!("{}: connected again after {away}", self.server());
@@ -200,8 +203,14 @@ impl Lasting {
         false
     }
 
-    fn try_once(&self) -> Try {
-        let (connection, offer, protection) = match self.opener.open(true) {
+    /// Tries once. A server that was away for so `long` may take as long, but not keep the next try
+    /// from being made for ever: what hangs may belong to one that is gone.
+    fn try_once(&self, long: Duration) -> Try {
+        let most = match self.opener.options.target.starts_again() {
+            true => Duration::MAX,
+            false => long.max(LEAST_TRY),
+        };
+        let (connection, offer, protection) = match self.opener.open(Some(most)) {
             Ok(opened) => opened,
             Err(error) => {
                 if error.is_violation() && self.count_violation() {

@@ -28,7 +28,7 @@ use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::request::Request;
 use crate::session::gate::Protection;
 use crate::session::{Change, Core, Sending, Span, Worth, Written};
-use crate::transport::Deadline;
+use crate::transport::{Deadline, Wanted};
 
 /// How long a request waits before it asks whether its client is still there, and then from one
 /// time to the next: to ask may print a message.
@@ -342,16 +342,45 @@ impl Lasting {
                     });
                 }
             }
-            if operation.wanted.is_some() && operation.asked >= ASK {
-                operation.asked = Duration::ZERO;
-                // Not under the lock: to ask may print a message.
-                drop(inner);
-                if operation.wanted.is_some_and(|wanted| !wanted()) {
-                    return Err(Error::Unwanted(self.server().clone()));
-                }
-                inner = resume.lock();
-            }
+            inner = self.ask(operation, inner)?;
         }
+    }
+
+    /// Asks, from time to time, whether the request's client still waits. One asks for all that share
+    /// the answer, since to ask may print a message; and so not under the lock.
+    fn ask<'a>(
+        &'a self,
+        operation: &mut Operation,
+        mut inner: MutexGuard<'a, Inner>,
+    ) -> Result<MutexGuard<'a, Inner>, Error> {
+        let Some(wanted) = operation.wanted else {
+            return Ok(inner);
+        };
+        let no = || Err(Error::Unwanted(self.server().clone()));
+        if inner.is_unwanted(self.way) {
+            return no();
+        }
+        if operation.asked < ASK || inner.asking {
+            return Ok(inner);
+        }
+        operation.asked = Duration::ZERO;
+        inner.asking = true;
+        drop(inner);
+        let goes_on = wanted();
+        // Of all clients' ways only a thread that serves none can tell which of both it is.
+        let ends = !goes_on && self.opener.shared && !asked_aside(wanted);
+        let resume = self.resume();
+        let mut inner = resume.lock();
+        inner.asking = false;
+        if goes_on {
+            return Ok(inner);
+        }
+        inner.ending |= ends;
+        if let Some(way) = inner.ways.get_mut(&self.way) {
+            way.unwanted |= !self.opener.shared;
+        }
+        resume.tell(inner);
+        no()
     }
 
     fn check(
@@ -480,6 +509,7 @@ impl Lasting {
         if let Some(up) = up.as_ref().filter(|_| self.can_flush() && idle) {
             if resume.lock().core.wants_flush(up.member) {
                 let mut operation = self.operation(&deadline);
+                operation.timeout = deadline.remaining();
                 operation.wanted = None;
                 operation.hurried = true;
                 if let Err(error) = self.flush_for(&mut operation, None) {
@@ -529,6 +559,14 @@ impl Lasting {
             None => (),
         }
     }
+}
+
+/// Asks on a thread that serves no client whether nbdkit goes on.
+fn asked_aside(wanted: Wanted) -> bool {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, wanted);
+        thread.map_or(true, |thread| thread.join().unwrap_or(true))
+    })
 }
 
 impl Lasting {

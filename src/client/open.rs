@@ -25,20 +25,20 @@ const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
 /// A time for which nobody needs to be told what is waited for.
 const LEAST_REMINDER: Duration = Duration::from_millis(900);
 
-/// Connects, and enters transmission with `export`. Once it was `again` reached, a hang-up is a loss,
-/// and no reason to ask otherwise.
+/// Connects, and enters transmission with `export`. When it comes back `again` to a server, a hang-up
+/// is a loss and no reason to ask otherwise, and connecting and the handshake take so long at most each.
 pub fn enter(
     server: &Server,
     options: &Options,
     export: &ExportName,
-    again: bool,
+    again: Option<Duration>,
 ) -> Result<(Stream, Export), Error> {
     let goal = Goal::open(export);
     let reached = match again {
-        false => reach(server, options, goal),
-        true => {
+        None => reach(server, options, goal),
+        Some(_) => {
             let goal = goal.with_ladder(options.manners.ladder());
-            attempt(server, options, goal, &mut End::default())
+            attempt(server, options, goal, &mut End::default(), again)
                 .map_err(|cause| failed(server, cause))
         }
     };
@@ -112,7 +112,7 @@ fn reach(server: &Server, options: &Options, goal: Goal) -> Result<(Stream, Outc
     let mut first = None;
     loop {
         let mut end = End::default();
-        let cause = match attempt(server, options, goal.clone(), &mut end) {
+        let cause = match attempt(server, options, goal.clone(), &mut end, None) {
             Ok(reached) => {
                 if first.is_some() {
                     options.manners.remember(goal.ladder());
@@ -160,25 +160,30 @@ fn hung_up(cause: &OpenError) -> bool {
 }
 
 /// Connects and shakes hands. Whatever the goal, the same TLS policy and deadlines apply. On failure
-/// `end` tells how it ended.
+/// `end` tells how it ended. `most` is a limit beside that of the user.
 fn attempt(
     server: &Server,
     options: &Options,
     goal: Goal,
     end: &mut End,
+    most: Option<Duration>,
 ) -> Result<(Stream, Outcome), OpenError> {
+    let limit = |timeout: Option<Duration>| {
+        let shorter = timeout.into_iter().chain(most).min();
+        Deadline::after_maybe(shorter).while_wanted(options.wanted)
+    };
     // A file that is of no use does not cost the server a connection.
     let tls = match options.tls_policy {
         TlsPolicy::Off => None,
         TlsPolicy::Allow | TlsPolicy::Require => Some(options.tls.prepare()),
     };
     let tls = tls.transpose().map_err(OpenError::Credentials)?;
-    let connecting = Deadline::after_maybe(options.connect_timeout).while_wanted(options.wanted);
+    let connecting = limit(options.connect_timeout);
     let mut stream = options
         .target
         .connect(connecting)
         .map_err(OpenError::Connect)?;
-    let deadline = Deadline::after_maybe(options.handshake_timeout).while_wanted(options.wanted);
+    let deadline = limit(options.handshake_timeout);
     await_greeting(server, options, &stream, deadline)?;
     let mut machine = Handshake::new(goal.with_tls(options.tls_policy));
     let shaken = shake_hands(server, &mut stream, &mut machine, tls.as_ref(), deadline);

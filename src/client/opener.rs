@@ -2,6 +2,7 @@
 //! Making connections to an export, the first one and those that take its place.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::connection::{Connection, Patience};
 use super::error::{Error, OpenError, Server};
@@ -27,9 +28,12 @@ pub(super) struct Opener {
 }
 
 impl Opener {
-    /// Connects and enters transmission. `again` after a loss: then the server has told before how it
-    /// wants to be asked.
-    pub(super) fn open(&self, again: bool) -> Result<(Connection, Export, Protection), Error> {
+    /// Connects and enters transmission. `again` after a loss, and how long each of that may take then:
+    /// the server has told before how it wants to be asked.
+    pub(super) fn open(
+        &self,
+        again: Option<Duration>,
+    ) -> Result<(Connection, Export, Protection), Error> {
         let (server, options) = (&self.server, &*self.options);
         let (stream, offer) = open::enter(server, options, &self.export, again)?;
         let protection = Protection {
@@ -66,7 +70,7 @@ pub fn connect(
         export: export.clone(),
         shared,
     };
-    let (connection, offer, protection) = opener.open(false)?;
+    let (connection, offer, protection) = opener.open(None)?;
     let terms = options.reconnect;
     let volume = volumes.admit(export.as_bytes(), &offer, terms.as_ref());
     let Some(terms) = terms else {

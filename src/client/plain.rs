@@ -194,7 +194,7 @@ impl Plain {
             );
             return None;
         }
-        match self.opener.open(false) {
+        match self.opener.open(None) {
             Ok((connection, offer, protection)) => {
                 let was = (self.volume.export(), self.protection);
                 match gate::difference(was, (&offer, protection)) {

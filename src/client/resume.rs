@@ -64,6 +64,10 @@ pub(super) struct Inner<C = Connection> {
     progress: Instant,
     /// What was counted of the time before a piece was written, and should not have been.
     pub(super) credit: Duration,
+    /// Somebody is asking whether anybody waits for what waits here: to ask may print a message.
+    pub(super) asking: bool,
+    /// nbdkit ends.
+    pub(super) ending: bool,
     /// How many wait for something to change here.
     waiting: usize,
     next: u64,
@@ -82,6 +86,8 @@ pub(super) struct Way<C = Connection> {
     pub(super) violations: u32,
     /// What the core's time was at the last inspection.
     pub(super) seen: u64,
+    /// The client that it belongs to alone has left.
+    pub(super) unwanted: bool,
     /// A flush of our own has failed since something was written.
     pub(super) quiet: bool,
     /// When the server was first lost without a good answer since, and the delays that come next.
@@ -153,6 +159,8 @@ impl<C> Resume<C> {
                 ways: BTreeMap::new(),
                 progress: Instant::now(),
                 credit: Duration::ZERO,
+                asking: false,
+                ending: false,
                 waiting: 0,
                 next: 0,
             }),
@@ -202,6 +210,7 @@ impl<C> Inner<C> {
             coming: None,
             violations: 0,
             seen: 0,
+            unwanted: false,
             quiet: false,
             flapping: None,
             losses: self.core.losses(),
@@ -237,6 +246,11 @@ impl<C> Inner<C> {
             Some(Phase::New) => Pass::Hold(None),
             Some(Phase::Over) | None => Pass::Fail(Error::Unwanted(server.clone())),
         }
+    }
+
+    /// Whether nobody waits for the requests of a way, as somebody has found out.
+    pub(super) fn is_unwanted(&self, way: WayId) -> bool {
+        self.ending || self.ways.get(&way).is_some_and(|way| way.unwanted)
     }
 
     /// Whether requests are not to wait any longer.
