@@ -28,6 +28,11 @@ impl Batch {
         Self { indexes, len: 1 }
     }
 
+    /// The slot, if there is only one.
+    pub fn only(&self) -> Option<usize> {
+        (self.len == 1).then(|| usize::from(self.indexes[0]))
+    }
+
     /// The slots, first to be sent first.
     pub fn iter(&self) -> impl Iterator<Item = usize> {
         self.indexes[..self.len]
