@@ -292,3 +292,31 @@ fn try_that_hangs_is_given_up_for_another() {
     assert!(client.read(0, 512).is_ok(), "{}", bench.nbdkit().stderr());
     mute.finished("says nothing");
 }
+
+#[test]
+fn server_that_goes_without_an_answer_is_left_all_the_same() {
+    for extra in [&["close-timeout=1"][..], &["close-timeout=1", PATIENT]] {
+        let bench = Bench::new(extra);
+        let going = bench.play(|peer| {
+            peer.negotiate(&Offer::default())?;
+            assert_eq!(peer.request()?.kind, cmd::READ);
+            let other = peer.request()?;
+            peer.answered(&other);
+            peer.send(&wire::error(
+                wire::DONE,
+                other.cookie,
+                errno::ESHUTDOWN,
+                b"",
+            ))?;
+            peer.expect_closed_entirely()
+        });
+        let mut client = bench.open();
+        let unanswered = client.submit_read(8192, 512);
+        assert!(client.read(4096, 512).is_ok(), "{extra:?}: goes on");
+        assert!(
+            client.wait_read(unanswered).is_ok(),
+            "{extra:?}: sent again"
+        );
+        going.finished("goes");
+    }
+}

@@ -6,7 +6,7 @@
 //! is sent without it, and then asks the session what the answer is worth.
 
 mod flush;
-mod leave;
+mod leaving;
 mod loss;
 mod operation;
 

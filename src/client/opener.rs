@@ -79,12 +79,15 @@ pub fn connect(
     };
     if !readonly && terms.replay > 0 && !can_be_made_permanent(&offer) {
         connection.close(Deadline::after_maybe(options.close_timeout));
+        // Whether clients of a shared connection will write cannot be known when it is made.
+        let or = if shared { "" } else { ", or nbdkit -r" };
         return Err(Error::Unsupported {
             server: opener.server,
-            what: "the server has neither NBD_CMD_FLUSH nor NBD_CMD_FLAG_FUA, so nothing that is \
-                   written can be known to be permanent, and all of it would have to be kept for a \
-                   reconnection: use replay=0, or nbdkit -r"
-                .to_owned(),
+            what: format!(
+                "the server has neither NBD_CMD_FLUSH nor NBD_CMD_FLAG_FUA, so nothing that is \
+                 written can be known to be permanent, and all of it would have to be kept for a \
+                 reconnection: use replay=0{or}"
+            ),
             errno: libc::EIO,
         });
     }

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Connection;
+use super::{Cause, Connection};
 use crate::client::loan::Buffer;
 use crate::proto::consts::Command;
 use crate::proto::request::{Cookie, Request};
@@ -51,7 +51,7 @@ impl Connection {
 
     /// Leaves for a server that said that it is going away: once what is in flight was answered,
     /// after a flush if that is wanted, and all before the deadline. Whether the flush was good, if
-    /// it was wanted.
+    /// it was wanted. What is still in flight then ends with the connection.
     pub fn retire(&self, flush: bool, deadline: Deadline, goes_on: impl Fn() -> bool) -> bool {
         self.await_idle(deadline, &goes_on);
         let mut good = true;
@@ -63,9 +63,11 @@ impl Connection {
             }
             good = answer.is_ok();
         }
-        if self.is_idle() {
+        match self.is_idle() {
             // All is answered: that the server closes its side, too, is a courtesy.
-            self.close(deadline.within(COURTESY));
+            true => self.close(deadline.within(COURTESY)),
+            // What is in flight will not be answered any more, and nobody looks after it from now on.
+            false => self.fail(Cause::Announced),
         }
         good
     }
