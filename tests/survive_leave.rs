@@ -7,12 +7,14 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use common::front::Front;
+use common::nbdkit::forward;
 use common::process::eventually;
 use common::scripted::bench::Bench;
 use common::scripted::disk::Disk;
 use common::scripted::peer::{Offer, Peer};
 use common::scripted::wire::{self, cmd, cmd_flag, errno, flag, opt};
-use common::scripted::{Gate, Script};
+use common::scripted::{Gate, Script, Scripted};
 
 const PATIENT: &str = "reconnect=30";
 const DATA: [u8; 512] = [7; 512];
@@ -318,4 +320,29 @@ fn server_that_goes_without_an_answer_is_left_all_the_same() {
         );
         going.finished("goes");
     }
+}
+
+#[test]
+fn who_leaves_while_looking_for_another_connection_leaves_it_to_others() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let server = Scripted::start(directory.path());
+    let going = server.play(|peer| {
+        peer.negotiate(&Offer::default())?;
+        let read = peer.request()?;
+        peer.answered(&read);
+        peer.send(&wire::error(wire::DONE, read.cookie, errno::ESHUTDOWN, b""))?;
+        peer.expect_closed_entirely()
+    });
+    let mute = server.play(Peer::expect_closed);
+    let nbdkit = forward(directory.path(), server.socket(), &["shared=true"]);
+    let open = || Front::open(nbdkit.socket()).expect("a client");
+    let (mut leaving, mut staying) = (open(), open());
+    let _read = leaving.submit_read(0, 512);
+    going.finished("goes");
+    eventually("another connection is made", LIMIT, || {
+        (server.accepted() == 2).then_some(())
+    });
+    drop(leaving);
+    mute.finished("says nothing");
+    assert!(staying.read(0, 512).is_ok(), "one more try");
 }
