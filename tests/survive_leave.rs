@@ -346,3 +346,30 @@ fn who_leaves_while_looking_for_another_connection_leaves_it_to_others() {
     mute.finished("says nothing");
     assert!(staying.read(0, 512).is_ok(), "one more try");
 }
+
+#[test]
+fn server_that_takes_no_more_is_waited_for() {
+    let bench = Bench::new(&[PATIENT]);
+    let (deaf, done) = (Gate::default(), Gate::default());
+    let (closed, end) = (deaf.clone(), done.clone());
+    let first = bench.play(move |peer| {
+        peer.negotiate(&Offer::default())?;
+        assert_eq!(peer.request()?.kind, cmd::WRITE);
+        peer.shutdown(std::net::Shutdown::Read)?;
+        closed.open();
+        // It still carries out the write.
+        end.pass();
+        Ok(())
+    });
+    let mut client = bench.open();
+    let write = client.submit_write(0, &DATA);
+    deaf.pass();
+    let read = client.submit_read(4096, 512);
+    let again = |bench: &Bench| bench.server().accepted() > 1;
+    std::thread::sleep(A_MOMENT);
+    assert!(!again(&bench), "a change may be on its way twice");
+    done.open();
+    first.finished("takes no more");
+    client.wait(write).expect("a write");
+    client.wait_read(read).expect("a read");
+}

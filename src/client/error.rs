@@ -339,11 +339,12 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Whether it was ours to end the connection, and the server may not know yet.
-    pub(super) fn is_ours(&self) -> bool {
+    /// Whether the server may go on carrying out what it has received: it was ours to end the connection,
+    /// or nothing could be sent any more, which says nothing of the other direction.
+    pub(super) fn leaves_server_at_work(&self) -> bool {
         matches!(
             self,
-            Self::Deadline(..) | Self::Violation(_) | Self::GivenUp(_)
+            Self::Deadline(..) | Self::Violation(_) | Self::GivenUp(_) | Self::Transport(_)
         )
     }
 
