@@ -8,12 +8,14 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use common::front::Front;
+use common::nbdkit::forward;
 use common::process::eventually;
 use common::scripted::bench::Bench;
 use common::scripted::disk::Disk;
 use common::scripted::peer::{Offer, Peer};
 use common::scripted::wire::{self, cmd, cmd_flag, errno, flag, opt};
-use common::scripted::{Gate, Script};
+use common::scripted::{Gate, Script, Scripted};
 
 const PATIENT: &str = "reconnect=30";
 const DATA: [u8; 512] = [7; 512];
@@ -319,4 +321,56 @@ fn server_that_goes_without_an_answer_is_left_all_the_same() {
         );
         going.finished("goes");
     }
+}
+
+#[test]
+fn who_leaves_while_looking_for_another_connection_leaves_it_to_others() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let server = Scripted::start(directory.path());
+    let going = server.play(|peer| {
+        peer.negotiate(&Offer::default())?;
+        let read = peer.request()?;
+        peer.answered(&read);
+        peer.send(&wire::error(wire::DONE, read.cookie, errno::ESHUTDOWN, b""))?;
+        peer.expect_closed_entirely()
+    });
+    let mute = server.play(Peer::expect_closed);
+    let nbdkit = forward(directory.path(), server.socket(), &["shared=true"]);
+    let open = || Front::open(nbdkit.socket()).expect("a client");
+    let (mut leaving, mut staying) = (open(), open());
+    let _read = leaving.submit_read(0, 512);
+    going.finished("goes");
+    eventually("another connection is made", LIMIT, || {
+        (server.accepted() == 2).then_some(())
+    });
+    drop(leaving);
+    mute.finished("says nothing");
+    assert!(staying.read(0, 512).is_ok(), "one more try");
+}
+
+#[test]
+fn server_that_takes_no_more_is_waited_for() {
+    let bench = Bench::new(&[PATIENT]);
+    let (deaf, done) = (Gate::default(), Gate::default());
+    let (closed, end) = (deaf.clone(), done.clone());
+    let first = bench.play(move |peer| {
+        peer.negotiate(&Offer::default())?;
+        assert_eq!(peer.request()?.kind, cmd::WRITE);
+        peer.shutdown(std::net::Shutdown::Read)?;
+        closed.open();
+        // It still carries out the write.
+        end.pass();
+        Ok(())
+    });
+    let mut client = bench.open();
+    let write = client.submit_write(0, &DATA);
+    deaf.pass();
+    let read = client.submit_read(4096, 512);
+    let again = |bench: &Bench| bench.server().accepted() > 1;
+    std::thread::sleep(A_MOMENT);
+    assert!(!again(&bench), "a change may be on its way twice");
+    done.open();
+    first.finished("takes no more");
+    client.wait(write).expect("a write");
+    client.wait_read(read).expect("a read");
 }

@@ -426,7 +426,7 @@ impl Connection {
     fn fail(&self, cause: Cause) {
         // Whoever buries it sees to the rest; what is in flight ends with the next look of whoever
         // receives.
-        let soft = self.patience.lasting && cause.is_one_sided();
+        let soft = self.patience.lasting && cause.leaves_server_at_work();
         self.lost.get_or_init(|| {
             let lost = Lost::new(self.server.clone(), cause);
             log::debug!("{lost}");

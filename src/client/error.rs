@@ -9,8 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::io::Errno;
-
 use crate::proto::consts::{CommandFlags, OptionReply};
 use crate::proto::handshake;
 use crate::proto::request::Request;
@@ -353,14 +351,13 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Whether the server may not be done with the connection: it was ours to end it, or the server
-    /// takes nothing more (`EPIPE`) and has not closed it, as far as is known.
-    pub(super) fn is_one_sided(&self) -> bool {
-        match self {
-            Self::Deadline(..) | Self::Violation(_) | Self::GivenUp(_) => true,
-            Self::Transport(transport::Error::Io { errno, .. }) => *errno == Errno::PIPE,
-            _ => false,
-        }
+    /// Whether the server may go on carrying out what it has received: it was ours to end the connection,
+    /// or nothing could be sent any more, which says nothing of the other direction.
+    pub(super) fn leaves_server_at_work(&self) -> bool {
+        matches!(
+            self,
+            Self::Deadline(..) | Self::Violation(_) | Self::GivenUp(_) | Self::Transport(_)
+        )
     }
 
     fn errno(&self) -> i32 {

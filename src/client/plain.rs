@@ -164,8 +164,9 @@ impl Plain {
         let found = self.succeed(old);
         let mut state = self.lock();
         match found {
-            Some(connection) => state.connection = Some(Arc::new(connection)),
-            None => state.missing = true,
+            Ok(connection) => state.connection = Some(Arc::new(connection)),
+            // Whose client has left has looked in vain for itself alone.
+            Err(for_good) => state.missing = for_good,
         }
         drop(state);
         self.moved.store(true, Ordering::Release);
@@ -185,31 +186,32 @@ impl Plain {
         good
     }
 
-    /// Leaves a connection, and finds another that offers no less.
-    fn succeed(&self, old: &Connection) -> Option<Connection> {
+    /// Leaves a connection, and finds another that offers no less; or finds out whether that is in vain
+    /// for good.
+    fn succeed(&self, old: &Connection) -> Result<Connection, bool> {
         if !self.retire(old) {
             log::debug!(
                 "{}: not left for another connection: what was written could not be flushed",
                 self.opener.server
             );
-            return None;
+            return Err(true);
         }
         match self.opener.open(None) {
             Ok((connection, offer, protection)) => {
                 let was = (self.volume.export(), self.protection);
                 match gate::difference(was, (&offer, protection)) {
-                    None => Some(connection),
+                    None => Ok(connection),
                     Some(difference) => {
                         log::debug!("{}: {difference}", self.opener.server);
                         let patience = self.opener.options.close_timeout;
                         connection.close(Deadline::after_maybe(patience));
-                        None
+                        Err(true)
                     }
                 }
             }
             Err(error) => {
                 log::debug!("{error}");
-                None
+                Err(!error.is_unwanted())
             }
         }
     }
