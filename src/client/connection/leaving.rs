@@ -78,8 +78,13 @@ impl Connection {
     pub fn bury(&self, deadline: Deadline, goes_on: impl Fn() -> bool) {
         self.stream.finish_sending();
         self.await_idle(deadline, &goes_on);
-        // Nobody else may take what comes for an answer.
-        let role = self.inflight.try_read();
+        // Nobody else may take what comes for an answer. Who has just been told that its request is over
+        // may not have given the role back yet.
+        let mut role = self.inflight.try_read();
+        while role.is_none() && self.is_idle() && goes_on() && !deadline.has_passed() {
+            std::thread::sleep(AWAIT_IDLE);
+            role = self.inflight.try_read();
+        }
         let mut scrap = [0; 4096];
         while role.is_some() && goes_on() && !deadline.has_passed() {
             let pause = deadline.within(LOOK_AGAIN);
