@@ -19,7 +19,7 @@ die() { echo "run: $*" >&2; exit 1; }
 
 pids=()
 dir=
-# shellcheck disable=SC2317 # the trap below calls it
+# shellcheck disable=SC2317,SC2329 # the trap below calls it
 clean_up() {
     trap '' INT TERM HUP
     local deadline=$((SECONDS + 10))

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use common::clients::{LIMIT, nbdsh, text};
 use common::front::Front;
 use common::nbdkit::{Nbdkit, plugin_args};
-use common::process::{Guarded, eventually, inherit_nothing};
+use common::process::{Guarded, eventually, ignore_nothing, inherit_nothing};
 use common::refusal::{MODES, Mode, refusal_with};
 use common::started::{MEMORY, Place, end, script, size, strs};
 use common::upstream::noise_file;
@@ -209,7 +209,10 @@ fn signals_are_in_their_usual_state() {
         "grep -E '^Sig(Blk|Ign):' /proc/self/status > \"$DIR/signals\"
          exec nbdkit -f memory 1M",
     );
-    let front = place.start(&strs(&args));
+    let front = Nbdkit::start_with(place.path(), &plugin_args(&strs(&args)), |command| {
+        place.prepare(command);
+        ignore_nothing(command);
+    });
     assert_eq!(size(&front), "1048576");
     for line in place.file("signals").lines() {
         let (_, mask) = line.split_once('\t').expect("a mask");

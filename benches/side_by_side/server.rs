@@ -23,11 +23,12 @@ pub struct Server {
     pub reach: Reach,
 }
 
+/// Only kept, so that it runs.
 enum Process {
-    Nbdkit(#[expect(dead_code, reason = "kept running")] Nbdkit),
-    Tcp(#[expect(dead_code, reason = "kept running")] TcpServer),
-    Qemu(#[expect(dead_code, reason = "kept running")] upstream::Server),
-    Pieces(#[expect(dead_code, reason = "kept running")] Pieces),
+    Nbdkit { _running: Nbdkit },
+    Tcp { _running: TcpServer },
+    Qemu { _running: upstream::Server },
+    Pieces { _running: Pieces },
 }
 
 /// How to reach a server.
@@ -71,7 +72,7 @@ impl Server {
                 let server = Pieces::start(place).map_err(|error| format!("pieces: {error}"))?;
                 Self {
                     reach: Reach::Unix(server.socket().to_owned()),
-                    _process: Process::Pieces(server),
+                    _process: Process::Pieces { _running: server },
                 }
             }
             Group::X509 => {
@@ -91,7 +92,7 @@ impl Server {
                 let server = TcpServer::start(V4, &memory);
                 Self {
                     reach: Reach::Tcp(server.port()),
-                    _process: Process::Tcp(server),
+                    _process: Process::Tcp { _running: server },
                 }
             }
             Group::Qemu => {
@@ -102,7 +103,7 @@ impl Server {
                 let server = qemu_nbd(place, &image, "raw", "", &[]);
                 Self {
                     reach: Reach::Unix(server.socket().to_owned()),
-                    _process: Process::Qemu(server),
+                    _process: Process::Qemu { _running: server },
                 }
             }
         })
@@ -111,7 +112,7 @@ impl Server {
     fn nbdkit(nbdkit: Nbdkit, reach: impl FnOnce(PathBuf) -> Reach) -> Self {
         Self {
             reach: reach(nbdkit.socket().to_owned()),
-            _process: Process::Nbdkit(nbdkit),
+            _process: Process::Nbdkit { _running: nbdkit },
         }
     }
 }

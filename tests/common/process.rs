@@ -185,6 +185,20 @@ pub fn inherit_nothing(command: &mut Command) {
     unsafe { command.pre_exec(close) };
 }
 
+/// Lets the child of `command` ignore none of a terminal's signals, as it does where the tests were
+/// started in the background or by nohup. What its parent ignores, the plugin leaves alone.
+pub fn ignore_nothing(command: &mut Command) {
+    let reset = || {
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+            // SAFETY: the default action is no code of ours, and signal is async-signal-safe.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: the closure only makes these system calls.
+    unsafe { command.pre_exec(reset) };
+}
+
 /// Whether the process behind `pidfd` ends before `timeout` is over.
 pub fn ended_within(pidfd: &OwnedFd, timeout: Duration) -> bool {
     let deadline = Instant::now() + timeout;
