@@ -167,6 +167,10 @@ fn judge_memory(contenders: &[Contender], rows: &[Row]) -> Option<Judgement> {
     let mib = |kib: f64| kib / 1024.0;
     let mut worst: Vec<Compared> = Vec::new();
     for row in rows {
+        // What is kept for a reconnection is what was asked for.
+        if row.workload.reconnect {
+            continue;
+        }
         let Some((c, apart)) = row.pair(contenders).and_then(|pair| pair.peak()) else {
             continue;
         };
