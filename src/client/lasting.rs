@@ -35,6 +35,10 @@ use crate::transport::{Deadline, Wanted};
 /// time to the next: to ask may print a message.
 pub(super) const ASK: Duration = Duration::from_secs(1);
 
+/// After so many inspections without a request, a second each, memory that is only kept for what may
+/// come is given back: writes come in bursts.
+const REST: u32 = 30;
+
 /// A way that outlives its connections.
 #[derive(Debug)]
 pub(super) struct Lasting {
@@ -454,7 +458,8 @@ impl Lasting {
             Phase::Up(up) => {
                 let idle = std::mem::replace(&mut way.seen, core.events()) == core.events();
                 let own = self.own.load(Ordering::Acquire) > 0;
-                if idle {
+                way.idle = if idle { way.idle.saturating_add(1) } else { 0 };
+                if way.idle == REST {
                     core.rest();
                 }
                 if idle && !own && !way.quiet && self.can_flush() && core.wants_flush(up.member) {

@@ -86,6 +86,8 @@ pub(super) struct Way<C = Connection> {
     pub(super) violations: u32,
     /// What the core's time was at the last inspection.
     pub(super) seen: u64,
+    /// At how many inspections in a row it was the same.
+    pub(super) idle: u32,
     /// The client that it belongs to alone has left.
     pub(super) unwanted: bool,
     /// A flush of our own has failed since something was written.
@@ -210,6 +212,7 @@ impl<C> Inner<C> {
             coming: None,
             violations: 0,
             seen: 0,
+            idle: 0,
             unwanted: false,
             quiet: false,
             flapping: None,
