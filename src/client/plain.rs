@@ -29,8 +29,6 @@ pub(super) struct Plain {
     first: Connection,
     /// Something was written that no flush has made permanent since.
     wrote: AtomicBool,
-    /// Another connection has taken the first one's place.
-    moved: AtomicBool,
     successor: Mutex<Successor>,
     settled: Condvar,
 }
@@ -57,7 +55,6 @@ impl Plain {
             protection,
             first,
             wrote: AtomicBool::new(false),
-            moved: AtomicBool::new(false),
             successor: Mutex::default(),
             settled: Condvar::new(),
         }
@@ -169,7 +166,6 @@ impl Plain {
             Err(for_good) => state.missing = for_good,
         }
         drop(state);
-        self.moved.store(true, Ordering::Release);
         drop(seeking);
     }
 
@@ -272,10 +268,7 @@ impl Plain {
 
     /// The connection for the next request.
     fn with<T>(&self, act: impl FnOnce(&Connection) -> T) -> T {
-        let successor = match self.moved.load(Ordering::Acquire) {
-            true => self.lock().connection.clone(),
-            false => None,
-        };
+        let successor = self.lock().connection.clone();
         act(successor.as_deref().unwrap_or(&self.first))
     }
 

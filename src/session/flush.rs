@@ -185,7 +185,8 @@ impl Core {
     }
 
     /// Whether the journal is being written again.
-    pub fn is_rewriting(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_rewriting(&self) -> bool {
         self.rewriting.is_some()
     }
 

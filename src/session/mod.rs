@@ -219,7 +219,8 @@ impl Core {
     }
 
     /// The present turn.
-    pub fn turn(&self) -> u64 {
+    #[cfg(all(test, loom))]
+    pub(crate) fn turn(&self) -> u64 {
         self.turn
     }
 

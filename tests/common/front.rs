@@ -274,14 +274,8 @@ impl Front {
     /// Tells nbdkit goodbye and waits until it has closed the connection, which it does only after the plugin
     /// has closed its own.
     pub fn close(mut self) {
-        let disconnect = wire::join(&[
-            &wire::REQUEST_MAGIC.to_be_bytes(),
-            &0u16.to_be_bytes(),
-            &cmd::DISC.to_be_bytes(),
-            &[0; 20],
-        ]);
         self.stream
-            .write_all(&disconnect)
+            .write_all(&wire::disconnect())
             .expect("nbdkit takes the disconnect");
         // nbdkit from 1.42 on waits for the end of what we send.
         let _ = self.stream.shutdown(Shutdown::Write);

@@ -322,3 +322,13 @@ impl<'a> Fields<'a> {
         );
     }
 }
+
+/// A client's goodbye.
+pub fn disconnect() -> Vec<u8> {
+    join(&[
+        &REQUEST_MAGIC.to_be_bytes(),
+        &0u16.to_be_bytes(),
+        &cmd::DISC.to_be_bytes(),
+        &[0; 20],
+    ])
+}

@@ -219,14 +219,8 @@ impl Client {
 
     /// Says goodbye and waits until nbdkit has closed, after the plugin has.
     pub fn close(&mut self, limit: Duration) {
-        let disconnect = wire::join(&[
-            &wire::REQUEST_MAGIC.to_be_bytes(),
-            &0u16.to_be_bytes(),
-            &cmd::DISC.to_be_bytes(),
-            &[0; 20],
-        ]);
         self.stream
-            .write_all(&disconnect)
+            .write_all(&wire::disconnect())
             .expect("nbdkit takes the disconnect");
         let _ = self.stream.shutdown(Shutdown::Write);
         let receiver = self.receiver.take().expect("not closed yet");
