@@ -173,6 +173,10 @@ impl Lasting {
         // server has no other way to do so (the refusal to open sees to it that it has one).
         let fua = asked_fua || (has_fua && (!room || !has_flush));
         let flush_too = !room && !fua && has_flush;
+        if place.reserved.is_none() && has_flush && resume.lock().core.is_overfull() {
+            // Or it would grow for as long as the server flushes nothing.
+            self.flush_for(&mut operation, None)?;
+        }
         let mut request = request;
         request.flags.set(CommandFlags::FUA, fua);
         loop {

@@ -321,6 +321,12 @@ impl Core {
         fits
     }
 
+    /// Whether the journal has grown beyond its bound. A lasting change in the middle of zeroes makes
+    /// two entries of one, and has no room kept for that.
+    pub fn is_overfull(&self) -> bool {
+        self.journal.cost() > self.facts.replay
+    }
+
     /// Whether there would be room if the journal were empty.
     pub fn would_fit(&self, written: Written<'_>) -> bool {
         written.cost() <= self.facts.replay
