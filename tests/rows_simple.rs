@@ -228,6 +228,59 @@ fn m5_after_eshutdown_the_rest_finishes_and_another_connection_goes_on() {
 }
 
 #[test]
+fn m5_a_write_that_was_refused_by_eshutdown_is_nothing_to_be_flushed() {
+    let bench = Bench::new(&[]);
+    let left = bench.play(|peer| {
+        peer.negotiate(&Offer::simple())?;
+        let request = peer.request()?;
+        assert_eq!(request.kind, cmd::WRITE);
+        peer.send(&wire::simple(request.cookie, errno::ESHUTDOWN))?;
+        assert_eq!(peer.request()?.kind, cmd::DISC, "nothing was acknowledged");
+        peer.expect_closed()
+    });
+    let mut front = bench.open();
+    let next = bench.play(|peer| {
+        peer.negotiate(&Offer::simple())?;
+        let request = peer.request()?;
+        assert_eq!((request.kind, request.offset), (cmd::WRITE, OFFSET));
+        peer.send(&wire::simple(request.cookie, 0))?;
+        assert_eq!(peer.request()?.kind, cmd::FLUSH, "before it is left");
+        Ok(())
+    });
+    assert_eq!(front.write(OFFSET, &[1; 512]), Ok(()));
+    left.finished("M5 ESHUTDOWN to a write");
+    drop(front);
+    next.finished("M5 the write made again");
+}
+
+#[test]
+fn m5_what_was_written_before_eshutdown_is_flushed_before_the_connection_is_left() {
+    let bench = Bench::new(&[]);
+    let left = bench.play(|peer| {
+        peer.negotiate(&Offer::simple())?;
+        let request = peer.request()?;
+        peer.answer(&request, &mut Disk::new(1 << 20))?;
+        let request = peer.request()?;
+        peer.send(&wire::simple(request.cookie, errno::ESHUTDOWN))?;
+        let flush = peer.request()?;
+        assert_eq!(flush.kind, cmd::FLUSH);
+        peer.send(&wire::simple(flush.cookie, 0))?;
+        assert_eq!(peer.request()?.kind, cmd::DISC);
+        peer.expect_closed()
+    });
+    let mut front = bench.open();
+    let next = bench.play(|peer| {
+        peer.negotiate(&Offer::simple())?;
+        peer.serve(&mut Disk::new(1 << 20))
+    });
+    assert_eq!(front.write(OFFSET, &[1; 512]), Ok(()));
+    assert!(front.read(OFFSET, LENGTH).is_ok());
+    left.finished("M5 flushed");
+    front.close();
+    next.finished("M5 after the flush");
+}
+
+#[test]
 fn m5_eshutdown_is_what_the_client_sees_when_nobody_takes_the_servers_place() {
     let mut bench = Bench::new(&[]);
     let ticket = bench.play(|peer| {

@@ -7,6 +7,8 @@
 
 mod leaving;
 
+pub use self::leaving::come_to_rest;
+
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

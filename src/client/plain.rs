@@ -6,11 +6,11 @@
 //! is in flight is answered first, what was written is flushed, and then one try is made to go on
 //! over a new connection, through the gate.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::Opener;
-use super::connection::Connection;
+use super::connection::{Connection, come_to_rest};
 use super::error::Error;
 use super::loan::Buffer;
 use super::volume::Volume;
@@ -19,6 +19,9 @@ use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::request::Request;
 use crate::session::gate::{self, Protection};
 use crate::transport::{Deadline, PAUSE};
+
+/// What changes something that a flush makes permanent.
+const CHANGES: [Command; 3] = [Command::WRITE, Command::TRIM, Command::WRITE_ZEROES];
 
 /// See the module.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub(super) struct Plain {
     first: Connection,
     /// Something was written that no flush has made permanent since.
     wrote: AtomicBool,
+    /// Changes that have yet to be noted there: whoever leaves the connection waits for that.
+    changing: AtomicU32,
     successor: Mutex<Successor>,
     settled: Condvar,
 }
@@ -55,6 +60,7 @@ impl Plain {
             protection,
             first,
             wrote: AtomicBool::new(false),
+            changing: AtomicU32::new(0),
             successor: Mutex::default(),
             settled: Condvar::new(),
         }
@@ -68,7 +74,7 @@ impl Plain {
         deadline: &Deadline,
     ) -> Result<Vec<Descriptor>, Error> {
         // If another has taken its place, the first one is leaving, too.
-        let mut result = self.first.submit(request, &mut buffer, deadline);
+        let mut result = self.send(&self.first, request, &mut buffer, deadline);
         // Looking into the result, or moving it, would cost more than all that is here besides.
         if self.first.is_leaving() {
             self.go_on(&mut result, request, &mut buffer, deadline);
@@ -83,19 +89,32 @@ impl Plain {
         buffer: Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<(), Error> {
-        // Before, for whoever leaves the connection once this is answered, and after, for whoever
-        // flushed meanwhile. Also a change that failed may have been made in part.
-        let lasting = request.flags.contains(CommandFlags::FUA);
-        self.note_change(lasting);
-        let result = self.submit(request, buffer, deadline);
-        self.note_change(lasting);
-        result.map(drop)
+        self.submit(request, buffer, deadline).map(drop)
     }
 
-    fn note_change(&self, lasting: bool) {
-        if !lasting && !self.wrote.load(Ordering::Relaxed) {
+    /// Sends a request once, and notes what has to be flushed.
+    #[inline(always)]
+    fn send(
+        &self,
+        connection: &Connection,
+        request: Request,
+        buffer: &mut Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<Vec<Descriptor>, Error> {
+        let lasting = request.flags.contains(CommandFlags::FUA);
+        if lasting || !CHANGES.contains(&request.command) {
+            return connection.submit(request, buffer, deadline);
+        }
+        self.changing.fetch_add(1, Ordering::AcqRel);
+        let result = connection.submit(request, buffer, deadline);
+        // Afterwards, as whoever flushed meanwhile has not covered it. What failed may have been made
+        // in part, but not by a server that has only said that it is going away.
+        let refused = connection.is_leaving() && result.as_ref().is_err_and(Error::is_announced);
+        if !refused && !self.wrote.load(Ordering::Relaxed) {
             self.wrote.store(true, Ordering::Release);
         }
+        self.changing.fetch_sub(1, Ordering::AcqRel);
+        result
     }
 
     pub(super) fn flush(&self, deadline: &Deadline) -> Result<(), Error> {
@@ -150,7 +169,7 @@ impl Plain {
                 continue;
             }
             drop(state);
-            *result = current.submit(request, buffer, deadline);
+            *result = self.send(current, request, buffer, deadline);
         }
     }
 
@@ -173,6 +192,8 @@ impl Plain {
     /// be lost.
     fn retire(&self, connection: &Connection) -> bool {
         let deadline = Deadline::after_maybe(self.opener.options.close_timeout);
+        // Whatever is answered until then is to be flushed, too.
+        come_to_rest(deadline, || self.changing.load(Ordering::Acquire) == 0);
         let flush = self.wrote.swap(false, Ordering::AcqRel);
         let flush = flush && self.volume.export().can(TransmissionFlags::SEND_FLUSH);
         let good = connection.retire(flush, deadline, || true);

@@ -102,17 +102,9 @@ impl Connection {
         self.stream.hang_up();
     }
 
-    /// Waits until nothing is in flight. Those who could tell have other things to do than to tell
-    /// somebody whom it is of interest to once in a long time.
+    /// Waits until nothing is in flight.
     fn await_idle(&self, deadline: Deadline, goes_on: &impl Fn() -> bool) {
-        while !self.is_idle() && !deadline.has_passed() && goes_on() {
-            std::thread::sleep(
-                deadline
-                    .within(AWAIT_IDLE)
-                    .remaining()
-                    .unwrap_or(AWAIT_IDLE),
-            );
-        }
+        come_to_rest(deadline, || self.is_idle() || !goes_on());
     }
 
     /// Sends `NBD_CMD_DISC`, which has no reply, and nothing after it.
@@ -127,5 +119,14 @@ impl Connection {
         // spec: Request types: MUST NOT: nothing is sent after NBD_CMD_DISC
         // spec: Terminating the transmission phase: SHOULD: TLS is ended before the connection is
         self.stream.finish_sending();
+    }
+}
+
+/// Waits until that is so, or until the deadline. Those who could tell have other things to do than to
+/// tell somebody whom it is of interest to once in a long time.
+pub fn come_to_rest(deadline: Deadline, is_so: impl Fn() -> bool) {
+    while !is_so() && !deadline.has_passed() {
+        let pause = deadline.within(AWAIT_IDLE).remaining();
+        std::thread::sleep(pause.unwrap_or(AWAIT_IDLE));
     }
 }
