@@ -33,6 +33,7 @@ pub mod links;
 #[allow(unsafe_code)]
 mod loan;
 pub mod manners;
+mod negotiation;
 mod open;
 mod opener;
 mod outbox;
@@ -51,6 +52,7 @@ use self::error::{Error, Server};
 use self::links::Links;
 use self::loan::Buffer;
 use self::manners::Manners;
+use self::negotiation::Negotiation;
 use self::opener::Opener;
 pub use self::opener::connect;
 use self::resume::Terms;
@@ -94,12 +96,18 @@ pub struct Options {
 
 /// Asks a server which exports it has.
 pub fn list(options: &Options) -> Result<Vec<Listed>, Error> {
-    open::list(&server(options), options)
+    let mut at_hand = None;
+    let listing = open::list(&server(options), options, &mut at_hand);
+    at_hand.into_iter().for_each(Negotiation::leave);
+    listing
 }
 
 /// Asks a server for the canonical name of its default export.
 pub fn default_export(options: &Options) -> Result<Option<ExportName>, Error> {
-    Ok(open::describe_default(&server(options), options)?.canonical_name)
+    let mut at_hand = None;
+    let described = open::describe_default(&server(options), options, &mut at_hand);
+    at_hand.into_iter().for_each(Negotiation::leave);
+    Ok(described?.canonical_name)
 }
 
 /// The server's name for messages.

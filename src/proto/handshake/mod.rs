@@ -4,7 +4,12 @@
 //! It begins with the greeting that both styles share and passes to `oldstyle` or `newstyle`.
 //! The order of options is the one that works with every server met so far: structured replies,
 //! the metadata context, then `NBD_OPT_GO`; `NBD_OPT_EXPORT_NAME` where the server knows no
-//! better. Servers that cannot stand being asked are what `ladder` is for. Everything said in answer to an option counts only if that option succeeds.
+//! better. Servers that cannot stand being asked are what `ladder` is for. Everything said in answer to
+//! an option counts only if that option succeeds.
+//!
+//! A handshake can be asked more than once: after a list, or what an export is, or a refusal, it is at
+//! rest, and [`Handshake::ask`] goes on with the next goal over the same connection, until an export is
+//! opened. Who wants nothing more says [`Handshake::goodbye`].
 
 mod ladder;
 mod newstyle;
@@ -19,6 +24,7 @@ use super::consts::{
 };
 use super::export::{BlockSizes, Export};
 use super::name::ExportName;
+use super::request::encode_option;
 use super::{Refusal, Violation};
 
 /// The kind of warning that says that a connection that was to have TLS has none.
@@ -34,7 +40,7 @@ pub enum Step {
     Receive(usize),
     /// Put TLS over the connection and hand the proof to [`Handshake::tls_established`].
     StartTls,
-    /// The goal is reached: see [`Handshake::finish`].
+    /// The goal is reached: see [`Handshake::outcome`].
     Done,
 }
 
@@ -43,9 +49,9 @@ pub enum Step {
 pub enum Outcome {
     /// Transmission begins.
     Export(Box<Export>),
-    /// The exports that the server lists. The connection is of no further use.
+    /// The exports that the server lists. More may be asked.
     Listing(Vec<Listed>),
-    /// What the server told of an export. The connection is of no further use.
+    /// What the server told of an export. More may be asked.
     Described(Described),
 }
 
@@ -187,6 +193,7 @@ pub struct Handshake {
     goal: Goal,
     outbox: Vec<u8>,
     state: State,
+    outcome: Option<Outcome>,
 }
 
 #[derive(Debug)]
@@ -195,8 +202,11 @@ enum State {
     /// What says whether it is oldstyle or newstyle.
     Style,
     Oldstyle,
+    /// All that an oldstyle server says.
+    Told([u8; oldstyle::LENGTH]),
     Newstyle(Newstyle),
-    Done(Outcome),
+    /// Transmission has begun.
+    Over,
 }
 
 /// What one received piece led to, told by the styles to the machine.
@@ -215,6 +225,7 @@ impl Handshake {
             goal,
             outbox: Vec::new(),
             state: State::Greeting,
+            outcome: None,
         }
     }
 
@@ -224,25 +235,24 @@ impl Handshake {
             return Step::Send(std::mem::take(&mut self.outbox));
         }
         match &self.state {
+            _ if self.outcome.is_some() => Step::Done,
             State::Greeting | State::Style => Step::Receive(8),
             State::Oldstyle => Step::Receive(oldstyle::LENGTH),
+            State::Newstyle(newstyle) if newstyle.is_at_rest() => Step::Done,
             State::Newstyle(newstyle) if newstyle.wants_tls() => Step::StartTls,
             State::Newstyle(newstyle) => Step::Receive(newstyle.wants()),
-            State::Done(_) => Step::Done,
+            State::Told(_) | State::Over => Step::Done,
         }
     }
 
-    /// What it came to, if the goal is reached.
-    pub fn finish(self) -> Option<Outcome> {
-        match self.state {
-            State::Done(outcome) => Some(outcome),
-            _ => None,
-        }
+    /// What it came to, if the goal is reached; told once.
+    pub fn outcome(&mut self) -> Option<Outcome> {
+        self.outcome.take()
     }
 
     /// Whether the goal is reached, though there may be something left to send.
     pub fn is_done(&self) -> bool {
-        matches!(self.state, State::Done(_))
+        self.outcome.is_some()
     }
 
     /// Goes on after a [`Step::StartTls`].
@@ -264,18 +274,66 @@ impl Handshake {
                 self.state = style(bytes, &self.goal)?;
                 return Ok(());
             }
-            State::Oldstyle => oldstyle::received(bytes, &self.goal)?,
+            State::Oldstyle => {
+                if let Ok(told) = bytes.try_into() {
+                    self.state = State::Told(told);
+                }
+                oldstyle::received(bytes, &self.goal)?
+            }
             State::Newstyle(newstyle) => newstyle.received(bytes)?,
-            State::Done(_) => return Ok(()),
+            State::Told(_) | State::Over => return Ok(()),
         };
+        self.take(progress);
+        Ok(())
+    }
+
+    fn take(&mut self, progress: Progress) {
         match progress {
             Progress::Say(bytes) => self.outbox = bytes,
             Progress::Finish(bytes, outcome) => {
                 self.outbox = bytes;
-                self.state = State::Done(outcome);
+                if matches!(outcome, Outcome::Export(_)) {
+                    self.state = State::Over;
+                }
+                self.outcome = Some(outcome);
             }
         }
+    }
+
+    /// Whether it is at rest: nothing is to be sent or received, and something else may be asked.
+    pub fn is_at_rest(&self) -> bool {
+        let at_rest = match &self.state {
+            State::Told(_) => true,
+            State::Newstyle(newstyle) => newstyle.is_at_rest(),
+            _ => false,
+        };
+        at_rest && self.outbox.is_empty() && self.outcome.is_none()
+    }
+
+    /// Goes on with another goal, over what was agreed so far: what it says of TLS does not count. Only
+    /// where [`Handshake::is_at_rest`].
+    pub fn ask(&mut self, goal: Goal) -> Result<(), Error> {
+        self.goal = goal.with_tls(self.goal.tls);
+        let progress = match &mut self.state {
+            State::Told(bytes) => oldstyle::received(bytes, &self.goal)?,
+            State::Newstyle(newstyle) => newstyle.go_on(self.goal.clone()),
+            _ => return Ok(()),
+        };
+        self.take(progress);
         Ok(())
+    }
+
+    /// What to say to a server that is left for good at this point; nothing where there is no word for
+    /// it. Not the answer to it: that may be missing.
+    pub fn goodbye(&self) -> Vec<u8> {
+        // spec: Option types: SHOULD NOT: NBD_OPT_ABORT has no data
+        // spec: Option types: SHOULD: NBD_OPT_ABORT may be answered by closing
+        match &self.state {
+            State::Newstyle(newstyle) if newstyle.can_abort() => {
+                encode_option(OptionType::ABORT, &[])
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// Whether a connection that breaks at this point may mean that the server refuses our TLS
@@ -304,7 +362,7 @@ impl Handshake {
             State::Greeting | State::Style => "its greeting".to_owned(),
             State::Oldstyle => "the rest of its oldstyle greeting".to_owned(),
             State::Newstyle(newstyle) => newstyle.awaited(),
-            State::Done(_) => "nothing".to_owned(),
+            State::Told(_) | State::Over => "nothing".to_owned(),
         }
     }
 }

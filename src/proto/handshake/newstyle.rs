@@ -2,7 +2,8 @@
 //! The newstyle handshake: flags, then one option after the other ("Newstyle negotiation").
 //!
 //! Options are never pipelined: a server may answer any of them with an error that changes what
-//! may be asked next.
+//! may be asked next. Between two of them the server waits, and so may we: the handshake is at rest
+//! then.
 
 use super::{
     Described, Error, Goal, IN_CLEAR, Info, Ladder, Outcome, Progress, Purpose, TlsEstablished,
@@ -39,6 +40,8 @@ pub struct Newstyle {
     asking: OptionType,
     replies: u32,
     listed_bytes: usize,
+    /// The server has said whether it has structured replies.
+    settled: bool,
     structured: bool,
     context: Option<u32>,
     info: Info,
@@ -49,9 +52,14 @@ pub struct Newstyle {
 enum Stage {
     Flags,
     ReplyHeader,
-    ReplyPayload { reply: OptionReply, length: u32 },
+    ReplyPayload {
+        reply: OptionReply,
+        length: u32,
+    },
     ExportNameAnswer,
     StartTls,
+    /// Nothing does, until something is asked.
+    Rest,
 }
 
 impl Newstyle {
@@ -65,6 +73,7 @@ impl Newstyle {
             asking: OptionType::GO,
             replies: 0,
             listed_bytes: 0,
+            settled: false,
             structured: false,
             context: None,
             info: Info::default(),
@@ -75,7 +84,7 @@ impl Newstyle {
     pub fn wants(&self) -> usize {
         match self.stage {
             Stage::Flags => 2,
-            Stage::StartTls => 0,
+            Stage::StartTls | Stage::Rest => 0,
             Stage::ReplyHeader => 20,
             Stage::ReplyPayload { length, .. } => length as usize,
             Stage::ExportNameAnswer if self.flags.contains(HandshakeFlags::NO_ZEROES) => 10,
@@ -91,6 +100,7 @@ impl Newstyle {
                 self.goal.export
             ),
             Stage::StartTls => "its side of the TLS handshake".to_owned(),
+            Stage::Rest => "nothing".to_owned(),
             Stage::ReplyHeader | Stage::ReplyPayload { .. } => {
                 format!("its reply to {}", self.asking)
             }
@@ -100,7 +110,7 @@ impl Newstyle {
     pub fn received(&mut self, bytes: &[u8]) -> Result<Progress, Error> {
         match self.stage {
             Stage::Flags => self.flags(bytes),
-            Stage::StartTls => Ok(Progress::Say(Vec::new())),
+            Stage::StartTls | Stage::Rest => Ok(Progress::Say(Vec::new())),
             Stage::ReplyHeader => self.reply_header(bytes),
             Stage::ReplyPayload { reply, .. } => {
                 self.stage = Stage::ReplyHeader;
@@ -130,11 +140,9 @@ impl Newstyle {
             if self.goal.tls == TlsPolicy::Allow {
                 log::warn!(target: IN_CLEAR, "the server has no TLS; going on in clear");
             }
-            if let Some(outcome) = self.goal.unanswered() {
-                return Ok(Progress::Finish(say, outcome));
-            }
-            say.extend(self.ask(OptionType::EXPORT_NAME));
-        } else if self.goal.tls == TlsPolicy::Off {
+            return Ok(self.ask_without_options(say));
+        }
+        if self.goal.tls == TlsPolicy::Off {
             say.extend(self.ask_for_goal());
         } else {
             // spec: Client-side requirements: SHOULD: who prefers TLS asks for it first of all
@@ -145,10 +153,37 @@ impl Newstyle {
         Ok(Progress::Say(say))
     }
 
-    /// The first option after TLS was settled.
+    /// Goes on with another goal.
+    pub fn go_on(&mut self, goal: Goal) -> Progress {
+        self.goal = goal;
+        match self.can_abort() {
+            true => Progress::Say(self.ask_for_goal()),
+            false => self.ask_without_options(Vec::new()),
+        }
+    }
+
+    /// Asks a server that knows one option only, which opens an export, if that is the goal. `say` is
+    /// said first.
+    fn ask_without_options(&mut self, mut say: Vec<u8>) -> Progress {
+        self.stage = Stage::Rest;
+        if let Some(outcome) = self.goal.unanswered() {
+            return Progress::Finish(say, outcome);
+        }
+        say.extend(self.ask(OptionType::EXPORT_NAME));
+        Progress::Say(say)
+    }
+
+    /// The first option after TLS was settled, or after the goal before this one.
     fn ask_for_goal(&mut self) -> Vec<u8> {
+        // What was told of one export, or by a list, is not true of another; contexts neither.
+        self.info = Info::default();
+        self.context = None;
+        self.listed_bytes = 0;
         self.ask(match self.goal.purpose {
-            Purpose::Open if self.goal.ladder.structured => OptionType::STRUCTURED_REPLY,
+            Purpose::Open if self.structured => OptionType::SET_META_CONTEXT,
+            Purpose::Open if self.goal.ladder.structured && !self.settled => {
+                OptionType::STRUCTURED_REPLY
+            }
             Purpose::Open => self.opening(),
             Purpose::List => OptionType::LIST,
             Purpose::Describe => OptionType::INFO,
@@ -186,6 +221,16 @@ impl Newstyle {
     /// so when the handshake is over for the client, and many just close the connection.
     pub fn may_be_refused(&self) -> bool {
         self.tls.is_some() && !self.accepted
+    }
+
+    /// Whether something may be asked, as all that was asked before is answered.
+    pub fn is_at_rest(&self) -> bool {
+        matches!(self.stage, Stage::Rest)
+    }
+
+    /// Whether the server can be told that it is left.
+    pub fn can_abort(&self) -> bool {
+        self.flags.contains(HandshakeFlags::FIXED_NEWSTYLE)
     }
 
     /// Whether TLS is the next step.
@@ -307,6 +352,7 @@ impl Newstyle {
                 // spec: Option types: MUST NOT: no NBD_OPT_SET_META_CONTEXT before structured replies
                 // spec: Option types: MUST NOT: nothing that needs structured replies without them
                 self.structured = true;
+                self.settled = true;
                 Ok(Progress::Say(self.ask(OptionType::SET_META_CONTEXT)))
             }
             OptionType::SET_META_CONTEXT => {
@@ -317,11 +363,11 @@ impl Newstyle {
             }
             OptionType::LIST => {
                 let listing = std::mem::take(&mut self.info.listing);
-                Ok(leave(Outcome::Listing(listing)))
+                Ok(self.rest(Outcome::Listing(listing)))
             }
             OptionType::INFO => {
                 let canonical_name = self.info.canonical_name.take();
-                Ok(leave(Outcome::Described(Described { canonical_name })))
+                Ok(self.rest(Outcome::Described(Described { canonical_name })))
             }
             _ => {
                 // spec: Option types: MUST NOT: no option after an NBD_OPT_GO that succeeded
@@ -358,7 +404,10 @@ impl Newstyle {
         match self.asking {
             OptionType::STARTTLS => self.tls_refused(refusal),
             // spec: Option types: SHOULD: NBD_REP_ERR_UNSUP to NBD_OPT_STRUCTURED_REPLY means simple replies
-            OptionType::STRUCTURED_REPLY => Ok(Progress::Say(self.ask(self.opening()))),
+            OptionType::STRUCTURED_REPLY => {
+                self.settled = true;
+                Ok(Progress::Say(self.ask(self.opening())))
+            }
             OptionType::SET_META_CONTEXT => {
                 // Contexts named before the error are void.
                 self.context = None;
@@ -370,8 +419,20 @@ impl Newstyle {
                 self.info = Info::default();
                 Ok(Progress::Say(self.ask(OptionType::EXPORT_NAME)))
             }
-            _ => Err(refusal.into()),
+            _ => {
+                // A server that is going away is to be left.
+                if reply != OptionReply::ERR_SHUTDOWN {
+                    self.stage = Stage::Rest;
+                }
+                Err(refusal.into())
+            }
         }
+    }
+
+    /// Reaches a goal after which another may be asked for.
+    fn rest(&mut self, outcome: Outcome) -> Progress {
+        self.stage = Stage::Rest;
+        Progress::Finish(Vec::new(), outcome)
     }
 
     /// Goes on in clear if the user allows that and the server has no TLS to offer. Servers put it
@@ -441,12 +502,4 @@ impl Newstyle {
             length,
         }
     }
-}
-
-/// Ends a handshake that will not enter transmission. The answer to `NBD_OPT_ABORT` may be
-/// missing, so nobody waits for it.
-fn leave(outcome: Outcome) -> Progress {
-    // spec: Option types: SHOULD NOT: NBD_OPT_ABORT has no data
-    // spec: Option types: SHOULD: NBD_OPT_ABORT may be answered by closing
-    Progress::Finish(encode_option(OptionType::ABORT, &[]), outcome)
 }
