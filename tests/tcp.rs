@@ -240,6 +240,87 @@ fn silent_address_leaves_time_for_the_next_one() {
 }
 
 #[test]
+fn silent_addresses_do_not_add_up() {
+    if !may_have_own_names() {
+        return;
+    }
+    // All on one port, so that the last one is the only one that answers.
+    let alive = listen(V4);
+    let number = port(&alive);
+    let addresses: Vec<_> = (2..8)
+        .map(|last| IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)))
+        .collect();
+    let silent = addresses
+        .iter()
+        .filter_map(|a| TcpListener::bind((*a, number)).ok());
+    let silent: Vec<_> = silent.map(Full::from).collect();
+    assert!(silent.len() >= 3, "most of them are nobody else's");
+    let hosts: String = addresses.iter().map(|a| format!("{a} disks\n")).collect();
+    let names = Names::hosts(&(hosts + "127.0.0.1 disks\n"));
+    let server = TcpServer::start_on(&alive, &["memory", "1M"]);
+    // With one after the other it would be minutes: the bound is far from both.
+    let begun = Instant::now();
+    names.reach(&[
+        "hostname=disks",
+        &format!("port={}", server.port()),
+        "connect-timeout=600",
+    ]);
+    assert!(begun.elapsed() < Duration::from_secs(60), "side by side");
+}
+
+#[test]
+fn every_address_that_was_tried_is_named() {
+    if !may_have_own_names() {
+        return;
+    }
+    let (silent, dead) = two_listeners(V4, V4_OTHER);
+    drop(dead);
+    let silent = Full::from(silent);
+    let names = Names::hosts("127.0.0.1 disks\n127.0.0.2 disks\n");
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let port = silent.port();
+    let output = names.run(
+        directory.path(),
+        &[
+            "hostname=disks",
+            &format!("port={port}"),
+            "connect-timeout=1",
+        ],
+        "nbdinfo --size \"$uri\"",
+    );
+    let says = format!(
+        "error: disks:{port}: connect: 127.0.0.2:{port}: Connection refused; \
+         127.0.0.1:{port}: timed out after 1 second\n"
+    );
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains(&says), "{stderr}");
+}
+
+#[test]
+fn client_that_leaves_ends_the_attempts() {
+    if !may_have_own_names() {
+        return;
+    }
+    let names = Names::hosts("127.0.0.1 disks\n127.0.0.2 disks\n");
+    let (one, other) = two_listeners(V4, V4_OTHER);
+    let full = [one, other].map(Full::from);
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let begun = Instant::now();
+    // The captive command gives up, and then nbdkit ends: nobody waits for the addresses.
+    let output = names.run(
+        directory.path(),
+        &[
+            "hostname=disks",
+            &format!("port={}", full[0].port()),
+            "connect-timeout=0",
+        ],
+        "timeout 2 nbdinfo --size \"$uri\"; exit 7",
+    );
+    assert_eq!(output.status.code(), Some(7));
+    assert!(begun.elapsed() < Duration::from_secs(30), "it ends");
+}
+
+#[test]
 fn refused_connection_names_host_and_port() {
     if !need("nbdkit") {
         return;

@@ -21,6 +21,7 @@ pub mod unix;
 pub mod vsock;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,6 +41,9 @@ pub enum Error {
     /// No connection came about.
     #[error("{}", describe(*.0))]
     Connect(Errno),
+    /// None of several addresses took the connection.
+    #[error("{}", each(.0))]
+    Addresses(Vec<(SocketAddr, Self)>),
     /// The host or service name means nothing.
     #[error("cannot look up the name: {0}")]
     Resolve(String),
@@ -132,6 +136,9 @@ impl Error {
     pub fn errno(&self) -> i32 {
         match self {
             Self::Timeout(_) | Self::TimeoutDuring { .. } => libc::EIO,
+            Self::Addresses(failures) => failures
+                .last()
+                .map_or(libc::ESHUTDOWN, |(_, error)| error.errno()),
             _ => libc::ESHUTDOWN,
         }
     }
@@ -149,6 +156,14 @@ fn describe_io(error: &std::io::Error) -> String {
         Some(end) => text[..end].to_owned(),
         None => text,
     }
+}
+
+/// What became of each address.
+fn each(failures: &[(SocketAddr, Error)]) -> String {
+    let each = failures
+        .iter()
+        .map(|(address, error)| format!("{address}: {error}"));
+    each.collect::<Vec<_>>().join("; ")
 }
 
 /// What may be behind a program that is not there.
