@@ -158,12 +158,20 @@ fn describe_io(error: &std::io::Error) -> String {
     }
 }
 
+/// Of more addresses than this a message does not tell: how many there are is the name server's choice.
+const TOLD: usize = 8;
+
 /// What became of each address.
 fn each(failures: &[(SocketAddr, Error)]) -> String {
     let each = failures
         .iter()
+        .take(TOLD)
         .map(|(address, error)| format!("{address}: {error}"));
-    each.collect::<Vec<_>>().join("; ")
+    let mut text = each.collect::<Vec<_>>().join("; ");
+    if failures.len() > TOLD {
+        text.push_str(&format!("; and {} more", failures.len() - TOLD));
+    }
+    text
 }
 
 /// What may be behind a program that is not there.
@@ -376,6 +384,17 @@ mod tests {
         }
         assert!(Deadline::NEVER.sooner(Deadline::NEVER).is_never());
         assert!(!soon.sooner(Deadline::NEVER).is_never());
+    }
+
+    #[test]
+    fn a_message_names_a_few_addresses_only() {
+        let failure = |port| {
+            let address = SocketAddr::from(([192, 0, 2, 1], port));
+            (address, Error::Connect(Errno::CONNREFUSED))
+        };
+        let error = |most| Error::Addresses((1..=most).map(failure).collect()).to_string();
+        assert!(error(8).ends_with("192.0.2.1:8: Connection refused"));
+        assert!(error(9).ends_with("192.0.2.1:8: Connection refused; and 1 more"));
     }
 
     #[test]

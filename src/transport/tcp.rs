@@ -21,6 +21,9 @@ use super::{Deadline, Error, Stream};
 /// Delay").
 const HEAD_START: Duration = Duration::from_millis(250);
 
+/// Most addresses that are tried, a descriptor each: how many there are is the name server's choice.
+const MOST: usize = 64;
+
 /// Connects to the first address of `host` that answers, and tells which that is.
 pub fn open(
     host: &str,
@@ -28,7 +31,8 @@ pub fn open(
     keepalive: Option<Keepalive>,
     deadline: Deadline,
 ) -> Result<(Stream, SocketAddr), Error> {
-    let addresses = interleaved(resolve(host, port, deadline)?);
+    let mut addresses = interleaved(resolve(host, port, deadline)?);
+    addresses.truncate(MOST);
     let mut race = Race::new(addresses, deadline);
     loop {
         let (fd, address) = race.winner()?;
