@@ -12,7 +12,7 @@ export DESTDIR PREFIX prefix PLUGINDIR plugindir MANDIR mandir NAME
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PAGES := plugin plugin-examples
 
-.PHONY: help deps build run check check-nbdkit check-compat check-packages lint bench
+.PHONY: help deps build run check check-nbdkit check-bare check-compat check-packages lint bench
 .PHONY: bench-micro bench-instructions torture man html dist deb rpm install uninstall clean
 
 help: ## show this list
@@ -40,6 +40,10 @@ check-nbdkit: ## run nbdkit's own tests of its plugin (NBDKIT_SRC=DIR, PLUGIN=FI
 check-compat: ## try binary and packages in Debian 12, 13, unstable (root; PLUGIN=, DEBS=, COMPAT_DIR=)
 	@scripts/deps.sh build compat
 	@scripts/check-compat.sh
+
+check-bare: ## type `make run ONCE=1` and `make check` in bare systems (root; hours; BARE_SUITES=)
+	@scripts/deps.sh compat
+	@scripts/check-bare.sh
 
 bench: ## measure beside the C plugin (QUICK=1, ONLY=, ROUNDS=, SECS=, OURS=A.so,B.so)
 	@scripts/deps.sh build bench

@@ -10,12 +10,12 @@ cd "$(dirname "$0")/.."
 
 licence='SPDX-License-Identifier: BSD-3-Clause'
 
-# A release has no git; there vendor/ belongs to others.
+# A release has no git, and not everybody's git will read a clone; vendor/ belongs to others.
 each_file() {
     if git rev-parse --git-dir >/dev/null 2>&1; then
         git ls-files
     else
-        find . -path ./vendor -prune -o -path ./target -prune -o -path ./debian -prune -o -type f -printf '%P\n'
+        find . -path ./.git -prune -o -path ./vendor -prune -o -path ./target -prune -o -path ./debian -prune -o -type f -printf '%P\n'
     fi | LC_ALL=C sort
 }
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # shellcheck shell=bash
-# For scripts that need other Debian systems: sourced by check-compat.sh and check-msrv.sh.
+# For scripts that need other Debian systems: sourced by check-bare.sh, check-compat.sh and
+# check-msrv.sh.
 # They are made with debootstrap and kept, so that only the first run is long.
 #
 #     COMPAT_DIR=DIR       where the systems are kept (default: target/compat);
@@ -45,7 +46,8 @@ why_not() { # NAME
     grep -E '^(E|W):' "$compat/$1.log" | tail -n 1 | sed -E 's|https?://[^ ]*|MIRROR|g' || true
 }
 
-# In the system's /check is what the caller has put there.
+# In the system's /check is what the caller has put there. With ONLINE=1 it has this system's
+# names and certificates.
 in_system() { # NAME COMMAND...
     local root=$compat/$1
     shift
@@ -56,6 +58,11 @@ in_system() { # NAME COMMAND...
         mount -t proc proc "$root/proc"
         mount --rbind /dev "$root/dev"
         mount -t tmpfs tmpfs "$root/tmp"
+        if [ -n "${ONLINE:-}" ]; then
+            for lent in /etc/resolv.conf /etc/ssl/certs; do
+                if [ -e "$lent" ]; then mount --bind "$lent" "$root$lent"; fi
+            done
+        fi
         exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
             chroot "$root" "$@"
     ' system "$root" "$@" </dev/null
