@@ -271,17 +271,23 @@ fn end_with(front: &Nbdkit, client: Guarded) {
     drop(client);
 }
 
+/// SIGTERM ends nbdkit, which has a client that does nothing, whatever was done to the server before.
+fn ends_with_a_client_after(change: impl FnOnce(&Nbdkit)) {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let upstream = memory(directory.path(), "1M");
+    let mut front = forward(directory.path(), upstream.socket(), &[]);
+    let idle = idle_client(directory.path(), &front);
+    change(&upstream);
+    end_with(&front, idle);
+    assert!(front.wait_timeout(LIMIT).expect("nbdkit ends").success());
+}
+
 #[test]
 fn sigterm_ends_nbdkit_with_a_client() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = memory(directory.path(), "1M");
-    let mut front = forward(directory.path(), upstream.socket(), &[]);
-    let idle = idle_client(directory.path(), &front);
-    end_with(&front, idle);
-    assert!(front.wait_timeout(LIMIT).expect("nbdkit ends").success());
+    ends_with_a_client_after(|_| ());
 }
 
 #[test]
@@ -290,13 +296,7 @@ fn sigterm_ends_nbdkit_though_the_server_is_stopped() {
         return;
     }
     // A stopped server keeps the connection after NBD_CMD_DISC. We wait for it, but not for ever.
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = memory(directory.path(), "1M");
-    let mut front = forward(directory.path(), upstream.socket(), &[]);
-    let idle = idle_client(directory.path(), &front);
-    upstream.signal(libc::SIGSTOP);
-    end_with(&front, idle);
-    assert!(front.wait_timeout(LIMIT).expect("nbdkit ends").success());
+    ends_with_a_client_after(|upstream| upstream.signal(libc::SIGSTOP));
 }
 
 #[test]
@@ -304,13 +304,7 @@ fn sigterm_ends_nbdkit_after_the_server_was_killed() {
     if !need("nbdkit") {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = memory(directory.path(), "1M");
-    let mut front = forward(directory.path(), upstream.socket(), &[]);
-    let idle = idle_client(directory.path(), &front);
-    upstream.signal(libc::SIGKILL);
-    end_with(&front, idle);
-    assert!(front.wait_timeout(LIMIT).expect("nbdkit ends").success());
+    ends_with_a_client_after(|upstream| upstream.signal(libc::SIGKILL));
 }
 
 #[test]

@@ -40,6 +40,19 @@ fn is_durable(stage: &Stage, offset: usize, expected: &[u8]) {
     assert!(same, "{}", stage.front.stderr());
 }
 
+/// A client whose write the server answered, and whose flush it failed.
+fn after_a_failed_flush() -> (Stage, Client) {
+    let setup = Setup {
+        flush_fails: 1,
+        ..Setup::default()
+    };
+    let stage = Stage::new(setup, &PATIENT);
+    let mut client = stage.client();
+    client.write(0, &DATA).expect("a write");
+    assert_eq!(client.flush(), Err(errno::EIO), "the client is told");
+    (stage, client)
+}
+
 #[test]
 fn unflushed_writes_come_back() {
     if !need("nbdkit") {
@@ -90,14 +103,7 @@ fn failed_flush_releases_nothing() {
     if !need("nbdkit") {
         return;
     }
-    let setup = Setup {
-        flush_fails: 1,
-        ..Setup::default()
-    };
-    let mut stage = Stage::new(setup, &PATIENT);
-    let mut client = stage.client();
-    client.write(0, &DATA).expect("a write");
-    assert_eq!(client.flush(), Err(errno::EIO), "the client is told");
+    let (mut stage, mut client) = after_a_failed_flush();
     stage.restart(|setup| setup.flush_fails = 0);
     assert_eq!(client.read(0, 4096), Ok(DATA.to_vec()));
 }
@@ -108,14 +114,7 @@ fn flush_after_a_failed_one_is_true() {
     if !need("nbdkit") {
         return;
     }
-    let setup = Setup {
-        flush_fails: 1,
-        ..Setup::default()
-    };
-    let mut stage = Stage::new(setup, &PATIENT);
-    let mut client = stage.client();
-    client.write(0, &DATA).expect("a write");
-    assert_eq!(client.flush(), Err(errno::EIO), "the client is told");
+    let (mut stage, mut client) = after_a_failed_flush();
     client.flush().expect("the second flush");
     stage.server.kill();
     is_durable(&stage, 0, &DATA);

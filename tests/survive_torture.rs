@@ -19,9 +19,6 @@ const DELAY: &str = "reconnect-delay=10ms:200ms";
 
 #[test]
 fn without_kills() {
-    if !need("nbdkit") {
-        return;
-    }
     Ordeal {
         kills: 0,
         extra: &[],
@@ -32,18 +29,12 @@ fn without_kills() {
 
 #[test]
 fn forty_kills() {
-    if !need("nbdkit") {
-        return;
-    }
     Ordeal::default().endure();
 }
 
 /// The journal is full all the time: it must be emptied by flushes of the plugin's own, and writes must wait.
 #[test]
 fn with_a_small_journal() {
-    if !need("nbdkit") {
-        return;
-    }
     Ordeal {
         kills: 15,
         extra: &["reconnect=30", DELAY, "replay=192K"],
@@ -58,7 +49,7 @@ fn with_a_small_journal() {
 
 #[test]
 fn over_tls() {
-    if !need("nbdkit") || !need_all(TOOLS) {
+    if !need_all(TOOLS) {
         return;
     }
     let directory = tempfile::tempdir().expect("temporary directory");
@@ -85,9 +76,6 @@ fn over_tls() {
 /// Here a dead server resets connections, and now and then one that lives breaks them all.
 #[test]
 fn over_tcp_with_broken_connections() {
-    if !need("nbdkit") {
-        return;
-    }
     Ordeal {
         setup: Setup {
             port: 1,
@@ -102,9 +90,6 @@ fn over_tcp_with_broken_connections() {
 
 #[test]
 fn shared_by_three_clients() {
-    if !need("nbdkit") {
-        return;
-    }
     Ordeal {
         clients: 3,
         depth: 24,
@@ -117,9 +102,6 @@ fn shared_by_three_clients() {
 
 #[test]
 fn two_clients_on_connections_of_their_own() {
-    if !need("nbdkit") {
-        return;
-    }
     Ordeal {
         setup: Setup {
             cut_every: 1500,
@@ -135,9 +117,6 @@ fn two_clients_on_connections_of_their_own() {
 
 #[test]
 fn two_clients_before_a_server_with_one_cache_for_all() {
-    if !need("nbdkit") {
-        return;
-    }
     Ordeal {
         setup: Setup {
             flags: FLAGS | flag::CAN_MULTI_CONN,
@@ -156,9 +135,6 @@ fn two_clients_before_a_server_with_one_cache_for_all() {
 /// In each life of the server one flush fails and costs it all that was dirty, and the next one says success.
 #[test]
 fn flushes_fail() {
-    if !need("nbdkit") {
-        return;
-    }
     Ordeal {
         kills: 12,
         extra: &["reconnect=30", DELAY, "replay=512K"],
@@ -174,9 +150,6 @@ fn flushes_fail() {
 
 #[test]
 fn flushes_fail_before_two_clients() {
-    if !need("nbdkit") {
-        return;
-    }
     Ordeal {
         setup: Setup {
             flags: FLAGS | flag::CAN_MULTI_CONN,
@@ -195,9 +168,6 @@ fn flushes_fail_before_two_clients() {
 /// In each life of the server one answer gets lost.
 #[test]
 fn answers_get_lost() {
-    if !need("nbdkit") {
-        return;
-    }
     Ordeal {
         kills: 4,
         extra: &["reconnect=30", DELAY, "request-timeout=1"],
@@ -210,9 +180,6 @@ fn answers_get_lost() {
 /// In each life of the server one connection is told that the server goes.
 #[test]
 fn says_that_it_goes() {
-    if !need("nbdkit") {
-        return;
-    }
     Ordeal {
         kills: 10,
         clients: 2,
@@ -225,9 +192,6 @@ fn says_that_it_goes() {
 
 #[test]
 fn clients_come_and_go() {
-    if !need("nbdkit") {
-        return;
-    }
     Ordeal {
         kills: 10,
         clients: 3,
@@ -241,9 +205,6 @@ fn clients_come_and_go() {
 
 #[test]
 fn clients_come_and_go_and_share() {
-    if !need("nbdkit") {
-        return;
-    }
     Ordeal {
         kills: 10,
         clients: 3,
@@ -258,9 +219,6 @@ fn clients_come_and_go_and_share() {
 /// A server that only has FUA: nothing unflushed ever is.
 #[test]
 fn server_without_flush() {
-    if !need("nbdkit") {
-        return;
-    }
     Ordeal {
         setup: Setup {
             flags: FLAGS & !flag::SEND_FLUSH,

@@ -9,6 +9,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use tempfile::TempDir;
+
 use common::clients::{LIMIT, text};
 use common::nbdkit::{Nbdkit, forward};
 use common::need_all;
@@ -20,6 +22,20 @@ use common::tls::{nbdkit, opens, refused, refused_at_start, says};
 /// Every test here needs these.
 fn ready() -> bool {
     need_all(&["nbdkit", "certtool"])
+}
+
+/// An authority in a directory that goes with it.
+fn fresh_authority() -> (TempDir, Authority) {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let authority = Authority::new(directory.path(), "authority");
+    (directory, authority)
+}
+
+/// The plugin before a server that calls itself localhost, with the certificates in `client`.
+fn before(directory: &TempDir, socket: &Path, client: &Path) -> Nbdkit {
+    let certificates = format!("tls-certificates={}", text(client));
+    let parameters = ["tls=require", "tls-hostname=localhost", &certificates];
+    forward(directory.path(), socket, &parameters)
 }
 
 /// With these certificates nbdkit must not start, whichever way TLS is asked for; returns the reason.
@@ -53,8 +69,7 @@ fn directory_without_an_authority() {
     if !ready() {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let authority = Authority::new(directory.path(), "authority");
+    let (_directory, authority) = fresh_authority();
     let client = authority.client("client", &[]);
     fs::remove_file(client.join("ca-cert.pem")).expect("remove a file");
     let line = useless(&client);
@@ -66,8 +81,7 @@ fn authority_that_is_no_certificate() {
     if !ready() {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let authority = Authority::new(directory.path(), "authority");
+    let (_directory, authority) = fresh_authority();
     let client = authority.trusting("client");
     for content in [&b"no certificate\n"[..], b"", b"\0\xff"] {
         fs::write(client.join("ca-cert.pem"), content).expect("write a file");
@@ -76,27 +90,16 @@ fn authority_that_is_no_certificate() {
 }
 
 #[test]
-fn key_without_its_certificate() {
+fn certificate_and_key_only_go_together() {
     if !ready() {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let authority = Authority::new(directory.path(), "authority");
-    let client = authority.client("client", &[]);
-    fs::remove_file(client.join("client-cert.pem")).expect("remove a file");
-    says(&useless(&client), &["client-key.pem", "client-cert.pem"]);
-}
-
-#[test]
-fn certificate_without_its_key() {
-    if !ready() {
-        return;
+    let (_directory, authority) = fresh_authority();
+    for missing in ["client-cert.pem", "client-key.pem"] {
+        let client = authority.client(missing, &[]);
+        fs::remove_file(client.join(missing)).expect("remove a file");
+        says(&useless(&client), &["client-key.pem", "client-cert.pem"]);
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let authority = Authority::new(directory.path(), "authority");
-    let client = authority.client("client", &[]);
-    fs::remove_file(client.join("client-key.pem")).expect("remove a file");
-    says(&useless(&client), &["client-key.pem", "client-cert.pem"]);
 }
 
 #[test]
@@ -104,8 +107,7 @@ fn key_of_another_certificate() {
     if !ready() {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let authority = Authority::new(directory.path(), "authority");
+    let (_directory, authority) = fresh_authority();
     let client = authority.client("client", &[]);
     let other = authority.client("other", &[]);
     fs::copy(other.join("client-key.pem"), client.join("client-key.pem")).expect("copy a key");
@@ -118,8 +120,7 @@ fn broken_list_of_revoked_certificates() {
         return;
     }
     // To go on without it would be to believe what was revoked.
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let authority = Authority::new(directory.path(), "authority");
+    let (_directory, authority) = fresh_authority();
     let client = authority.trusting("client");
     for content in ["no list\n", ""] {
         fs::write(client.join("ca-crl.pem"), content).expect("write a file");
@@ -132,8 +133,7 @@ fn verification_that_needs_a_name_and_has_none() {
     if !ready() {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let authority = Authority::new(directory.path(), "authority");
+    let (_directory, authority) = fresh_authority();
     let client = format!("tls-certificates={}", text(&authority.trusting("client")));
     let line = refused_at_start(&["socket=/nowhere", "tls=require", &client, "tls-verify=true"]);
     says(&line, &["tls-verify=true", "tls-hostname"]);
@@ -166,8 +166,7 @@ fn relative_path_is_taken_from_where_nbdkit_was_started() {
     if !ready() || !need_all(&["nbdinfo"]) {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let authority = Authority::new(directory.path(), "authority");
+    let (directory, authority) = fresh_authority();
     let server = authority.server("server", LOCALHOST);
     authority.trusting("client");
     let upstream = nbdkit(directory.path(), &server, &["memory", "1M"]);
@@ -190,8 +189,7 @@ fn system_trust_is_the_last_resort() {
         return;
     }
     // OpenSSL looks for the system's authorities where these variables say.
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let authority = Authority::new(directory.path(), "authority");
+    let (directory, authority) = fresh_authority();
     let server = authority.server("server", LOCALHOST);
     let upstream = nbdkit(directory.path(), &server, &["memory", "1M"]);
     let relay = Relay::tcp(upstream.socket());
@@ -220,12 +218,7 @@ fn renewed_files_are_used_by_the_next_connection() {
     let certificates = format!("--tls-certificates={}", text(&server));
     let args = ["--tls=require", &certificates, "memory", "1M"];
     let first = Nbdkit::start_at(&socket, &args);
-    let parameters = [
-        "tls=require",
-        "tls-hostname=localhost",
-        &format!("tls-certificates={}", text(&client)),
-    ];
-    let front = forward(directory.path(), &socket, &parameters);
+    let front = before(&directory, &socket, &client);
     opens(&front);
 
     // The server moves to another authority.
@@ -245,17 +238,11 @@ fn newly_revoked_certificate_is_refused_by_the_next_connection() {
     if !ready() {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let authority = Authority::new(directory.path(), "authority");
+    let (directory, authority) = fresh_authority();
     let client = authority.trusting("client");
     let server = authority.server("server", LOCALHOST);
     let upstream = nbdkit(directory.path(), &server, &["memory", "1M"]);
-    let parameters = [
-        "tls=require",
-        "tls-hostname=localhost",
-        &format!("tls-certificates={}", text(&client)),
-    ];
-    let front = forward(directory.path(), upstream.socket(), &parameters);
+    let front = before(&directory, upstream.socket(), &client);
     opens(&front);
     authority.revoke(&server.join("server-cert.pem"), &client);
     says(
@@ -269,17 +256,11 @@ fn files_that_vanish_fail_only_the_connections_that_need_them() {
     if !ready() {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let authority = Authority::new(directory.path(), "authority");
+    let (directory, authority) = fresh_authority();
     let client = authority.trusting("client");
     let server = authority.server("server", LOCALHOST);
     let upstream = nbdkit(directory.path(), &server, &["memory", "1M"]);
-    let parameters = [
-        "tls=require",
-        "tls-hostname=localhost",
-        &format!("tls-certificates={}", text(&client)),
-    ];
-    let front = forward(directory.path(), upstream.socket(), &parameters);
+    let front = before(&directory, upstream.socket(), &client);
     let mut early = common::front::Front::open(front.socket()).expect("all files are there");
     let elsewhere = directory.path().join("elsewhere");
     fs::rename(&client, &elsewhere).expect("rename the directory");
@@ -295,17 +276,14 @@ fn key_that_others_may_read_is_used_with_a_warning() {
     if !ready() {
         return;
     }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let authority = Authority::new(directory.path(), "authority");
+    let (directory, authority) = fresh_authority();
     let client = authority.client("client", &[]);
     let key = client.join("client-key.pem");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("open it to all");
     let server = authority.server("server", LOCALHOST);
     let args = ["--tls-verify-peer", "memory", "1M"];
     let upstream = nbdkit(directory.path(), &server, &args);
-    let certificates = format!("tls-certificates={}", text(&client));
-    let parameters = ["tls=require", "tls-hostname=localhost", &certificates];
-    let front = forward(directory.path(), upstream.socket(), &parameters);
+    let front = before(&directory, upstream.socket(), &client);
     opens(&front);
     let warning = "others than its owner may use the client's key: its mode is 0644";
     says(
@@ -313,7 +291,7 @@ fn key_that_others_may_read_is_used_with_a_warning() {
         &[&format!("error: warning: {}: {warning}", text(&key))],
     );
     fs::set_permissions(&key, fs::Permissions::from_mode(0o400)).expect("make it private");
-    let front = forward(directory.path(), upstream.socket(), &parameters);
+    let front = before(&directory, upstream.socket(), &client);
     opens(&front);
     assert!(!front.stderr().contains("others than its owner"));
 }

@@ -6,8 +6,10 @@ mod common;
 use std::fs;
 use std::path::Path;
 
+use tempfile::TempDir;
+
 use common::clients::text;
-use common::nbdkit::forward;
+use common::nbdkit::{Nbdkit, forward};
 use common::need_all;
 use common::pki::{Authority, EXPIRED, LOCALHOST, NOT_YET, pin, self_signed};
 use common::relay::Relay;
@@ -23,31 +25,47 @@ fn certificates(directory: &Path) -> String {
     format!("tls-certificates={}", text(directory))
 }
 
-/// A server with this certificate, on TCP, is believed by its authority's friends.
-fn is_believed(lines: &[&str], extra: &[&str]) {
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let authority = Authority::new(directory.path(), "authority");
-    let server = authority.server("server", lines);
-    let client = certificates(&authority.trusting("client"));
-    let upstream = nbdkit(directory.path(), &server, &["memory", "1M"]);
-    let relay = Relay::tcp(upstream.socket());
-    let args = [&["tls=require", &client], extra].concat();
-    let front = relay.forward(directory.path(), &args);
-    opens(&front);
+/// A server on TCP whom some believe, and one of its authority's friends.
+struct Doubt {
+    relay: Relay,
+    friend: String,
+    _upstream: Nbdkit,
+    directory: TempDir,
 }
 
-/// A server with this certificate, on TCP, is not believed; `reason` is a part of why.
+impl Doubt {
+    /// Of a server with this certificate.
+    fn about(lines: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let authority = Authority::new(directory.path(), "authority");
+        let server = authority.server("server", lines);
+        let upstream = nbdkit(directory.path(), &server, &["memory", "1M"]);
+        Self {
+            relay: Relay::tcp(upstream.socket()),
+            friend: certificates(&authority.trusting("client")),
+            directory,
+            _upstream: upstream,
+        }
+    }
+
+    /// The plugin before it.
+    fn before(&self, policy: &str, extra: &[&str]) -> Nbdkit {
+        let args = [&[policy, &self.friend], extra].concat();
+        self.relay.forward(self.directory.path(), &args)
+    }
+}
+
+/// A server with this certificate is believed.
+fn is_believed(lines: &[&str], extra: &[&str]) {
+    opens(&Doubt::about(lines).before("tls=require", extra));
+}
+
+/// A server with this certificate is not believed; `reason` is a part of why.
 fn is_not_believed(lines: &[&str], extra: &[&str], reason: &str) {
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let authority = Authority::new(directory.path(), "authority");
-    let server = authority.server("server", lines);
-    let client = certificates(&authority.trusting("client"));
-    let upstream = nbdkit(directory.path(), &server, &["memory", "1M"]);
-    let relay = Relay::tcp(upstream.socket());
+    let doubt = Doubt::about(lines);
     // To fall back to no TLS when TLS has failed would be the attacker's wish.
     for policy in ["tls=require", "tls=on"] {
-        let args = [&[policy, &client], extra].concat();
-        let mut front = relay.forward(directory.path(), &args);
+        let mut front = doubt.before(policy, extra);
         let line = refused(&front);
         says(&line, &["TLS", "certificate is not accepted", reason]);
         assert!(front.alive());
