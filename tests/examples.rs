@@ -127,6 +127,24 @@ fn xml_is_well_formed() {
     }
 }
 
+/// What is taken for a drawing is not typed, so that nothing to be typed may look like one.
+#[test]
+fn no_command_is_hidden_in_a_drawing() {
+    let blocks = blocks::all();
+    let drawings: Vec<_> = blocks
+        .iter()
+        .filter(|block| block.kind() == Kind::Drawing)
+        .collect();
+    assert!(drawings.len() > 1, "the manual and the README have some");
+    for drawing in drawings {
+        for line in drawing.text.lines() {
+            let word = line.split_whitespace().next().unwrap_or_default();
+            let command = PROGRAMS.contains(&word) || ["make", "sudo", "kill"].contains(&word);
+            assert!(!command, "{}: {line}", drawing.document);
+        }
+    }
+}
+
 #[test]
 fn what_is_listed_is_there_once() {
     let blocks = blocks::all();
