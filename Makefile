@@ -13,7 +13,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PAGES := plugin plugin-examples
 
 .PHONY: help deps build run check check-nbdkit check-bare check-compat check-packages lint bench
-.PHONY: bench-micro bench-instructions torture man html dist deb rpm install uninstall clean
+.PHONY: check-long bench-micro bench-instructions torture man html dist deb rpm install uninstall clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,7 +29,7 @@ run: ## try it: a server, the plugin before it, a verified copy (ONCE=1, UPSTREA
 	@scripts/deps.sh build run
 	@scripts/run.sh
 
-check: deps ## run all tests, then lint
+check: deps ## run all tests, then lint (JOBS=)
 	@scripts/check.sh
 	@$(MAKE) --no-print-directory lint
 
@@ -52,6 +52,10 @@ bench: ## measure beside the C plugin (QUICK=1, ONLY=, ROUNDS=, SECS=, OURS=A.so
 check-packages: ## make and try the release and its packages (root; minutes)
 	@scripts/deps.sh build run dist deb rpm compat
 	@scripts/check-packages.sh
+
+check-long: ## the tests with more of all that is drawn or counted, and torture (an hour; KILLS=, SCOPE=)
+	@scripts/deps.sh build run test
+	@scripts/check-long.sh
 
 torture: ## random writers before a server that is killed (KILLS=300, TORTURE_SEED=)
 	@scripts/deps.sh build test

@@ -7,14 +7,14 @@ cd "$(dirname "$0")/.."
 step() { echo; echo "==> $*"; }
 
 step "unit tests, tests with real programs, documentation tests"
-cargo test --locked --no-fail-fast
+scripts/tests.sh
 
 # loom replaces the synchronisation primitives in the whole crate, so that this
 # build has a target directory of its own; release, because loom tries every
 # interleaving.
 step "loom models"
 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-    RUSTFLAGS="--cfg loom" cargo test --locked --release --lib --target-dir target/loom loom_
+    RUSTFLAGS="--cfg loom" cargo test --locked --release --lib --target-dir "${CARGO_TARGET_DIR:-target}/loom" loom_
 
 step "instructions per request"
 scripts/cargo.sh bench --locked --bench instructions

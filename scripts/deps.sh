@@ -87,6 +87,8 @@ each_need() {
     "$1" test  "have certtool && have psktool" "gnutls-bin"   "gnutls-utils"
     "$1" test  "have systemd-analyze && have systemd-socket-activate" "systemd" "systemd"
     "$1" test  "have pod2man"             "perl"              "perl-podlators"
+    # A system that was only unpacked has no /etc/hosts.
+    "$1" test  "getent hosts localhost >/dev/null" "libnss-myhostname" "systemd-libs"
     # Elsewhere too: how scripts/install.sh treats Debian's packages is tested.
     "$1" test  "have dpkg-divert"         "dpkg"              "dpkg"
     "$1" nbdkit "have certtool && have psktool" "gnutls-bin"  "gnutls-utils"
