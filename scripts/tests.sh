@@ -4,14 +4,14 @@
 # the time, for deadlines and for other programs to end.
 #
 #     scripts/tests.sh
-#     JOBS=N               how many programs at a time (default: twice the processors)
+#     JOBS=N               how many programs at a time (default: one for each processor)
 #
 # What a program printed is shown when it has ended. The ones that took longest the last time
 # begin first; how long each took is in target/test-times, the longest first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-jobs=${JOBS:-$(($(nproc) * 2))}
+jobs=${JOBS:-$(nproc)}
 target=${CARGO_TARGET_DIR:-target}
 
 cargo test --locked --no-run
