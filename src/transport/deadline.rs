@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! A point in time by which something must have happened, or never; and who wants it to happen.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
@@ -16,6 +17,11 @@ const UNASKED: Duration = Duration::from_secs(1);
 
 /// Answers whether whoever waits should go on.
 pub type Wanted = fn() -> bool;
+
+thread_local! {
+    /// When the answer on this thread was yes. It has no destructor, which could outlive the library.
+    static LAST_YES: Cell<Option<Instant>> = const { Cell::new(None) };
+}
 
 /// When to give up: when a point in time has passed, or when nobody wants the result any more.
 #[derive(Clone, Copy, Debug)]
@@ -137,12 +143,20 @@ impl Deadline {
         self.check_wanted()
     }
 
-    /// An error if nobody wants the result.
+    /// An error if nobody wants the result. A yes is good for a while: what is asked may sleep, and
+    /// much that comes in small pieces is waited for very often.
     pub(super) fn check_wanted(&self) -> Result<(), Error> {
-        match self.wanted {
-            Some((from, wanted)) if Instant::now() >= from && !wanted() => Err(Error::Unwanted),
-            _ => Ok(()),
+        let Some((from, wanted)) = self.wanted else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        let recent = |last: Instant| now.saturating_duration_since(last) < SLICE;
+        if now < from || LAST_YES.get().is_some_and(recent) {
+            return Ok(());
         }
+        let answer = wanted();
+        LAST_YES.set(answer.then_some(now));
+        if answer { Ok(()) } else { Err(Error::Unwanted) }
     }
 
     /// [`Deadline::check`], where it is known what is waited for.
@@ -157,5 +171,44 @@ impl Deadline {
     pub(super) fn timespec(&self) -> Option<Timespec> {
         // A remainder beyond the range of a time_t is as good as never.
         self.slice().and_then(|left| Timespec::try_from(left).ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// nbdkit's answer takes longer than a poll, and a list of exports is a hundred thousand of them.
+    #[test]
+    fn who_says_yes_is_not_asked_at_once_again() {
+        static ASKED: AtomicU32 = AtomicU32::new(0);
+        let count = || {
+            ASKED.fetch_add(1, Ordering::Relaxed);
+            true
+        };
+        let begun = Instant::now();
+        let deadline = Deadline {
+            wanted: Some((begun, count)),
+            ..Deadline::NEVER
+        };
+        for _ in 0..1000 {
+            assert!(deadline.check().is_ok());
+        }
+        let most = 1 + begun.elapsed().as_millis() / SLICE.as_millis();
+        let asked = ASKED.load(Ordering::Relaxed);
+        assert!(asked >= 1 && u128::from(asked) <= most, "{asked} of {most}");
+    }
+
+    #[test]
+    fn who_says_no_says_it_each_time() {
+        let deadline = Deadline {
+            wanted: Some((Instant::now(), || false)),
+            ..Deadline::NEVER
+        };
+        for _ in 0..2 {
+            assert!(matches!(deadline.check(), Err(Error::Unwanted)));
+        }
     }
 }
