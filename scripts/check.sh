@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-step() { echo; echo "==> $*"; }
+step() { echo; echo "==> $* (after $SECONDS s)"; }
 
 step "unit tests, tests with real programs, documentation tests"
 scripts/tests.sh
@@ -34,3 +34,5 @@ nbdkit "$(find "$dest" -name 'nbdkit-nbd-plugin.so')" --dump-plugin >/dev/null
 make --no-print-directory uninstall DESTDIR="$dest/a stage" prefix=/usr
 left=$(find "$dest" -type f)
 [ -z "$left" ] || { echo "left behind by uninstall: $left" >&2; exit 1; }
+
+step "everything but make lint has been run"
