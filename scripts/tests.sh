@@ -4,14 +4,15 @@
 # the time, for deadlines and for other programs to end.
 #
 #     scripts/tests.sh
-#     JOBS=N               how many programs at a time (default: one for each processor)
+#     JOBS=N               how many programs at a time (default: one for each processor, 4 at most)
 #
 # What a program printed is shown when it has ended. The ones that took longest the last time
 # begin first; how long each took is in target/test-times, the longest first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-jobs=${JOBS:-$(nproc)}
+cores=$(nproc)
+jobs=${JOBS:-$((cores < 4 ? cores : 4))}
 target=${CARGO_TARGET_DIR:-target}
 
 cargo test --locked --no-run
