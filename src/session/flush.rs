@@ -185,7 +185,7 @@ impl Core {
     }
 
     /// Whether the journal is being written again.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn is_rewriting(&self) -> bool {
         self.rewriting.is_some()
     }
