@@ -132,6 +132,24 @@ const OTHERS: &[Row] = &[
         "keepalive=often: must be a time",
     ),
     (&[PLACE, "keepalive=32768"], "must be at most 32767 seconds"),
+    (&[PLACE, "connections="], "connections: empty string"),
+    (
+        &[PLACE, "connections=0"],
+        "connections=0: must be a number from 1 to 64",
+    ),
+    (&[PLACE, "connections=65"], "must be a number from 1 to 64"),
+    (
+        &[PLACE, "connections=many"],
+        "connections: could not parse number",
+    ),
+    (
+        &[PLACE, "connections=-1"],
+        "connections: could not parse number",
+    ),
+    (
+        &["socket-fd=0", "connections=2"],
+        "cannot use ‘connections’ with ‘socket-fd’",
+    ),
     (&[PLACE, "colour=blue"], "unknown parameter 'colour'"),
     (&[PLACE, "Socket=/nowhere"], "unknown parameter 'Socket'"),
 ];

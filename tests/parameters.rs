@@ -77,6 +77,7 @@ fn all_parameters_together() {
         "reconnect-delay=20ms:2",
         "replay=16M",
         "keepalive=10",
+        "connections=4",
     ]);
 }
 
@@ -301,6 +302,14 @@ fn silence_may_be_asked_about() {
 }
 
 #[test]
+fn there_may_be_up_to_64_connections() {
+    for number in ["1", "2", "64", "0x10"] {
+        accepted(&["socket=/nowhere", &format!("connections={number}")]);
+    }
+    accepted(&["command=true", "connections=4"]);
+}
+
+#[test]
 fn times_that_are_not_understood_name_the_parameter() {
     let bad = [
         "", " ", "s", "ms", "-1", "+", "soon", "1h", "1.5.2", "1,5", "1 s", "nan", "inf", "1e3",
@@ -375,6 +384,7 @@ fn help_names_every_parameter() {
         "reconnect-delay=",
         "replay=",
         "keepalive=",
+        "connections=",
     ] {
         assert!(help.contains(key), "{key} in {help}");
     }

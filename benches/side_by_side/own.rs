@@ -88,6 +88,7 @@ fn open(socket: &Path, export: &str) -> Result<Client, Error> {
         close_timeout: PATIENCE,
         reconnect: None,
         wanted: None,
+        connections: 1,
         manners: Manners::default(),
     };
     Client::open(

@@ -11,6 +11,7 @@ use super::connection::Connection;
 use super::error::{Cause, Error, Outage, Server};
 use super::lasting::{ASK, Lasting};
 use super::loan::Buffer;
+use super::opener::Opened;
 use super::resume::{Inner, Phase, SLICE, Up};
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::request::Request;
@@ -176,7 +177,7 @@ impl Lasting {
         self.resume().tell(inner);
     }
 
-    fn close_deadline(&self) -> Deadline {
+    pub(super) fn close_deadline(&self) -> Deadline {
         Deadline::after_maybe(self.opener.options.close_timeout)
     }
 
@@ -210,7 +211,12 @@ impl Lasting {
             true => Duration::MAX,
             false => long.max(LEAST_TRY),
         };
-        let (connection, offer, protection) = match self.opener.open(Some(most)) {
+        let Opened {
+            connection,
+            offer,
+            protection,
+            ..
+        } = match self.opener.open(Some(most)) {
             Ok(opened) => opened,
             Err(error) => {
                 if error.is_violation() && self.count_violation() {
@@ -225,7 +231,8 @@ impl Lasting {
             return self.end(&format!("the server is back, but {difference}"));
         }
         self.volume.found_payload(offer.maximum_payload());
-        match self.settle_in(connection, offer.maximum_payload(), || self.goes_on()) {
+        let maximum = offer.maximum_payload();
+        match self.settle_in(connection, maximum, false, || self.goes_on()) {
             Ok(true) => Try::Back,
             Ok(false) => Try::Over,
             Err(error @ Error::Lost(_)) => Try::Failed(error),
@@ -237,11 +244,12 @@ impl Lasting {
     }
 
     /// Makes a new connection a member: the journal is written over it, and then it is served. False if
-    /// nobody wants it any more; an error is what became of the journal.
+    /// nobody wants it any more; an error is what became of the journal. `beside` others that are served.
     pub(super) fn settle_in(
         &self,
         connection: Connection,
         maximum: u32,
+        beside: bool,
         wanted: impl Fn() -> bool,
     ) -> Result<bool, Error> {
         let resume = self.resume();
@@ -251,23 +259,30 @@ impl Lasting {
             connection: Arc::new(connection),
             member: inner.core.born(),
             maximum,
+            load: self.several.then(Arc::default),
         };
+        let nothing = beside && !self.opener.may_write(self.volume.export());
         let mut asked = begun;
         let mut gone = false;
         let pieces = loop {
             match inner.ways.get_mut(&self.way) {
-                Some(way) if !gone && matches!(way.phase, Phase::New | Phase::Away(_)) => {
-                    way.coming.get_or_insert_with(|| up.connection.clone());
+                Some(way) if !gone && way.takes(beside) => {
+                    way.place(beside)
+                        .get_or_insert_with(|| up.connection.clone());
                 }
                 way => {
                     if let Some(way) = way {
-                        way.coming = None;
+                        *way.place(beside) = None;
                     }
                     inner.core.left(up.member);
                     drop(inner);
                     up.connection.close(self.close_deadline());
                     return Ok(false);
                 }
+            }
+            if nothing {
+                // Nor was anything written.
+                break Vec::new();
             }
             if let Some(pieces) = inner.core.begin_rewrite(up.member, true) {
                 break pieces;
@@ -288,15 +303,21 @@ impl Lasting {
             self.forget(&up);
         }
         let mut inner = resume.lock();
-        if written.is_ok() {
+        if written.is_ok() && !nothing {
             inner.core.end_rewrite(up.member, true);
         }
         let mut served = false;
         if let Some(way) = inner.ways.get_mut(&self.way) {
-            way.coming = None;
-            if written.is_ok() {
-                way.phase = Phase::Up(up.clone());
-                served = true;
+            *way.place(beside) = None;
+            // Beside others it is of use only if they are still there.
+            served = written.is_ok() && (!beside || way.takes(beside));
+            match (served, beside) {
+                (true, true) => way.more.push(up.clone()),
+                (true, false) => {
+                    way.phase = Phase::Up(up.clone());
+                    way.leaving = false;
+                }
+                (false, _) => (),
             }
         }
         if written.is_ok() && !served {

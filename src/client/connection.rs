@@ -207,6 +207,12 @@ impl Connection {
         self.closing.get().is_none() && self.is_over()
     }
 
+    /// How it was lost, or left. Looks for the end of the stream if nobody else does.
+    pub fn loss(&self) -> Option<Arc<Lost>> {
+        self.is_over();
+        self.lost.get().or(self.closing.get()).cloned()
+    }
+
     /// Whether no new request will succeed. Looks for the end of the stream if nobody else does.
     pub fn is_over(&self) -> bool {
         if let Some(mut role) = self.inflight.try_read() {

@@ -11,7 +11,8 @@
 //! [`volume::Volume`], the export as nbdkit was told of it. There are two kinds of ways, and `opener`
 //! makes the connections of both:
 //!
-//! - `plain`, without `reconnect=`: one connection, with which it lives and ends. It takes no lock.
+//! - `plain`, without `reconnect=`: one connection, with which it lives and ends. It takes no lock. A `pool`
+//!   is several of them.
 //! - `lasting`: it outlives its connections. Requests wait in their own threads while the server is
 //!   lost, and are sent again by them; `comeback` is how it comes back. What outlives the connections of an
 //!   export is in its volume: [`resume`] is the session's lock, and the one place that says
@@ -38,6 +39,7 @@ mod open;
 mod opener;
 mod outbox;
 mod plain;
+mod pool;
 mod receiver;
 pub mod resume;
 mod split;
@@ -90,6 +92,8 @@ pub struct Options {
     /// Whether the client that a thread serves is still there, and nbdkit goes on. Asked on that
     /// thread, and only where it has waited for a second. `None` where nobody can be asked.
     pub wanted: Option<Wanted>,
+    /// How many connections to have for each client, or for all who share them.
+    pub connections: usize,
     /// What was learnt about the server on earlier connections.
     pub manners: Manners,
 }

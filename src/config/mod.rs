@@ -107,6 +107,9 @@ pub enum Error {
     /// Nobody can connect a socket again that somebody else has connected.
     #[error("cannot use ‘reconnect’ with ‘socket-fd’: the socket is good for one connection")]
     ReconnectSocketFd,
+    /// Nobody can connect a second time over a socket that somebody else has connected.
+    #[error("cannot use ‘connections’ with ‘socket-fd’: the socket is good for one connection")]
+    ConnectionsSocketFd,
     /// The path does not fit a Unix socket address.
     #[error("socket file name too large")]
     SocketTooLong,
@@ -177,6 +180,7 @@ pub struct Params {
     timeouts: Timeouts,
     reconnect: ReconnectParams,
     keepalive: Option<Duration>,
+    connections: Option<usize>,
     /// Whether `command-timeout` was given, whatever its value.
     command_timeout: bool,
 }
@@ -259,6 +263,7 @@ impl Params {
             "reconnect-delay" => self.reconnect.set_delay(value)?,
             "replay" => self.reconnect.set_replay(value)?,
             "keepalive" => self.keepalive = params::keepalive(value)?,
+            "connections" => self.connections = Some(params::connections(value)?),
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -284,6 +289,10 @@ impl Params {
                 return Err(Error::DynamicWithShared);
             }
         }
+        let connections = self.connections.unwrap_or(1);
+        if connections > 1 && matches!(place, Place::SocketFd(_)) {
+            return Err(Error::ConnectionsSocketFd);
+        }
         let (tls_policy, tls) = tls_params.complete(&place)?;
         let reconnect = self.reconnect.complete(&place)?;
         let export = if self.dynamic_export {
@@ -302,6 +311,7 @@ impl Params {
             timeouts: self.timeouts,
             reconnect,
             keepalive: self.keepalive,
+            connections,
         })
     }
 }
@@ -328,8 +338,10 @@ pub struct Config {
     pub export: ExportName,
     /// How many more times to try to connect, a second apart.
     pub retry: u32,
-    /// Whether all clients share one connection.
+    /// Whether all clients share one connection, or all that there are.
     pub shared: bool,
+    /// How many connections to have for each client.
+    pub connections: usize,
     /// Whether to use TLS.
     pub tls_policy: TlsPolicy,
     /// How to use TLS, where it is.

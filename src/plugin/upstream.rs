@@ -120,6 +120,7 @@ impl Upstream {
                     replay: reconnect.replay,
                 }),
                 wanted: Some(params::is_wanted),
+                connections: config.connections,
                 manners: Manners::default(),
             }),
             export: config.export.clone(),

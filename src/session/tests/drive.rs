@@ -11,10 +11,10 @@ impl World {
     pub(super) fn give_up(&mut self, id: usize, dice: &mut dyn Dice) {
         let op = &self.ops[id];
         if let Stage::OnWay(..) | Stage::FlushOnWay(..) | Stage::Rewrite(..) = op.stage {
-            let client = op.client;
-            self.server.cut(self.clients[client].connection, dice);
-            if self.clients[client].way == Way::Up {
-                self.lose(client);
+            let link = op.link;
+            self.server.cut(self.clients[link].connection, dice);
+            if self.clients[link].way == Way::Up {
+                self.lose(link);
             }
         }
         if let Stage::Answered(_, _, sending) = self.ops[id].stage {
@@ -58,8 +58,8 @@ impl World {
     pub(super) fn step(&mut self, id: usize) -> Verdict {
         let op = &self.ops[id];
         let (member, connection) = {
-            let client = &self.clients[op.client];
-            (client.member, client.connection)
+            let link = &self.clients[op.link];
+            (link.member, link.connection)
         };
         let ask = op.ask;
         match (op.stage, op.change) {
@@ -126,9 +126,9 @@ impl World {
     }
 
     fn flush(&mut self, id: usize, since: Moment) {
-        let client = &self.clients[self.ops[id].client];
-        let (member, connection) = (client.member, client.connection);
-        if self.core.losses() > client.losses {
+        let link = &self.clients[self.ops[id].link];
+        let (member, connection) = (link.member, link.connection);
+        if self.core.losses() > self.clients[self.ops[id].client].losses {
             self.fail_flush(id);
         } else if self.core.was_flushed(member, since) {
             self.has_flushed(id);
