@@ -84,6 +84,22 @@ const AT_START: &[Case] = &[
         happen: |dir| starting(dir, &["socket-fd=0", "connections=2"]),
     },
     Case {
+        item: "cannot use ‘servers’ with ‘vsock’, ‘command’ or ‘socket-fd’",
+        text: "cannot use ‘servers’ with ‘vsock’, ‘command’ or ‘socket-fd’",
+        happen: |dir| starting(dir, &["socket-fd=0", "servers=spread"]),
+    },
+    Case {
+        item: "cannot use ‘servers’ with ‘dynamic-export’: ...",
+        text: "cannot use ‘servers’ with ‘dynamic-export’: which exports there are is a question for one \
+               server",
+        happen: |dir| starting(dir, &["socket=s", "servers=spread", "dynamic-export=1"]),
+    },
+    Case {
+        item: "‘servers-same-disk’ parameter should only be used with ‘servers=failover’",
+        text: "‘servers-same-disk’ parameter should only be used with ‘servers=failover’",
+        happen: |dir| starting(dir, &["socket=s", "servers-same-disk=1"]),
+    },
+    Case {
         item: "socket file name too large",
         text: "socket file name too large",
         happen: |dir| starting(dir, &[&format!("socket=/{}", "s".repeat(108))]),

@@ -306,7 +306,34 @@ fn there_may_be_up_to_64_connections() {
     for number in ["1", "2", "64", "0x10"] {
         accepted(&["socket=/nowhere", &format!("connections={number}")]);
     }
-    accepted(&["command=true", "connections=4"]);
+}
+
+#[test]
+fn there_may_be_several_servers_if_that_is_said() {
+    let several = [
+        "socket=/nowhere",
+        "hostname=localhost",
+        "uri=nbd://localhost/x",
+        "hostname=127.0.0.1",
+        "port=1",
+        "socket=/neither",
+    ];
+    for plan in ["servers=failover", "servers=spread"] {
+        if !need("nbdkit") {
+            return;
+        }
+        for places in [&several[..], &["socket=/nowhere"]] {
+            let output = nbdkit(&[&[plan][..], places].concat());
+            let said = said(&output);
+            assert!(output.status.success(), "{said}");
+            assert!(said.contains("nothing can be written"), "{said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+        }
+    }
+    accepted(&[&["servers=failover", "servers-same-disk=1"][..], &several].concat());
+    refused(&several, "cannot mix Unix ‘socket’");
+    // As ever.
+    accepted(&["socket=/nowhere", "socket=/neither"]);
 }
 
 #[test]
@@ -385,6 +412,8 @@ fn help_names_every_parameter() {
         "replay=",
         "keepalive=",
         "connections=",
+        "servers=",
+        "servers-same-disk=",
     ] {
         assert!(help.contains(key), "{key} in {help}");
     }

@@ -89,6 +89,7 @@ fn open(socket: &Path, export: &str) -> Result<Client, Error> {
         reconnect: None,
         wanted: None,
         connections: 1,
+        fleet: None,
         manners: Manners::default(),
     };
     Client::open(

@@ -12,10 +12,12 @@ use super::error::{Cause, Error, Outage, Server};
 use super::lasting::{ASK, Lasting};
 use super::loan::Buffer;
 use super::opener::Opened;
-use super::resume::{Inner, Phase, SLICE, Up};
+use super::resume::{Inner, Phase, SLICE, Up, Way};
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
+use crate::proto::export::Export;
 use crate::proto::request::Request;
 use crate::session::delay::Delays;
+use crate::session::gate::Protection;
 use crate::session::{Content, Piece, gate};
 use crate::transport::{Deadline, about};
 
@@ -63,6 +65,16 @@ impl Lasting {
         }
     }
 
+    /// The name of the server that it is connected to.
+    fn server_at_present(&self) -> Server {
+        let inner = self.resume().lock();
+        let mut ups = inner.ways.get(&self.way).into_iter().flat_map(Way::ups);
+        match ups.next() {
+            Some(up) => up.connection.server().clone(),
+            None => self.server().clone(),
+        }
+    }
+
     fn no_thread(&self) {
         let mut inner = self.resume().lock();
         if let Some(Phase::Away(away)) = inner.ways.get_mut(&self.way).map(|way| &mut way.phase) {
@@ -99,7 +111,8 @@ impl Lasting {
             match self.try_once(lost_at.elapsed()) {
                 Try::Back => {
                     let away = about(lost_at.elapsed());
-                    log::error!("{}: connected again after {away}", self.server());
+                    let server = self.server_at_present();
+                    log::error!("{server}: connected again after {away}");
                     // It may have been lost again, and then another thread cares for it.
                     std::mem::forget(thread);
                     return;
@@ -204,6 +217,11 @@ impl Lasting {
         false
     }
 
+    /// What several servers are held against.
+    fn was(&self) -> Option<(&Export, Protection)> {
+        Some((self.volume.export(), self.protection))
+    }
+
     /// Tries once. A server that was away for so `long` may take as long, but not keep the next try
     /// from being made for ever: what hangs may belong to one that is gone.
     fn try_once(&self, long: Duration) -> Try {
@@ -215,8 +233,8 @@ impl Lasting {
             connection,
             offer,
             protection,
-            ..
-        } = match self.opener.open(Some(most)) {
+            at,
+        } = match self.opener.open(Some(most), self.was()) {
             Ok(opened) => opened,
             Err(error) => {
                 if error.is_violation() && self.count_violation() {
@@ -226,13 +244,14 @@ impl Lasting {
             }
         };
         let was = (self.volume.export(), self.protection);
+        // Of several servers those that differ are left out already.
         if let Some(difference) = gate::difference(was, (&offer, protection)) {
             connection.close(self.close_deadline());
             return self.end(&format!("the server is back, but {difference}"));
         }
         self.volume.found_payload(offer.maximum_payload());
         let maximum = offer.maximum_payload();
-        match self.settle_in(connection, maximum, false, || self.goes_on()) {
+        match self.settle_in((connection, at), maximum, false, || self.goes_on()) {
             Ok(true) => Try::Back,
             Ok(false) => Try::Over,
             Err(error @ Error::Lost(_)) => Try::Failed(error),
@@ -247,7 +266,7 @@ impl Lasting {
     /// nobody wants it any more; an error is what became of the journal. `beside` others that are served.
     pub(super) fn settle_in(
         &self,
-        connection: Connection,
+        (connection, at): (Connection, usize),
         maximum: u32,
         beside: bool,
         wanted: impl Fn() -> bool,
@@ -259,9 +278,11 @@ impl Lasting {
             connection: Arc::new(connection),
             member: inner.core.born(),
             maximum,
+            at,
             load: self.several.then(Arc::default),
         };
-        let nothing = beside && !self.opener.may_write(self.volume.export());
+        // Not only by this client: others may have filled the journal.
+        let nothing = beside && self.volume.export().can(TransmissionFlags::READ_ONLY);
         let mut asked = begun;
         let mut gone = false;
         let pieces = loop {

@@ -167,6 +167,11 @@ impl Connection {
         self.conclude(request, flight)
     }
 
+    /// The server's name for messages.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
     /// Whether nothing is in flight.
     pub fn is_idle(&self) -> bool {
         self.inflight.is_idle()

@@ -67,13 +67,14 @@ impl Lasting {
         volume: Arc<Volume>,
         terms: Terms,
         helpers: Arc<Helpers>,
-        connection: Connection,
+        connection: (Connection, usize),
         protection: Protection,
         maximum: u32,
     ) -> Result<Self, Error> {
         let session = volume.session().expect("a lasting way has a session");
         let way = session.lock().admit();
         let several = opener.may_have_several(volume.export());
+        let eager = opener.is_spread();
         let lasting = Self {
             opener,
             volume,
@@ -83,7 +84,7 @@ impl Lasting {
             protection,
             own: AtomicU32::new(0),
             several,
-            growth: Growth::default(),
+            growth: Growth::new(eager),
         };
         let wanted = lasting.opener.options.wanted;
         let wanted = move || wanted.is_none_or(|wanted| wanted());

@@ -18,6 +18,8 @@
 //!   export is in its volume: [`resume`] is the session's lock, and the one place that says
 //!   send, hold or fail; what it decides by is [`crate::session`].
 //!
+//! `fleet` says which of several servers they go to.
+//!
 //! A `connection` is a live one with its requests in flight (`inflight`, `flight`, `outbox`, `receiver`,
 //! `loan`, `split`). [`upkeep`] is time, the one thread that is always there; [`helpers`] are threads for
 //! what waits for a server, such as coming back.
@@ -25,6 +27,7 @@
 mod comeback;
 mod connection;
 pub mod error;
+pub mod fleet;
 mod flight;
 pub mod helpers;
 // Public for benches/micro alone.
@@ -51,6 +54,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::error::{Error, Server};
+use self::fleet::Fleet;
 use self::links::Links;
 use self::loan::Buffer;
 use self::manners::Manners;
@@ -94,8 +98,19 @@ pub struct Options {
     pub wanted: Option<Wanted>,
     /// How many connections to have for each client, or for all who share them.
     pub connections: usize,
+    /// Other servers of the same export.
+    pub fleet: Option<Fleet>,
     /// What was learnt about the server on earlier connections.
     pub manners: Manners,
+}
+
+impl Options {
+    /// All places where servers are.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        let others = self.fleet.iter().flat_map(Fleet::others);
+        let others = others.map(|another| &another.options.target);
+        std::iter::once(&self.target).chain(others)
+    }
 }
 
 /// Asks a server which exports it has.
@@ -114,9 +129,13 @@ pub fn default_export(options: &Options) -> Result<Option<ExportName>, Error> {
     Ok(described?.canonical_name)
 }
 
-/// The server's name for messages.
+/// The server's name for messages, or the names of all of them.
 pub fn server(options: &Options) -> Server {
-    options.target.to_string().into()
+    let first = options.target.to_string();
+    match &options.fleet {
+        Some(fleet) => fleet.names(&first),
+        None => first.into(),
+    }
 }
 
 /// An open export, for one client.

@@ -228,7 +228,7 @@ impl Plain {
             );
             return Err(true);
         }
-        match self.opener.open(None) {
+        match self.opener.open(None, None) {
             Ok(opened) => {
                 let was = (self.volume.export(), self.protection);
                 match gate::difference(was, (&opened.offer, opened.protection)) {
@@ -329,11 +329,14 @@ impl Plain {
         if !self.wrote.load(Ordering::Acquire) {
             return;
         }
-        self.with(|connection| {
-            if let Some(lost) = connection.untold_loss() {
-                log::error!("warning: {lost}; what was written since the last flush may be lost");
-            }
-        });
+        if let Some(lost) = self.untold_loss() {
+            log::error!("warning: {lost}; what was written since the last flush may be lost");
+        }
+    }
+
+    /// How the connection was lost, if nobody was told yet; told it is then.
+    pub(super) fn untold_loss(&self) -> Option<String> {
+        self.with(|connection| connection.untold_loss().map(ToString::to_string))
     }
 
     pub(super) fn inspect(&self) -> bool {

@@ -13,12 +13,14 @@
 //! trial until a request that was sent after it was made is answered over one that had been there before;
 //! and after the first loss there are no new ones.
 
+mod growth;
+
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::connection::Connection;
 use super::error::{Cause, Error, Lost, Server};
 use super::helpers::Helpers;
 use super::lasting::ASK;
@@ -70,6 +72,8 @@ pub(super) struct Pool {
     count: AtomicUsize,
     /// Another one may be looked for: nobody does, and there is hope.
     may_grow: AtomicBool,
+    /// There are servers that are to have a connection whatever the load.
+    eager: AtomicBool,
     /// The number of the trial that a connection is on; 0 for none.
     trial: AtomicU64,
     /// Where the next look for the least busy one begins.
@@ -85,6 +89,10 @@ struct State {
     trials: u64,
     /// Something was lost, or is left: nothing is added any more.
     stopped: bool,
+    /// Servers from which nothing more is to be had.
+    failed: BTreeSet<usize>,
+    /// Somebody looks for a server that was not tried yet.
+    seeking: bool,
     closed: bool,
     /// The loss of the last one.
     last: Option<Arc<Lost>>,
@@ -93,6 +101,8 @@ struct State {
 #[derive(Debug)]
 struct Member {
     plain: Plain,
+    /// Which of several servers it leads to.
+    at: usize,
     /// What is outstanding, bytes.
     load: AtomicU64,
     /// It is lost, or its server is going away: nothing new is sent.
@@ -117,12 +127,14 @@ impl Pool {
         helpers: Arc<Helpers>,
         first: Opened,
     ) -> Self {
-        let most = opener.most();
+        let places = opener.places();
+        let spread = opener.is_spread();
         let protection = first.protection;
         let pool = Self {
-            members: (0..most).map(|_| OnceLock::new()).collect(),
+            members: (0..places).map(|_| OnceLock::new()).collect(),
             count: AtomicUsize::new(0),
             may_grow: AtomicBool::new(false),
+            eager: AtomicBool::new(spread),
             trial: AtomicU64::new(0),
             turn: AtomicUsize::new(0),
             state: Mutex::default(),
@@ -145,6 +157,7 @@ impl Pool {
     fn member(&self, opened: Opened) -> Member {
         let (opener, volume) = (self.opener.clone(), self.volume.clone());
         Member {
+            at: opened.at,
             plain: Plain::new(opener, volume, opened.connection, opened.protection),
             load: AtomicU64::new(0),
             gone: AtomicBool::new(false),
@@ -165,6 +178,7 @@ impl Pool {
     }
 
     /// Makes every answered change permanent, over whichever connection.
+    // spec: Ordering of messages and writes: MUST NOT: with several connections no flush before the replies to the writes
     pub(super) fn flush(self: &Arc<Self>, deadline: &Deadline) -> Result<(), Error> {
         // Whoever writes from now on is not covered.
         let wrote = self.take_wrote();
@@ -189,7 +203,10 @@ impl Pool {
         let mut moved: Option<Arc<Lost>> = None;
         loop {
             let Some(member) = self.choose() else {
-                return Err(self.is_ended(moved));
+                match self.seek() {
+                    true => continue,
+                    false => return Err(self.is_ended(moved)),
+                }
             };
             let trial = self.trial.load(Ordering::Acquire);
             let mut result = {
@@ -229,6 +246,9 @@ impl Pool {
     /// least is. `None` if all are gone.
     fn choose(self: &Arc<Self>) -> Option<&Member> {
         let count = self.count.load(Ordering::Acquire);
+        if self.eager.load(Ordering::Relaxed) && self.may_grow.load(Ordering::Relaxed) {
+            self.grow();
+        }
         let kept = usize::try_from(kept()).ok().filter(|kept| *kept < count);
         let kept = kept.and_then(|kept| self.members[kept].get());
         if let Some(member) = kept.filter(|member| member.is_free()) {
@@ -277,8 +297,13 @@ impl Pool {
         let announced = matches!(lost.cause(), Cause::Announced);
         let candidate = state.candidate.take();
         self.trial.store(0, Ordering::Release);
-        self.may_grow.store(false, Ordering::Release);
-        state.stopped = true;
+        match self.opener.is_spread() {
+            true => drop(state.failed.insert(member.at)),
+            false => {
+                self.may_grow.store(false, Ordering::Release);
+                state.stopped = true;
+            }
+        }
         if announced && !others && !member.is_gone() {
             drop(state);
             self.see_off(candidate);
@@ -294,11 +319,11 @@ impl Pool {
         if first {
             self.end(member, announced);
         }
-        if !others || matches!(lost.cause(), Cause::GivenUp(_)) {
+        if matches!(lost.cause(), Cause::GivenUp(_)) || !(others || self.seek()) {
             return Next::Fail(Error::Lost(last.unwrap_or_else(|| lost.clone())));
         }
         log::debug!("{lost}; {request} is made over another connection");
-        match announced || !changes(request.command) || self.await_burial(member) {
+        match !changes(request.command) || self.await_burial(member) {
             true => Next::Over,
             false => Next::Fail(Error::Lost(lost.clone())),
         }
@@ -323,8 +348,8 @@ impl Pool {
         };
         if !self.helpers.run("nbd-bury", Box::new(task)) {
             // nbdkit ends, and nobody waits for last words.
-            drop(Burial(self, member));
             member.plain.first().give_up();
+            drop(Burial(self, member));
         }
     }
 
@@ -369,100 +394,6 @@ impl Pool {
             let noun = if others == 1 { "one" } else { "ones" };
             log::error!("{lost}; going on over {others} other {noun}");
         }
-    }
-
-    // One more.
-
-    #[cold]
-    fn grow(self: &Arc<Self>) {
-        if !self.may_grow.swap(false, Ordering::AcqRel) {
-            return;
-        }
-        let this = self.clone();
-        let begun = self
-            .helpers
-            .run("nbd-connect", Box::new(move || this.add()));
-        // Before nbdkit has forked there is none.
-        self.may_grow.store(!begun, Ordering::Release);
-    }
-
-    /// Opens one more connection.
-    fn add(self: &Arc<Self>) {
-        let opener = &self.opener;
-        let count = self.count.load(Ordering::Acquire);
-        if count >= opener.most() {
-            return;
-        }
-        let opened = match opener.open(Some(PATIENCE)) {
-            Ok(opened) => opened,
-            Err(error) => {
-                let lives = self.living().any(|member| !member.plain.is_over());
-                opener.declined(count, lives, &error);
-                return;
-            }
-        };
-        let was = (self.volume.export(), self.protection);
-        if let Some(difference) = opened.difference(was) {
-            opener.leave_out(&difference);
-            self.close(opened.connection);
-            return;
-        }
-        let member = self.member(opened);
-        let mut state = self.lock();
-        if state.closed || state.stopped {
-            drop(state);
-            self.see_off(Some(member));
-            return;
-        }
-        if !opener.may_write(self.volume.export()) {
-            self.push(member);
-            return;
-        }
-        state.candidate = Some(member);
-        state.trials += 1;
-        self.trial.store(state.trials, Ordering::Release);
-    }
-
-    /// A request has been answered that was sent while a connection was on this trial: the server that it
-    /// leads to is the one of the others.
-    #[cold]
-    fn admit(&self, trial: u64) {
-        let mut state = self.lock();
-        if self.trial.load(Ordering::Acquire) != trial {
-            return;
-        }
-        self.trial.store(0, Ordering::Release);
-        if let Some(member) = state.candidate.take() {
-            self.push(member);
-        }
-    }
-
-    /// To be called under the lock, but for the first one.
-    fn push(&self, member: Member) {
-        let count = self.count.load(Ordering::Acquire);
-        if let Some(place) = self.members.get(count) {
-            let _ = place.set(member);
-            self.count.store(count + 1, Ordering::Release);
-        }
-        if count > 0 {
-            log::debug!("{}: {} connections", self.opener.server, count + 1);
-        }
-        let more = count + 1 < self.opener.most();
-        self.may_grow.store(more, Ordering::Release);
-    }
-
-    /// Leaves a connection that is of no use.
-    fn see_off(&self, member: Option<Member>) {
-        if let Some(member) = member {
-            self.close(member.plain.into_first());
-        }
-    }
-
-    fn close(&self, connection: Connection) {
-        let timeout = self.opener.options.close_timeout;
-        let close = move || connection.close(Deadline::after_maybe(timeout));
-        // If there are no threads any more, it is closed without a word.
-        self.helpers.run("nbd-close", Box::new(close));
     }
 
     // The end.
@@ -519,8 +450,7 @@ impl Pool {
         if !wrote || !self.is_over() {
             return;
         }
-        let mut losses = self.all().map(|member| member.plain.first().untold_loss());
-        if let Some(lost) = losses.find_map(|lost| lost) {
+        if let Some(lost) = self.all().find_map(|member| member.plain.untold_loss()) {
             log::error!("warning: {lost}; what was written since the last flush may be lost");
         }
     }

@@ -126,6 +126,8 @@ pub(super) struct Up<C = Connection> {
     pub(super) member: MemberId,
     /// Largest payload that this server takes, bytes.
     pub(super) maximum: u32,
+    /// Which of several servers it leads to.
+    pub(super) at: usize,
     /// What is outstanding, bytes, where there may be several.
     pub(super) load: Option<Arc<AtomicU64>>,
 }

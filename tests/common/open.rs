@@ -29,6 +29,7 @@ pub fn open(socket: &Path) -> Result<Client, Error> {
         reconnect: None,
         wanted: None,
         connections: 1,
+        fleet: None,
         manners: Manners::default(),
     };
     Client::open(&Arc::new(options), &ExportName::default())

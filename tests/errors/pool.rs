@@ -37,6 +37,34 @@ pub const CASES: &[Case] = &[
         },
     },
     Case {
+        item: "servers: nothing can be written, ...",
+        text: "warning: servers: nothing can be written, as nobody says that all servers have one disk \
+               (servers-same-disk)",
+        happen: |dir| {
+            let farm = Farm::start(dir);
+            let front = forward(dir, farm.socket(), &["servers=failover"]);
+            said(&front, "servers: ", || ())
+        },
+    },
+    Case {
+        item: "this server is left out: ...",
+        text: "warning: DIR/other/scripted.sock: this server is left out: the export had 1048576 bytes, \
+               and has 512",
+        happen: |dir| {
+            let other = dir.join("other");
+            std::fs::create_dir(&other).expect("a directory");
+            let farm = Farm::start(dir);
+            let smaller = Farm::start_with(&other, 2, |_| Offer {
+                size: 512,
+                ..farm::offer()
+            });
+            let second = format!("socket={}", smaller.socket().display());
+            let front = forward(dir, farm.socket(), &[&second, "servers=spread"]);
+            let mut client = Front::open(front.socket()).expect("opens");
+            said(&front, "left out", || farm.load(&mut client))
+        },
+    },
+    Case {
         item: "connection lost: ...; going on over N other one...",
         text: "DIR/scripted.sock: connection lost: ...; going on over 1 other one",
         happen: |dir| loses_one(dir, &[]),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Lasting;
+use super::members::tell;
 use crate::client::resume::{Inner, Phase, SLICE, Up, Way};
 use crate::session::Core;
 use crate::transport::Deadline;
@@ -45,6 +46,9 @@ impl Lasting {
         };
         let last = ways.is_empty() && unflushed;
         resume.tell(inner);
+        if !open.is_empty() {
+            tell(&way.dropped, open.len());
+        }
         if let Some(grave) = grave {
             self.bury_aside(grave);
         }

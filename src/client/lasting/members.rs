@@ -7,8 +7,9 @@
 //! its cache meanwhile. One that is lost is dropped, and replaced when there is reason to open another;
 //! only with the last of them the way is lost, and comes back.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Lasting;
 use crate::client::connection::Connection;
@@ -28,8 +29,42 @@ pub(in crate::client) struct Growth {
     busy: AtomicBool,
     /// None is to be opened before the next inspection.
     rests: AtomicBool,
-    /// None is to be opened at all.
-    over: AtomicBool,
+    /// There are servers that are to have one whatever the load.
+    eager: AtomicBool,
+    /// What came of it at each server: how often it failed, or that it is to be left at that.
+    tries: Mutex<BTreeMap<usize, u32>>,
+}
+
+/// A server from which nothing more is to be had.
+const NEVER: u32 = u32::MAX;
+
+impl Growth {
+    /// `eager` if several servers are to have connections whatever the load.
+    pub(super) fn new(eager: bool) -> Self {
+        Self {
+            eager: AtomicBool::new(eager),
+            ..Self::default()
+        }
+    }
+
+    /// There was none to be had from a server, or never will be.
+    fn failed(&self, at: usize, for_good: bool) {
+        let mut tries = self.lock();
+        let tries = tries.entry(at).or_default();
+        *tries = if for_good {
+            NEVER
+        } else {
+            tries.saturating_add(1)
+        };
+    }
+
+    fn tries(&self, at: usize) -> u32 {
+        self.lock().get(&at).copied().unwrap_or_default()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, u32>> {
+        self.tries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Lasting {
@@ -64,7 +99,8 @@ impl Lasting {
         let busy = load.load(Ordering::Relaxed) > 0;
         let load = Load::new(load, cost(request));
         let growth = &self.growth;
-        let rests = growth.rests.load(Ordering::Relaxed) || growth.over.load(Ordering::Relaxed);
+        let rests = growth.rests.load(Ordering::Relaxed);
+        let busy = busy || growth.eager.load(Ordering::Relaxed);
         if busy && !rests && !growth.busy.load(Ordering::Relaxed) {
             self.grow();
         }
@@ -91,36 +127,29 @@ impl Lasting {
 
     /// Opens one more connection.
     fn add(self: &Arc<Self>) {
-        let count = match self.resume().lock().ways.get(&self.way) {
-            Some(way) => way.ups().count(),
-            None => 0,
-        };
-        if count == 0 || count >= self.opener.most() {
+        let Some((at, count)) = self.next_server() else {
             self.growth.rests.store(true, Ordering::Relaxed);
             return;
-        }
-        let opened = match self.opener.open(Some(PATIENCE)) {
+        };
+        let opened = match self.opener.open_at(at, Some(PATIENCE)) {
             Ok(opened) => opened,
             Err(error) => {
                 self.growth.rests.store(true, Ordering::Relaxed);
+                self.growth.failed(at, false);
                 let lives = !self.has_lost_any();
-                self.opener.declined(count, lives, &error);
+                self.opener.declined(at, count, lives, &error);
                 return;
             }
         };
-        let Opened {
-            connection,
-            offer,
-            protection,
-            ..
-        } = opened;
         let was = (self.volume.export(), self.protection);
-        if let Some(difference) = gate::difference(was, (&offer, protection)) {
-            self.growth.over.store(true, Ordering::Relaxed);
-            self.opener.leave_out(&difference);
-            connection.close(self.close_deadline());
+        if let Some(difference) = gate::difference(was, (&opened.offer, opened.protection)) {
+            self.growth.failed(at, true);
+            self.opener.leave_out(opened, difference);
             return;
         }
+        let Opened {
+            connection, offer, ..
+        } = opened;
         // It may lead to a server that was started anew.
         if self.has_lost_any() {
             connection.close(self.close_deadline());
@@ -129,13 +158,36 @@ impl Lasting {
         let maximum = offer.maximum_payload();
         self.volume.found_payload(maximum);
         let goes_on = || !self.helpers.is_closed();
-        if let Err(error) = self.settle_in(connection, maximum, true, goes_on) {
+        self.growth.lock().remove(&at);
+        if let Err(error) = self.settle_in((connection, at), maximum, true, goes_on) {
             self.growth.rests.store(true, Ordering::Relaxed);
             log::debug!("{error}");
-            if matches!(error, Error::Failed { .. }) {
-                self.growth.over.store(true, Ordering::Relaxed);
-            }
+            self.growth
+                .failed(at, matches!(error, Error::Failed { .. }));
         }
+    }
+
+    /// To which server the next connection goes, and how many there are already. Of several at once it is
+    /// the one that has failed least, and then has the fewest.
+    fn next_server(&self) -> Option<(usize, usize)> {
+        let ups: Vec<usize> = {
+            let inner = self.resume().lock();
+            inner.ways.get(&self.way)?.ups().map(|up| up.at).collect()
+        };
+        let oldest = *ups.first()?;
+        let servers = match self.opener.is_spread() {
+            true => 0..self.opener.servers(),
+            false => oldest..oldest + 1,
+        };
+        let count = |at: usize| ups.iter().filter(|up| **up == at).count();
+        let next = servers
+            .map(|at| (self.growth.tries(at), count(at), at))
+            .filter(|(tries, count, at)| *tries < NEVER && *count < self.opener.most(*at))
+            .min()
+            .map(|(_, count, at)| (at, count));
+        let eager = self.opener.is_spread() && next.is_some_and(|(_, count)| count == 0);
+        self.growth.eager.store(eager, Ordering::Relaxed);
+        next
     }
 
     /// Looks whether one of the connections is gone, of which nobody knows yet.
@@ -225,18 +277,23 @@ impl Lasting {
         let rests = !std::mem::replace(&mut way.calm, true) || way.leaving;
         drop(inner);
         self.growth.rests.store(rests, Ordering::Relaxed);
-        let more = dropped.len().saturating_sub(1);
-        if let Some(lost) = dropped.first() {
-            for lost in &dropped {
-                lost.tell_once();
-            }
-            let also = match more {
-                0 => String::new(),
-                more => format!(", and {more} more"),
-            };
-            log::error!("{lost}{also}; going on over {left}");
-        }
+        tell(&dropped, left);
     }
+}
+
+/// Tells of losses that others have made good, in one line.
+pub(super) fn tell(dropped: &[Arc<Lost>], left: usize) {
+    let Some(lost) = dropped.first() else {
+        return;
+    };
+    for lost in dropped {
+        lost.tell_once();
+    }
+    let also = match dropped.len() - 1 {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    log::error!("{lost}{also}; going on over {left}");
 }
 
 /// The duty of noting that nobody opens one any more.

@@ -4,10 +4,36 @@
 use super::dice::Dice;
 use super::oracle::Verdict;
 use super::server::{By, Kind, Value, What};
-use super::world::{Ask, BLOCK, Do, Stage, Way, World};
+use super::world::{Ask, BLOCK, Do, Op, Stage, Way, World};
 use crate::session::{Moment, Sending, Span, Worth, Written};
 
 impl World {
+    /// Over whose connections the next message of a request may go. Without a journal a flush goes over
+    /// the oldest of a pool.
+    pub(super) fn links(&self, op: &Op) -> Vec<usize> {
+        let is_up = |link: &usize| self.clients[*link].way == Way::Up;
+        if !self.plan.pool {
+            return Some(op.client).filter(is_up).into_iter().collect();
+        }
+        let mut links: Vec<_> = (0..self.clients.len()).filter(is_up).collect();
+        if self.plan.replay == 0 && matches!(op.stage, Stage::Flush(_)) {
+            links.sort_by_key(|link| self.clients[*link].member);
+            links.truncate(1);
+        }
+        links
+    }
+
+    /// Chooses one of them.
+    pub(super) fn choose(&mut self, id: usize, dice: &mut dyn Dice) {
+        let op = &self.ops[id];
+        if let (true, Stage::Ready | Stage::Flush(_)) = (self.plan.pool, op.stage) {
+            let links = self.links(op);
+            if !links.is_empty() {
+                self.ops[id].link = links[dice.pick(links.len())];
+            }
+        }
+    }
+
     pub(super) fn give_up(&mut self, id: usize, dice: &mut dyn Dice) {
         let op = &self.ops[id];
         if let Stage::OnWay(..) | Stage::FlushOnWay(..) | Stage::Rewrite(..) = op.stage {

@@ -332,32 +332,6 @@ impl World {
         }
     }
 
-    /// Over whose connections the next message of a request may go. Without a journal a flush goes over
-    /// the oldest of a pool.
-    fn links(&self, op: &Op) -> Vec<usize> {
-        let is_up = |link: &usize| self.clients[*link].way == Way::Up;
-        if !self.plan.pool {
-            return Some(op.client).filter(is_up).into_iter().collect();
-        }
-        let mut links: Vec<_> = (0..self.clients.len()).filter(is_up).collect();
-        if self.plan.replay == 0 && matches!(op.stage, Stage::Flush(_)) {
-            links.sort_by_key(|link| self.clients[*link].member);
-            links.truncate(1);
-        }
-        links
-    }
-
-    /// Chooses one of them.
-    fn choose(&mut self, id: usize, dice: &mut dyn Dice) {
-        let op = &self.ops[id];
-        if let (true, Stage::Ready | Stage::Flush(_)) = (self.plan.pool, op.stage) {
-            let links = self.links(op);
-            if !links.is_empty() {
-                self.ops[id].link = links[dice.pick(links.len())];
-            }
-        }
-    }
-
     /// What can go wrong now, and would make a difference.
     pub(super) fn mishaps(&self) -> Vec<Act> {
         let mut acts = Vec::new();

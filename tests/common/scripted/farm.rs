@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -40,6 +41,7 @@ struct State {
     disk: Mutex<Disk>,
     log: Mutex<Vec<(usize, u16)>>,
     fates: Mutex<HashMap<usize, Fate>>,
+    full: AtomicBool,
 }
 
 /// What a farm offers unless a test says otherwise.
@@ -69,10 +71,14 @@ impl Farm {
             disk: Mutex::new(Disk::new(1 << 20)),
             log: Mutex::default(),
             fates: Mutex::default(),
+            full: AtomicBool::new(false),
         });
         for number in 0..admits {
             let (state, offers) = (state.clone(), offers.clone());
             server.play(move |peer| {
+                if state.full.load(Ordering::SeqCst) {
+                    return Ok(());
+                }
                 peer.negotiate(&offers(number))?;
                 state.serve(number, peer)
             });
@@ -100,6 +106,11 @@ impl Farm {
     pub fn count(&self, kind: u16) -> usize {
         let log = lock(&self.state.log);
         log.iter().filter(|(_, other)| *other == kind).count()
+    }
+
+    /// All further connections are closed at once.
+    pub fn admits_no_more(&self) {
+        self.state.full.store(true, Ordering::SeqCst);
     }
 
     pub fn meets(&self, number: usize, fate: Fate) {

@@ -267,6 +267,7 @@ impl World {
             connection: Arc::new(Wire { life }),
             member: inner.core.born(),
             maximum: u32::MAX,
+            at: 0,
             load: None,
         };
         let pieces = loop {
