@@ -11,10 +11,11 @@ use common::front::Front;
 use common::nbdkit::{Nbdkit, forward, plugin_args};
 use common::process::eventually;
 use common::relay::Relay;
-use common::scripted::disk::pattern;
+use common::scripted::disk::{Disk, pattern};
 use common::scripted::farm::{self, Farm, Fate};
 use common::scripted::peer::Offer;
 use common::scripted::wire::{cmd, flag};
+use common::scripted::{Gate, Scripted};
 use common::upstream::noise_file;
 use common::{need, need_all};
 
@@ -463,4 +464,60 @@ fn a_disk_is_copied_over_several_connections() {
         assert!(used > 2, "{used} connections");
         assert_eq!(errors(&front), [""; 0]);
     }
+}
+
+/// It may lead to a server that was started anew, and has lost what was written.
+#[test]
+fn a_new_one_gets_nothing_before_an_older_one_has_answered() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let server = Scripted::start(directory.path());
+    let (held, came) = (Gate::default(), Gate::default());
+    let first = {
+        let held = held.clone();
+        server.play(move |peer| {
+            peer.negotiate(&farm::offer())?;
+            let mut disk = Disk::new(1 << 20);
+            let write = peer.request()?;
+            peer.answer(&write, &mut disk)?;
+            let read = peer.request()?;
+            held.pass();
+            peer.answer(&read, &mut disk)?;
+            peer.serve(&mut disk)
+        })
+    };
+    let second = {
+        let came = came.clone();
+        server.play(move |peer| {
+            peer.negotiate(&farm::offer())?;
+            came.open();
+            peer.silence(Duration::from_millis(300))?;
+            held.open();
+            // Now it is one like the other.
+            let mut disk = Disk::new(1 << 20);
+            let request = peer.request()?;
+            peer.answer(&request, &mut disk)?;
+            peer.serve(&mut disk)
+        })
+    };
+    let front = quiet(directory.path(), server.socket(), &["connections=2"]);
+    let mut client = open(&front);
+    assert_eq!(client.write(0, &[7; 512]), Ok(()));
+    let mut reads: Vec<_> = (0..2).map(|_| client.submit_read(4096, 512)).collect();
+    came.pass();
+    reads.extend((0..4).map(|_| client.submit_read(4096, 512)));
+    for read in reads {
+        assert_eq!(client.wait_read(read), Ok(pattern(4096, 512)));
+    }
+    for _ in 0..20 {
+        let reads: Vec<_> = (0..8).map(|_| client.submit_read(4096, 512)).collect();
+        for read in reads {
+            assert_eq!(client.wait_read(read), Ok(pattern(4096, 512)));
+        }
+    }
+    client.close();
+    first.finished("the first one");
+    second.finished("the second one");
 }
