@@ -132,6 +132,64 @@ const OTHERS: &[Row] = &[
         "keepalive=often: must be a time",
     ),
     (&[PLACE, "keepalive=32768"], "must be at most 32767 seconds"),
+    (&[PLACE, "connections="], "connections: empty string"),
+    (
+        &[PLACE, "connections=0"],
+        "connections=0: must be a number from 1 to 64",
+    ),
+    (&[PLACE, "connections=65"], "must be a number from 1 to 64"),
+    (
+        &[PLACE, "connections=many"],
+        "connections: could not parse number",
+    ),
+    (
+        &[PLACE, "connections=-1"],
+        "connections: could not parse number",
+    ),
+    (
+        &["socket-fd=0", "connections=2"],
+        "cannot use ‘connections’ with ‘socket-fd’",
+    ),
+    (&[PLACE, "servers="], "servers=: must be failover or spread"),
+    (&[PLACE, "servers=raid"], "must be failover or spread"),
+    (
+        &[PLACE, "servers=spread", "servers-same-disk=maybe"],
+        "servers-same-disk: could not decipher boolean",
+    ),
+    (
+        &[PLACE, "servers=spread", "servers-same-disk=true"],
+        "should only be used with ‘servers=failover’",
+    ),
+    (
+        &[PLACE, "servers-same-disk=true"],
+        "should only be used with ‘servers=failover’",
+    ),
+    (
+        &["vsock=2", "servers=failover"],
+        "cannot use ‘servers’ with ‘vsock’",
+    ),
+    (
+        &["uri=nbd+vsock://2", "servers=failover"],
+        "cannot use ‘servers’ with ‘vsock’",
+    ),
+    (
+        &[PLACE, "command=true", "servers=failover"],
+        "cannot use ‘servers’ with ‘vsock’",
+    ),
+    (
+        &["socket-fd=0", "servers=spread"],
+        "cannot use ‘servers’ with ‘vsock’",
+    ),
+    (
+        &[PLACE, "servers=spread", "dynamic-export=true"],
+        "cannot use ‘servers’ with ‘dynamic-export’",
+    ),
+    (&["servers=spread"], NONE),
+    (
+        &[PLACE, "servers=spread", "port=1"],
+        "‘port’ parameter should only be used",
+    ),
+    (&[PLACE, "servers=spread", "uri=nbd://h:x"], "uri: "),
     (&[PLACE, "colour=blue"], "unknown parameter 'colour'"),
     (&[PLACE, "Socket=/nowhere"], "unknown parameter 'Socket'"),
 ];

@@ -9,6 +9,8 @@ mod errors_tls;
 // Beside this file they would be tests of their own.
 #[path = "errors/command.rs"]
 mod command;
+#[path = "errors/pool.rs"]
+mod pool;
 #[path = "errors/reach.rs"]
 mod reach;
 #[path = "errors/reconnect.rs"]
@@ -75,6 +77,27 @@ const AT_START: &[Case] = &[
         item: "‘port’ parameter should only be used with ‘hostname’ or ‘vsock’",
         text: "‘port’ parameter should only be used with ‘hostname’ or ‘vsock’",
         happen: |dir| starting(dir, &["socket=s", "port=10809"]),
+    },
+    Case {
+        item: "cannot use ‘connections’ with ‘socket-fd’: the socket is good for one connection",
+        text: "cannot use ‘connections’ with ‘socket-fd’: the socket is good for one connection",
+        happen: |dir| starting(dir, &["socket-fd=0", "connections=2"]),
+    },
+    Case {
+        item: "cannot use ‘servers’ with ‘vsock’, ‘command’ or ‘socket-fd’",
+        text: "cannot use ‘servers’ with ‘vsock’, ‘command’ or ‘socket-fd’",
+        happen: |dir| starting(dir, &["socket-fd=0", "servers=spread"]),
+    },
+    Case {
+        item: "cannot use ‘servers’ with ‘dynamic-export’: ...",
+        text: "cannot use ‘servers’ with ‘dynamic-export’: which exports there are is a question for one \
+               server",
+        happen: |dir| starting(dir, &["socket=s", "servers=spread", "dynamic-export=1"]),
+    },
+    Case {
+        item: "‘servers-same-disk’ parameter should only be used with ‘servers=failover’",
+        text: "‘servers-same-disk’ parameter should only be used with ‘servers=failover’",
+        happen: |dir| starting(dir, &["socket=s", "servers-same-disk=1"]),
     },
     Case {
         item: "socket file name too large",
@@ -406,6 +429,7 @@ fn cases() -> impl Iterator<Item = &'static Case> {
         reach::CASES,
         command::CASES,
         reconnect::CASES,
+        pool::CASES,
     ]
     .into_iter()
     .flatten()
@@ -520,6 +544,13 @@ fn failures_of_requests_are_told_as_the_manual_says() {
 fn losses_and_returns_are_told_as_the_manual_says() {
     if need_all(&["nbdkit"]) {
         check(reconnect::CASES);
+    }
+}
+
+#[test]
+fn several_connections_are_told_of_as_the_manual_says() {
+    if need_all(&["nbdkit"]) {
+        check(pool::CASES);
     }
 }
 

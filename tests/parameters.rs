@@ -77,6 +77,7 @@ fn all_parameters_together() {
         "reconnect-delay=20ms:2",
         "replay=16M",
         "keepalive=10",
+        "connections=4",
     ]);
 }
 
@@ -301,6 +302,41 @@ fn silence_may_be_asked_about() {
 }
 
 #[test]
+fn there_may_be_up_to_64_connections() {
+    for number in ["1", "2", "64", "0x10"] {
+        accepted(&["socket=/nowhere", &format!("connections={number}")]);
+    }
+}
+
+#[test]
+fn there_may_be_several_servers_if_that_is_said() {
+    let several = [
+        "socket=/nowhere",
+        "hostname=localhost",
+        "uri=nbd://localhost/x",
+        "hostname=127.0.0.1",
+        "port=1",
+        "socket=/neither",
+    ];
+    for plan in ["servers=failover", "servers=spread"] {
+        if !need("nbdkit") {
+            return;
+        }
+        for places in [&several[..], &["socket=/nowhere"]] {
+            let output = nbdkit(&[&[plan][..], places].concat());
+            let said = said(&output);
+            assert!(output.status.success(), "{said}");
+            assert!(said.contains("nothing can be written"), "{said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+        }
+    }
+    accepted(&[&["servers=failover", "servers-same-disk=1"][..], &several].concat());
+    refused(&several, "cannot mix Unix ‘socket’");
+    // As ever.
+    accepted(&["socket=/nowhere", "socket=/neither"]);
+}
+
+#[test]
 fn times_that_are_not_understood_name_the_parameter() {
     let bad = [
         "", " ", "s", "ms", "-1", "+", "soon", "1h", "1.5.2", "1,5", "1 s", "nan", "inf", "1e3",
@@ -375,6 +411,9 @@ fn help_names_every_parameter() {
         "reconnect-delay=",
         "replay=",
         "keepalive=",
+        "connections=",
+        "servers=",
+        "servers-same-disk=",
     ] {
         assert!(help.contains(key), "{key} in {help}");
     }

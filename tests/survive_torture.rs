@@ -132,6 +132,67 @@ fn two_clients_before_a_server_with_one_cache_for_all() {
     .endure();
 }
 
+/// One client, whose requests go over four connections.
+#[test]
+fn over_several_connections() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        setup: Setup {
+            flags: FLAGS | flag::CAN_MULTI_CONN,
+            ..Setup::default()
+        },
+        kills: 15,
+        extra: &["reconnect=30", DELAY, "connections=4"],
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+/// They break now and then, flushes fail, and the journal is small.
+#[test]
+fn over_several_connections_with_trouble() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        setup: Setup {
+            flags: FLAGS | flag::CAN_MULTI_CONN,
+            cut_every: 1100,
+            ..Setup::default()
+        },
+        clients: 2,
+        depth: 32,
+        kills: 10,
+        extra: &["reconnect=30", DELAY, "connections=4", "replay=512K"],
+        trouble: |setup, rng| setup.flush_fails = 1 + rng.below(4),
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+/// Two clients share them.
+#[test]
+fn over_several_connections_that_are_shared() {
+    if !need("nbdkit") {
+        return;
+    }
+    Ordeal {
+        setup: Setup {
+            flags: FLAGS | flag::CAN_MULTI_CONN,
+            ..Setup::default()
+        },
+        clients: 2,
+        depth: 24,
+        kills: 10,
+        extra: &["reconnect=30", DELAY, "connections=3", "shared=true"],
+        trouble: |setup, rng| setup.goes_at = 40 + rng.below(200),
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
 /// In each life of the server one flush fails and costs it all that was dirty, and the next one says success.
 #[test]
 fn flushes_fail() {

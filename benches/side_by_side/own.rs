@@ -88,6 +88,8 @@ fn open(socket: &Path, export: &str) -> Result<Client, Error> {
         close_timeout: PATIENCE,
         reconnect: None,
         wanted: None,
+        connections: 1,
+        fleet: None,
         manners: Manners::default(),
     };
     Client::open(

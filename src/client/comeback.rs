@@ -11,10 +11,13 @@ use super::connection::Connection;
 use super::error::{Cause, Error, Outage, Server};
 use super::lasting::{ASK, Lasting};
 use super::loan::Buffer;
-use super::resume::{Inner, Phase, SLICE, Up};
+use super::opener::Opened;
+use super::resume::{Inner, Phase, SLICE, Up, Way};
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
+use crate::proto::export::Export;
 use crate::proto::request::Request;
 use crate::session::delay::Delays;
+use crate::session::gate::Protection;
 use crate::session::{Content, Piece, gate};
 use crate::transport::{Deadline, about};
 
@@ -62,6 +65,16 @@ impl Lasting {
         }
     }
 
+    /// The name of the server that it is connected to.
+    fn server_at_present(&self) -> Server {
+        let inner = self.resume().lock();
+        let mut ups = inner.ways.get(&self.way).into_iter().flat_map(Way::ups);
+        match ups.next() {
+            Some(up) => up.connection.server().clone(),
+            None => self.server().clone(),
+        }
+    }
+
     fn no_thread(&self) {
         let mut inner = self.resume().lock();
         if let Some(Phase::Away(away)) = inner.ways.get_mut(&self.way).map(|way| &mut way.phase) {
@@ -98,7 +111,8 @@ impl Lasting {
             match self.try_once(lost_at.elapsed()) {
                 Try::Back => {
                     let away = about(lost_at.elapsed());
-                    log::error!("{}: connected again after {away}", self.server());
+                    let server = self.server_at_present();
+                    log::error!("{server}: connected again after {away}");
                     // It may have been lost again, and then another thread cares for it.
                     std::mem::forget(thread);
                     return;
@@ -176,7 +190,7 @@ impl Lasting {
         self.resume().tell(inner);
     }
 
-    fn close_deadline(&self) -> Deadline {
+    pub(super) fn close_deadline(&self) -> Deadline {
         Deadline::after_maybe(self.opener.options.close_timeout)
     }
 
@@ -203,6 +217,11 @@ impl Lasting {
         false
     }
 
+    /// What several servers are held against.
+    fn was(&self) -> Option<(&Export, Protection)> {
+        Some((self.volume.export(), self.protection))
+    }
+
     /// Tries once. A server that was away for so `long` may take as long, but not keep the next try
     /// from being made for ever: what hangs may belong to one that is gone.
     fn try_once(&self, long: Duration) -> Try {
@@ -210,7 +229,12 @@ impl Lasting {
             true => Duration::MAX,
             false => long.max(LEAST_TRY),
         };
-        let (connection, offer, protection) = match self.opener.open(Some(most)) {
+        let Opened {
+            connection,
+            offer,
+            protection,
+            at,
+        } = match self.opener.open(Some(most), self.was()) {
             Ok(opened) => opened,
             Err(error) => {
                 if error.is_violation() && self.count_violation() {
@@ -220,12 +244,14 @@ impl Lasting {
             }
         };
         let was = (self.volume.export(), self.protection);
+        // Of several servers those that differ are left out already.
         if let Some(difference) = gate::difference(was, (&offer, protection)) {
             connection.close(self.close_deadline());
             return self.end(&format!("the server is back, but {difference}"));
         }
         self.volume.found_payload(offer.maximum_payload());
-        match self.settle_in(connection, offer.maximum_payload(), || self.goes_on()) {
+        let maximum = offer.maximum_payload();
+        match self.settle_in((connection, at), maximum, false, || self.goes_on()) {
             Ok(true) => Try::Back,
             Ok(false) => Try::Over,
             Err(error @ Error::Lost(_)) => Try::Failed(error),
@@ -237,11 +263,12 @@ impl Lasting {
     }
 
     /// Makes a new connection a member: the journal is written over it, and then it is served. False if
-    /// nobody wants it any more; an error is what became of the journal.
+    /// nobody wants it any more; an error is what became of the journal. `beside` others that are served.
     pub(super) fn settle_in(
         &self,
-        connection: Connection,
+        (connection, at): (Connection, usize),
         maximum: u32,
+        beside: bool,
         wanted: impl Fn() -> bool,
     ) -> Result<bool, Error> {
         let resume = self.resume();
@@ -251,23 +278,32 @@ impl Lasting {
             connection: Arc::new(connection),
             member: inner.core.born(),
             maximum,
+            at,
+            load: self.several.then(Arc::default),
         };
+        // Not only by this client: others may have filled the journal.
+        let nothing = beside && self.volume.export().can(TransmissionFlags::READ_ONLY);
         let mut asked = begun;
         let mut gone = false;
         let pieces = loop {
             match inner.ways.get_mut(&self.way) {
-                Some(way) if !gone && matches!(way.phase, Phase::New | Phase::Away(_)) => {
-                    way.coming.get_or_insert_with(|| up.connection.clone());
+                Some(way) if !gone && way.takes(beside) => {
+                    way.place(beside)
+                        .get_or_insert_with(|| up.connection.clone());
                 }
                 way => {
                     if let Some(way) = way {
-                        way.coming = None;
+                        *way.place(beside) = None;
                     }
                     inner.core.left(up.member);
                     drop(inner);
                     up.connection.close(self.close_deadline());
                     return Ok(false);
                 }
+            }
+            if nothing {
+                // Nor was anything written.
+                break Vec::new();
             }
             if let Some(pieces) = inner.core.begin_rewrite(up.member, true) {
                 break pieces;
@@ -288,15 +324,21 @@ impl Lasting {
             self.forget(&up);
         }
         let mut inner = resume.lock();
-        if written.is_ok() {
+        if written.is_ok() && !nothing {
             inner.core.end_rewrite(up.member, true);
         }
         let mut served = false;
         if let Some(way) = inner.ways.get_mut(&self.way) {
-            way.coming = None;
-            if written.is_ok() {
-                way.phase = Phase::Up(up.clone());
-                served = true;
+            *way.place(beside) = None;
+            // Beside others it is of use only if they are still there.
+            served = written.is_ok() && (!beside || way.takes(beside));
+            match (served, beside) {
+                (true, true) => way.more.push(up.clone()),
+                (true, false) => {
+                    way.phase = Phase::Up(up.clone());
+                    way.leaving = false;
+                }
+                (false, _) => (),
             }
         }
         if written.is_ok() && !served {

@@ -167,6 +167,11 @@ impl Connection {
         self.conclude(request, flight)
     }
 
+    /// The server's name for messages.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
     /// Whether nothing is in flight.
     pub fn is_idle(&self) -> bool {
         self.inflight.is_idle()
@@ -205,6 +210,12 @@ impl Connection {
     /// Whether it is gone without a word. Looks for the end of the stream if nobody else does.
     pub fn is_lost(&self) -> bool {
         self.closing.get().is_none() && self.is_over()
+    }
+
+    /// How it was lost, or left. Looks for the end of the stream if nobody else does.
+    pub fn loss(&self) -> Option<Arc<Lost>> {
+        self.is_over();
+        self.lost.get().or(self.closing.get()).cloned()
     }
 
     /// Whether no new request will succeed. Looks for the end of the stream if nobody else does.

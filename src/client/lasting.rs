@@ -2,12 +2,15 @@
 //! A way that outlives its connections: while the server is lost, requests wait in their own
 //! threads, and are sent again by them. How it comes back is `comeback.rs`.
 //!
+//! There may be several connections at once: `members.rs`. The way is lost when all of them are.
+//!
 //! Each request asks [`Inner::pass`], under the lock of the export's session, whether it may be sent,
 //! is sent without it, and then asks the session what the answer is worth.
 
 mod flush;
 mod leaving;
 mod loss;
+mod members;
 mod operation;
 
 use std::cell::Cell;
@@ -15,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use self::members::Growth;
 use self::operation::{Operation, Place};
 use super::Opener;
 use super::connection::Connection;
@@ -50,6 +54,9 @@ pub(super) struct Lasting {
     pub(super) protection: Protection,
     /// Flushes of our own that are on their way.
     pub(super) own: AtomicU32,
+    /// Whether there may be several connections at once.
+    pub(super) several: bool,
+    pub(super) growth: Growth,
 }
 
 impl Lasting {
@@ -60,12 +67,14 @@ impl Lasting {
         volume: Arc<Volume>,
         terms: Terms,
         helpers: Arc<Helpers>,
-        connection: Connection,
+        connection: (Connection, usize),
         protection: Protection,
         maximum: u32,
     ) -> Result<Self, Error> {
         let session = volume.session().expect("a lasting way has a session");
         let way = session.lock().admit();
+        let several = opener.may_have_several(volume.export());
+        let eager = opener.is_spread();
         let lasting = Self {
             opener,
             volume,
@@ -74,10 +83,12 @@ impl Lasting {
             way,
             protection,
             own: AtomicU32::new(0),
+            several,
+            growth: Growth::new(eager),
         };
         let wanted = lasting.opener.options.wanted;
         let wanted = move || wanted.is_none_or(|wanted| wanted());
-        let error = match lasting.settle_in(connection, maximum, wanted) {
+        let error = match lasting.settle_in(connection, maximum, false, wanted) {
             Ok(true) => return Ok(lasting),
             Ok(false) => Error::unwanted(lasting.server().clone()),
             Err(error) => error,
@@ -311,6 +322,10 @@ impl Lasting {
         let mut ordered: Option<Deadline> = None;
         loop {
             let outage = match inner.pass(self.server(), self.way, self.terms.limit, &may) {
+                Pass::Send(up) if self.several => {
+                    let up = self.choose(&inner, up, request);
+                    return Ok((inner, up));
+                }
                 Pass::Send(up) => return Ok((inner, up)),
                 Pass::Fail(error) => return Err(error),
                 Pass::Hold(outage) => outage,
@@ -408,12 +423,13 @@ impl Lasting {
     /// Sends a request once. A server that came back may take less payload at once than the one that
     /// nbdkit was told of.
     pub(super) fn send(
-        &self,
+        self: &Arc<Self>,
         up: &Up,
         request: Request,
         buffer: &mut Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<Vec<Descriptor>, Error> {
+        let _load = self.load(up, request);
         let has_payload = [Command::READ, Command::WRITE].contains(&request.command);
         if !has_payload || request.length <= up.maximum {
             return up.connection.submit(request, buffer, deadline);
@@ -458,35 +474,41 @@ impl Lasting {
         let Some(way) = ways.get_mut(&self.way) else {
             return false;
         };
-        let connection = match &way.phase {
-            Phase::Up(up) => {
+        let coming = way.coming.iter().chain(&way.joining);
+        let mut connections: Vec<_> = coming.cloned().collect();
+        connections.extend(way.ups().map(|up| up.connection.clone()));
+        match &way.phase {
+            Phase::Up(_) => {
                 let idle = std::mem::replace(&mut way.seen, core.events()) == core.events();
                 let own = self.own.load(Ordering::Acquire) > 0;
                 way.idle = if idle { way.idle.saturating_add(1) } else { 0 };
                 if way.idle == REST {
                     core.rest();
                 }
-                if idle && !own && !way.quiet && self.can_flush() && core.wants_flush(up.member) {
+                let wants = |core: &Core| way.ups().any(|up| core.wants_flush(up.member));
+                if idle && !own && !way.quiet && self.can_flush() && wants(core) {
                     let this = self.clone();
                     self.helpers
                         .run("nbd-flush", Box::new(move || this.flush_quietly()));
                 }
-                Some(up.connection.clone())
+                if self.several {
+                    self.inspect_members(inner);
+                }
             }
             Phase::Away(away) => {
-                let connection = way.coming.clone();
                 let thread = away.thread;
                 drop(inner);
                 if !thread {
                     self.begin_to_come_back();
                 }
                 self.remind();
-                connection
             }
-            Phase::New => way.coming.clone(),
-            Phase::Over => None,
-        };
-        connection.is_some_and(|connection| connection.inspect())
+            Phase::New | Phase::Over => drop(inner),
+        }
+        // All of them are to be looked at.
+        connections
+            .iter()
+            .fold(false, |waits, connection| connection.inspect() | waits)
     }
 
     fn can_flush(&self) -> bool {
@@ -498,10 +520,8 @@ impl Lasting {
         let Some(way) = inner.ways.get(&self.way) else {
             return;
         };
-        if let Phase::Up(up) = &way.phase {
-            up.connection.give_grace(until);
-        }
-        if let Some(connection) = &way.coming {
+        let served = way.ups().map(|up| &up.connection);
+        for connection in served.chain(&way.coming).chain(&way.joining) {
             connection.give_grace(until);
         }
     }

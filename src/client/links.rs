@@ -3,8 +3,8 @@
 //!
 //! [`Links`] says over which connection a request goes, and knows what must be done before one is
 //! left. A *plain* way has one connection, made before the links are, with which it lives and ends;
-//! only a server that says that it is going away is left for another, once. A *lasting* way outlives
-//! its connections: see `lasting.rs`. [`Shared`] is for the links of all clients: it makes them anew
+//! only a server that says that it is going away is left for another, once. A *pool* has several. A
+//! *lasting* way outlives its connections: see `lasting.rs`. [`Shared`] is for the links of all clients: it makes them anew
 //! when they have ended, in one attempt whose result all who wait for it get.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,6 +16,7 @@ use super::error::{Error, OpenError, Server};
 use super::lasting::Lasting;
 use super::loan::Buffer;
 use super::plain::Plain;
+use super::pool::Pool;
 use super::upkeep::Upkeep;
 use super::volume::Volume;
 use crate::proto::chunks::Descriptor;
@@ -36,6 +37,7 @@ pub struct Links {
 #[derive(Debug)]
 enum Way {
     Plain(Plain),
+    Pool(Arc<Pool>),
     Lasting(Arc<Lasting>),
 }
 
@@ -50,6 +52,14 @@ impl Links {
             server: opener.server.clone(),
             way: Way::Plain(Plain::new(opener, volume.clone(), connection, protection)),
             volume,
+        }
+    }
+
+    pub(super) fn pool(pool: Pool, volume: Arc<Volume>) -> Self {
+        Self {
+            server: pool.server().clone(),
+            volume,
+            way: Way::Pool(Arc::new(pool)),
         }
     }
 
@@ -81,6 +91,7 @@ impl Links {
     ) -> Result<Vec<Descriptor>, Error> {
         match &self.way {
             Way::Plain(plain) => plain.submit(request, buffer, deadline),
+            Way::Pool(pool) => pool.submit(request, buffer, deadline),
             Way::Lasting(lasting) => lasting.submit(request, buffer, deadline),
         }
     }
@@ -95,6 +106,7 @@ impl Links {
     ) -> Result<(), Error> {
         match &self.way {
             Way::Plain(plain) => plain.change(request, buffer, deadline),
+            Way::Pool(pool) => pool.submit(request, buffer, deadline).map(drop),
             Way::Lasting(lasting) => lasting.change(request, buffer, deadline),
         }
     }
@@ -104,6 +116,7 @@ impl Links {
     pub fn flush(&self, deadline: &Deadline, since: u64) -> Result<(), Error> {
         match &self.way {
             Way::Plain(plain) => plain.flush(deadline),
+            Way::Pool(pool) => pool.flush(deadline),
             Way::Lasting(lasting) => lasting.flush(deadline, since),
         }
     }
@@ -112,7 +125,7 @@ impl Links {
     /// after that.
     pub fn losses(&self) -> u64 {
         match &self.way {
-            Way::Plain(_) => 0,
+            Way::Plain(_) | Way::Pool(_) => 0,
             Way::Lasting(lasting) => lasting.losses(),
         }
     }
@@ -121,6 +134,7 @@ impl Links {
     pub fn is_over(&self) -> bool {
         match &self.way {
             Way::Plain(plain) => plain.is_over(),
+            Way::Pool(pool) => pool.is_over(),
             Way::Lasting(lasting) => lasting.is_over(),
         }
     }
@@ -129,6 +143,7 @@ impl Links {
     pub(super) fn are_gone(&self) -> bool {
         match &self.way {
             Way::Plain(plain) => plain.is_gone(),
+            Way::Pool(pool) => pool.is_gone(),
             Way::Lasting(lasting) => lasting.is_closed(),
         }
     }
@@ -143,6 +158,7 @@ impl Links {
     pub fn close(&self, deadline: Deadline) {
         match &self.way {
             Way::Plain(plain) => plain.close(deadline),
+            Way::Pool(pool) => pool.leave(deadline),
             Way::Lasting(lasting) => lasting.close(deadline),
         }
     }
@@ -152,6 +168,7 @@ impl Links {
     fn tell_of_loss(&self) {
         match &self.way {
             Way::Plain(plain) => plain.tell_of_loss(),
+            Way::Pool(pool) => pool.tell_of_loss(),
             // It was told when it was lost.
             Way::Lasting(_) => (),
         }
@@ -161,6 +178,7 @@ impl Links {
     pub(super) fn inspect(&self) -> bool {
         match &self.way {
             Way::Plain(plain) => plain.inspect(),
+            Way::Pool(pool) => pool.inspect(),
             Way::Lasting(lasting) => lasting.inspect(),
         }
     }
@@ -169,6 +187,7 @@ impl Links {
     pub(super) fn give_grace(&self, until: Deadline) {
         match &self.way {
             Way::Plain(plain) => plain.give_grace(until),
+            Way::Pool(pool) => pool.give_grace(until),
             Way::Lasting(lasting) => lasting.give_grace(until),
         }
     }

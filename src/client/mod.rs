@@ -11,11 +11,14 @@
 //! [`volume::Volume`], the export as nbdkit was told of it. There are two kinds of ways, and `opener`
 //! makes the connections of both:
 //!
-//! - `plain`, without `reconnect=`: one connection, with which it lives and ends. It takes no lock.
+//! - `plain`, without `reconnect=`: one connection, with which it lives and ends. It takes no lock. A `pool`
+//!   is several of them.
 //! - `lasting`: it outlives its connections. Requests wait in their own threads while the server is
 //!   lost, and are sent again by them; `comeback` is how it comes back. What outlives the connections of an
 //!   export is in its volume: [`resume`] is the session's lock, and the one place that says
 //!   send, hold or fail; what it decides by is [`crate::session`].
+//!
+//! `fleet` says which of several servers they go to.
 //!
 //! A `connection` is a live one with its requests in flight (`inflight`, `flight`, `outbox`, `receiver`,
 //! `loan`, `split`). [`upkeep`] is time, the one thread that is always there; [`helpers`] are threads for
@@ -24,6 +27,7 @@
 mod comeback;
 mod connection;
 pub mod error;
+pub mod fleet;
 mod flight;
 pub mod helpers;
 // Public for benches/micro alone.
@@ -38,6 +42,7 @@ mod open;
 mod opener;
 mod outbox;
 mod plain;
+mod pool;
 mod receiver;
 pub mod resume;
 mod split;
@@ -49,6 +54,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::error::{Error, Server};
+use self::fleet::Fleet;
 use self::links::Links;
 use self::loan::Buffer;
 use self::manners::Manners;
@@ -90,8 +96,21 @@ pub struct Options {
     /// Whether the client that a thread serves is still there, and nbdkit goes on. Asked on that
     /// thread, and only where it has waited for a second. `None` where nobody can be asked.
     pub wanted: Option<Wanted>,
+    /// How many connections to have for each client, or for all who share them.
+    pub connections: usize,
+    /// Other servers of the same export.
+    pub fleet: Option<Fleet>,
     /// What was learnt about the server on earlier connections.
     pub manners: Manners,
+}
+
+impl Options {
+    /// All places where servers are.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        let others = self.fleet.iter().flat_map(Fleet::others);
+        let others = others.map(|another| &another.options.target);
+        std::iter::once(&self.target).chain(others)
+    }
 }
 
 /// Asks a server which exports it has.
@@ -110,9 +129,13 @@ pub fn default_export(options: &Options) -> Result<Option<ExportName>, Error> {
     Ok(described?.canonical_name)
 }
 
-/// The server's name for messages.
+/// The server's name for messages, or the names of all of them.
 pub fn server(options: &Options) -> Server {
-    options.target.to_string().into()
+    let first = options.target.to_string();
+    match &options.fleet {
+        Some(fleet) => fleet.names(&first),
+        None => first.into(),
+    }
 }
 
 /// An open export, for one client.

@@ -6,16 +6,39 @@ use std::time::Duration;
 
 use super::connection::{Connection, Patience};
 use super::error::{Error, OpenError, Server};
+use super::fleet::{Another, Plan};
 use super::helpers::Helpers;
 use super::lasting::Lasting;
 use super::links::Links;
+use super::pool::Pool;
 use super::volume::Volumes;
 use super::{Options, open, server};
 use crate::proto::consts::TransmissionFlags;
 use crate::proto::export::Export;
 use crate::proto::name::ExportName;
-use crate::session::gate::Protection;
+use crate::session::gate::{self, Protection};
 use crate::transport::Deadline;
+
+/// A connection that was opened, and what its server offers.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) connection: Connection,
+    pub(super) offer: Export,
+    pub(super) protection: Protection,
+    /// Which of several servers it leads to.
+    pub(super) at: usize,
+}
+
+impl Opened {
+    /// What is worse than it was for the first of several connections.
+    pub(super) fn difference(&self, was: (&Export, Protection)) -> Option<String> {
+        let smaller = || {
+            let (had, has) = (was.0.maximum_payload(), self.offer.maximum_payload());
+            (has < had).then(|| format!("the server took {had} bytes at once, and takes {has}"))
+        };
+        gate::difference(was, (&self.offer, self.protection)).or_else(smaller)
+    }
+}
 
 /// How to open a connection to an export, the first time and again.
 #[derive(Clone, Debug)]
@@ -25,31 +48,171 @@ pub(super) struct Opener {
     pub(super) export: ExportName,
     /// The connection belongs to all clients: then it does not end with one that leaves.
     pub(super) shared: bool,
+    /// Nothing will be written.
+    pub(super) readonly: bool,
 }
 
 impl Opener {
-    /// Connects and enters transmission. `again` after a loss, and how long each of that may take then:
-    /// the server has told before how it wants to be asked.
+    /// Connects to the first of the servers that can be had, and enters transmission. `again` after a
+    /// loss, or beside another, and how long each of that may take then: the server has told before how
+    /// it wants to be asked. Of several servers those are left out that offer less than there `was`, or
+    /// else than the first one did that answered.
     pub(super) fn open(
         &self,
         again: Option<Duration>,
-    ) -> Result<(Connection, Export, Protection), Error> {
-        let (server, options) = (&self.server, &*self.options);
-        let (stream, offer) = open::enter(server, options, &self.export, again)?;
+        was: Option<(&Export, Protection)>,
+    ) -> Result<Opened, Error> {
+        let Some(fleet) = &self.options.fleet else {
+            return self.open_at(0, again);
+        };
+        let mut failure: Option<Error> = None;
+        for at in 0..self.servers() {
+            let error = match self.open_at(at, again) {
+                Ok(opened) => {
+                    let (offer, protection) = (&opened.offer, opened.protection);
+                    let difference = match was {
+                        Some(was) => gate::difference(was, (offer, protection)),
+                        None => fleet.difference(at, offer, protection),
+                    };
+                    match difference {
+                        None => return Ok(opened),
+                        Some(difference) => self.leave_out(opened, difference),
+                    }
+                }
+                Err(error) if error.is_unwanted() => return Err(error),
+                Err(error) => error,
+            };
+            log::debug!("{error}");
+            // Time may help if it may help with any of them.
+            let keep = failure.as_ref().is_some_and(Error::is_transient);
+            if !keep || error.is_transient() {
+                failure = Some(error);
+            }
+        }
+        Err(failure.unwrap_or_else(|| Error::unwanted(self.server.clone())))
+    }
+
+    /// Connects to one of the servers.
+    pub(super) fn open_at(&self, at: usize, again: Option<Duration>) -> Result<Opened, Error> {
+        let another = self.another(at);
+        let name = another.map(|another| another.options.target.to_string().into());
+        let server: Server = match (&self.options.fleet, name) {
+            (_, Some(name)) => name,
+            (Some(_), None) => self.options.target.to_string().into(),
+            (None, None) => self.server.clone(),
+        };
+        let (options, export) = match another {
+            Some(another) => (&*another.options, &another.export),
+            None => (&*self.options, &self.export),
+        };
+        let (stream, mut offer) = open::enter(&server, options, export, again)?;
+        if let Some(fleet) = &self.options.fleet {
+            offer.flags.set(
+                TransmissionFlags::READ_ONLY,
+                fleet.is_read_only() || offer.can(TransmissionFlags::READ_ONLY),
+            );
+            // The same disk may have another name there.
+            offer.canonical_name.take_if(|name| name == export);
+        }
         let protection = Protection {
             tls: stream.has_tls(),
         };
         let patience = Patience {
             wanted: options.wanted.filter(|_| !self.shared),
             close: options.close_timeout,
-            lasting: options.reconnect.is_some(),
+            lasting: self.options.reconnect.is_some() || self.may_have_several(&offer),
         };
         match Connection::new(server.clone(), stream, &offer, patience) {
-            Ok(connection) => Ok((connection, offer, protection)),
+            Ok(connection) => Ok(Opened {
+                connection,
+                offer,
+                protection,
+                at,
+            }),
             Err(error) => Err(Error::Open {
-                server: server.clone(),
+                server,
                 cause: OpenError::System(error).into(),
             }),
+        }
+    }
+
+    fn another(&self, at: usize) -> Option<&Another> {
+        let fleet = self.options.fleet.as_ref()?;
+        fleet.others().get(at.checked_sub(1)?)
+    }
+
+    /// How many servers there are.
+    pub(super) fn servers(&self) -> usize {
+        let fleet = self.options.fleet.as_ref();
+        1 + fleet.map_or(0, |fleet| fleet.others().len())
+    }
+
+    /// Whether connections are made to all of them.
+    pub(super) fn is_spread(&self) -> bool {
+        let fleet = self.options.fleet.as_ref();
+        fleet.is_some_and(|fleet| fleet.plan() == Plan::Spread)
+    }
+
+    /// Whether anything may be written.
+    pub(super) fn may_write(&self, export: &Export) -> bool {
+        !self.readonly && !export.can(TransmissionFlags::READ_ONLY)
+    }
+
+    /// Whether there may be several connections at once, as was asked for. The promise is about what is
+    /// written: where nothing can be, nobody can see the difference.
+    pub(super) fn may_have_several(&self, export: &Export) -> bool {
+        let coherent = export.can(TransmissionFlags::CAN_MULTI_CONN);
+        self.places() > 1 && (coherent || !self.may_write(export))
+    }
+
+    /// How many connections there may be at once.
+    pub(super) fn places(&self) -> usize {
+        let servers = if self.is_spread() { self.servers() } else { 1 };
+        self.options.connections * servers
+    }
+
+    /// How many connections there may be to one of the servers, as far as is known.
+    pub(super) fn most(&self, at: usize) -> usize {
+        let manners = match self.another(at) {
+            Some(another) => &another.options.manners,
+            None => &self.options.manners,
+        };
+        self.options.connections.min(manners.admits())
+    }
+
+    /// Beside `count` connections to a server there was not to be another. If any of them still `lives`,
+    /// the server does not admit more.
+    pub(super) fn declined(&self, at: usize, count: usize, lives: bool, error: &Error) {
+        if error.is_unwanted() || !lives || count == 0 {
+            log::debug!("{error}");
+            return;
+        }
+        let manners = match self.another(at) {
+            Some(another) => &another.options.manners,
+            None => &self.options.manners,
+        };
+        manners.found_admits(count);
+        let them = if count == 1 { "one" } else { "them" };
+        log::info!("{error}; {count} open, and no more than {them} from now on");
+    }
+
+    /// A connection is of no use, since it offers less than another: what is to be said of it.
+    pub(super) fn leave_out(&self, opened: Opened, difference: String) -> Error {
+        let server = opened.connection.server().clone();
+        let what = match self.servers() {
+            1 => "a further connection",
+            _ => "this server",
+        };
+        log::warn!(
+            target: &format!("left-out {server}"),
+            "{server}: {what} is left out: {difference}"
+        );
+        let deadline = Deadline::after_maybe(self.options.close_timeout);
+        opened.connection.close(deadline);
+        Error::Unsupported {
+            server,
+            what: difference,
+            errno: libc::EIO,
         }
     }
 }
@@ -69,14 +232,41 @@ pub fn connect(
         options: options.clone(),
         export: export.clone(),
         shared,
+        readonly,
     };
-    let (connection, offer, protection) = opener.open(None)?;
+    let opened = opener.open(None, None)?;
     let terms = options.reconnect;
-    let volume = volumes.admit(export.as_bytes(), &offer, terms.as_ref());
+    let volume = volumes.admit(export.as_bytes(), &opened.offer, terms.as_ref());
+    let several = opener.may_have_several(&opened.offer);
+    if opener.places() > 1 && !several {
+        // Whether clients of a shared connection will write cannot be known when it is made.
+        let why = match shared {
+            true => " and the export can be written",
+            false => ", the export can be written and nbdkit has no -r",
+        };
+        log::warn!(
+            target: "one-connection",
+            "{}: connections={}: there is one only, as the server has no NBD_FLAG_CAN_MULTI_CONN{why}",
+            opener.server,
+            options.connections
+        );
+    }
     let Some(terms) = terms else {
-        let links = Links::plain(opener, volume, connection, protection);
+        let links = match several {
+            true => Links::pool(
+                Pool::new(opener, volume.clone(), helpers.clone(), opened),
+                volume,
+            ),
+            false => Links::plain(opener, volume, opened.connection, opened.protection),
+        };
         return Ok(Arc::new(links));
     };
+    let Opened {
+        connection,
+        offer,
+        protection,
+        at,
+    } = opened;
     if !readonly && terms.replay > 0 && !can_be_made_permanent(&offer) {
         connection.close(Deadline::after_maybe(options.close_timeout));
         // Whether clients of a shared connection will write cannot be known when it is made.
@@ -96,7 +286,7 @@ pub fn connect(
         volume.clone(),
         terms,
         helpers.clone(),
-        connection,
+        (connection, at),
         protection,
         offer.maximum_payload(),
     )?;

@@ -23,6 +23,11 @@ use crate::transport::{Deadline, PAUSE};
 /// What changes something that a flush makes permanent.
 const CHANGES: [Command; 3] = [Command::WRITE, Command::TRIM, Command::WRITE_ZEROES];
 
+/// Whether a request changes something that a flush makes permanent.
+pub(super) fn changes(command: Command) -> bool {
+    CHANGES.contains(&command)
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Plain {
@@ -82,6 +87,16 @@ impl Plain {
         result
     }
 
+    /// Sends a request over the connection that there was first, and leaves it at that.
+    pub(super) fn attempt(
+        &self,
+        request: Request,
+        buffer: &mut Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<Vec<Descriptor>, Error> {
+        self.send(&self.first, request, buffer, deadline)
+    }
+
     #[inline(always)]
     pub(super) fn change(
         &self,
@@ -133,7 +148,7 @@ impl Plain {
     /// What becomes of a request: if it was only told that the server is going away, it is made once
     /// more over another connection.
     #[cold]
-    fn go_on(
+    pub(super) fn go_on(
         &self,
         result: &mut Result<Vec<Descriptor>, Error>,
         request: Request,
@@ -213,15 +228,15 @@ impl Plain {
             );
             return Err(true);
         }
-        match self.opener.open(None) {
-            Ok((connection, offer, protection)) => {
+        match self.opener.open(None, None) {
+            Ok(opened) => {
                 let was = (self.volume.export(), self.protection);
-                match gate::difference(was, (&offer, protection)) {
-                    None => Ok(connection),
+                match gate::difference(was, (&opened.offer, opened.protection)) {
+                    None => Ok(opened.connection),
                     Some(difference) => {
                         log::debug!("{}: {difference}", self.opener.server);
                         let patience = self.opener.options.close_timeout;
-                        connection.close(Deadline::after_maybe(patience));
+                        opened.connection.close(Deadline::after_maybe(patience));
                         Err(true)
                     }
                 }
@@ -268,15 +283,60 @@ impl Plain {
         }
     }
 
+    /// Says goodbye over a connection that is well, and waits for nothing.
+    pub(super) fn say_goodbye(&self, deadline: Deadline) {
+        self.with(|connection| {
+            if connection.is_idle() && !connection.is_gone() {
+                connection.say_goodbye(deadline);
+            }
+        });
+    }
+
+    /// Waits until the server has closed its side.
+    pub(super) fn finish(&self, deadline: Deadline) {
+        self.with(|connection| match connection.is_idle() {
+            true => connection.close(deadline),
+            false => log::debug!("{}: left with requests in flight", self.opener.server),
+        });
+    }
+
+    /// The connection that there was first.
+    pub(super) fn first(&self) -> &Connection {
+        &self.first
+    }
+
+    /// The same, when nobody uses it.
+    pub(super) fn into_first(self) -> Connection {
+        self.first
+    }
+
+    /// Until when what is in flight may be answered, if nobody wants more of it.
+    pub(super) fn grace(&self) -> Option<Deadline> {
+        self.with(Connection::grace)
+    }
+
+    /// Whether something was written that no flush has made permanent since. Nothing was, from now on.
+    pub(super) fn take_wrote(&self) -> bool {
+        self.wrote.load(Ordering::Acquire) && self.wrote.swap(false, Ordering::AcqRel)
+    }
+
+    /// Something was, as far as this connection is to know.
+    pub(super) fn note_wrote(&self) {
+        self.wrote.store(true, Ordering::Release);
+    }
+
     pub(super) fn tell_of_loss(&self) {
         if !self.wrote.load(Ordering::Acquire) {
             return;
         }
-        self.with(|connection| {
-            if let Some(lost) = connection.untold_loss() {
-                log::error!("warning: {lost}; what was written since the last flush may be lost");
-            }
-        });
+        if let Some(lost) = self.untold_loss() {
+            log::error!("warning: {lost}; what was written since the last flush may be lost");
+        }
+    }
+
+    /// How the connection was lost, if nobody was told yet; told it is then.
+    pub(super) fn untold_loss(&self) -> Option<String> {
+        self.with(|connection| connection.untold_loss().map(ToString::to_string))
     }
 
     pub(super) fn inspect(&self) -> bool {

@@ -19,10 +19,11 @@ mod models;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
-use super::error::{Error, Outage, Server};
+use super::error::{Error, Lost, Outage, Server};
 use super::sync::{self, Condvar, Mutex, MutexGuard};
 use crate::proto::consts::TransmissionFlags;
 use crate::proto::export::Export;
@@ -80,8 +81,18 @@ pub(super) struct WayId(u64);
 #[derive(Debug)]
 pub(super) struct Way<C = Connection> {
     pub(super) phase: Phase<C>,
+    /// Connections beside the one that is up, in the order in which they came, which are younger.
+    pub(super) more: Vec<Up<C>>,
     /// The connection over which the journal is being written.
     pub(super) coming: Option<Arc<C>>,
+    /// One more over which it is, while others are served.
+    pub(super) joining: Option<Arc<C>>,
+    /// Losses that others make good, and of which nobody was told.
+    pub(super) dropped: Vec<Arc<Lost>>,
+    /// Nothing was lost since the last inspection.
+    pub(super) calm: bool,
+    /// The server has said over one of several connections that it is going away.
+    pub(super) leaving: bool,
     /// Violations of the protocol since the last good answer.
     pub(super) violations: u32,
     /// What the core's time was at the last inspection.
@@ -115,12 +126,17 @@ pub(super) struct Up<C = Connection> {
     pub(super) member: MemberId,
     /// Largest payload that this server takes, bytes.
     pub(super) maximum: u32,
+    /// Which of several servers it leads to.
+    pub(super) at: usize,
+    /// What is outstanding, bytes, where there may be several.
+    pub(super) load: Option<Arc<AtomicU64>>,
 }
 
 impl<C> Clone for Up<C> {
     fn clone(&self) -> Self {
         Self {
             connection: self.connection.clone(),
+            load: self.load.clone(),
             ..*self
         }
     }
@@ -146,6 +162,48 @@ pub(super) enum Pass<C = Connection> {
     /// Not yet; since when what it waits for has been away, if it is the server.
     Hold(Option<Arc<Outage>>),
     Fail(Error),
+}
+
+impl<C> Way<C> {
+    /// The connections that are served, the oldest first.
+    pub(super) fn ups(&self) -> impl Iterator<Item = &Up<C>> {
+        let first = match &self.phase {
+            Phase::Up(up) => Some(up),
+            _ => None,
+        };
+        first.into_iter().chain(&self.more)
+    }
+
+    /// Whether a new connection is waited for: `beside` others, or since there is none.
+    pub(super) fn takes(&self, beside: bool) -> bool {
+        match self.phase {
+            Phase::New | Phase::Away(_) => !beside,
+            Phase::Up(_) => beside,
+            Phase::Over => false,
+        }
+    }
+
+    /// Where it is known while the journal is written over it.
+    pub(super) fn place(&mut self, beside: bool) -> &mut Option<Arc<C>> {
+        match beside {
+            true => &mut self.joining,
+            false => &mut self.coming,
+        }
+    }
+
+    /// Takes a lost connection out, if others go on.
+    pub(super) fn drop_one(&mut self, connection: &Arc<C>) -> Option<Up<C>> {
+        let is_it = |up: &Up<C>| Arc::ptr_eq(&up.connection, connection);
+        if let Some(at) = self.more.iter().position(is_it) {
+            return Some(self.more.remove(at));
+        }
+        match &mut self.phase {
+            Phase::Up(up) if is_it(up) && !self.more.is_empty() => {
+                Some(std::mem::replace(up, self.more.remove(0)))
+            }
+            _ => None,
+        }
+    }
 }
 
 impl<C> Resume<C> {
@@ -209,7 +267,12 @@ impl<C> Inner<C> {
         self.next += 1;
         let way = Way {
             phase: Phase::New,
+            more: Vec::new(),
             coming: None,
+            joining: None,
+            dropped: Vec::new(),
+            calm: true,
+            leaving: false,
             violations: 0,
             seen: 0,
             idle: 0,

@@ -17,6 +17,11 @@ export=<NAME>          Export name to connect to (default \"\").
 dynamic-export=<BOOL>  Pass the client's export name on (default false).
 retry=<N>              Try to connect N more times, a second apart (default 0).
 shared=<BOOL>          One connection for all clients (default false).
+connections=<N>        Up to N connections for each client (default 1).
+servers=<PLAN>         Several uri=, socket=, hostname= are meant: 'failover'
+                       for one after another, 'spread' for all at once.
+servers-same-disk=<BOOL>
+                       Whether all servers have one disk (default false).
 tls=<MODE>             How to use TLS: 'off', 'on' or 'require'.
 tls-certificates=<DIR> Directory of X.509 certificates.
 tls-key-password=<PASSWORD>

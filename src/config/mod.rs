@@ -4,6 +4,7 @@
 pub mod help;
 mod params;
 pub mod reconnect;
+pub mod servers;
 pub mod target;
 pub mod tls;
 pub mod uri;
@@ -11,6 +12,7 @@ pub mod uri;
 use std::time::Duration;
 
 use self::reconnect::{Reconnect, ReconnectParams};
+use self::servers::{Another, Servers, ServersParams};
 use self::target::{Place, TargetParams};
 use self::tls::TlsParams;
 use crate::proto::handshake::TlsPolicy;
@@ -107,6 +109,20 @@ pub enum Error {
     /// Nobody can connect a socket again that somebody else has connected.
     #[error("cannot use ‘reconnect’ with ‘socket-fd’: the socket is good for one connection")]
     ReconnectSocketFd,
+    /// Nobody can connect a second time over a socket that somebody else has connected.
+    #[error("cannot use ‘connections’ with ‘socket-fd’: the socket is good for one connection")]
+    ConnectionsSocketFd,
+    /// Several servers that are no listening sockets.
+    #[error("cannot use ‘servers’ with ‘vsock’, ‘command’ or ‘socket-fd’")]
+    ServersElsewhere,
+    /// Which names there are is asked of one server.
+    #[error(
+        "cannot use ‘servers’ with ‘dynamic-export’: which exports there are is a question for one server"
+    )]
+    ServersDynamic,
+    /// One disk behind several servers, of which there are none.
+    #[error("‘servers-same-disk’ parameter should only be used with ‘servers=failover’")]
+    StraySameDisk,
     /// The path does not fit a Unix socket address.
     #[error("socket file name too large")]
     SocketTooLong,
@@ -177,6 +193,8 @@ pub struct Params {
     timeouts: Timeouts,
     reconnect: ReconnectParams,
     keepalive: Option<Duration>,
+    connections: Option<usize>,
+    servers: ServersParams,
     /// Whether `command-timeout` was given, whatever its value.
     command_timeout: bool,
 }
@@ -217,12 +235,12 @@ impl Params {
         let target = &mut self.target;
         let tls = &mut self.tls;
         match key {
-            "socket" => target.socket = Some(params::socket(value)?),
-            "hostname" => target.hostname = Some(params::host(value)?),
+            "socket" => target.add_socket(params::socket(value)?),
+            "hostname" => target.add_host(params::host(value)?),
             "port" => target.port = Some(params::text("port", value)?),
             "vsock" => target.vsock = Some(("vsock", value.to_vec())),
             "cid" => target.vsock = Some(("cid", value.to_vec())),
-            "uri" => target.uri = Some(params::text("uri", value)?),
+            "uri" => target.add_uri(params::text("uri", value)?),
             "command" => target.add_command(params::argument("command", value)?),
             "arg" => target.command.push(params::argument("arg", value)?),
             "socket-fd" => target.socket_fd = Some(params::descriptor(value)?),
@@ -259,6 +277,9 @@ impl Params {
             "reconnect-delay" => self.reconnect.set_delay(value)?,
             "replay" => self.reconnect.set_replay(value)?,
             "keepalive" => self.keepalive = params::keepalive(value)?,
+            "servers" => self.servers.set_plan(value)?,
+            "servers-same-disk" => self.servers.set_same_disk(value)?,
+            "connections" => self.connections = Some(params::connections(value)?),
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -266,11 +287,39 @@ impl Params {
 
     /// Checks that the parameters make sense together.
     pub fn complete(self) -> Result<Config, Error> {
+        let (plan, same_disk) = self.servers.complete()?;
+        if plan.is_some() && self.dynamic_export {
+            return Err(Error::ServersDynamic);
+        }
         let uri = self.target.uri.clone();
         let mut tls_params = self.tls;
-        let (place, uri_export) = match (self.target.complete()?, uri) {
-            (Some(place), _) => (place, None),
-            (None, uri) => from_uri(&uri.unwrap_or_default(), &mut tls_params)?,
+        let mut others = Vec::new();
+        let (place, uri_export) = match plan {
+            Some(_) => {
+                let port = self.target.port.clone();
+                let common = tls_params.clone();
+                let mut listed = self.target.complete_all()?.into_iter();
+                let first = listed.next().map_or(Err(Error::NoTarget), |first| {
+                    servers::place(first, port.as_deref(), &mut tls_params)
+                })?;
+                for another in listed {
+                    let mut tls = common.clone();
+                    let (place, export) = servers::place(another, port.as_deref(), &mut tls)?;
+                    let (tls_policy, tls) = tls.complete(&place)?;
+                    let export = export.or(self.export.clone()).unwrap_or_default();
+                    others.push(Another {
+                        place,
+                        export,
+                        tls_policy,
+                        tls,
+                    });
+                }
+                first
+            }
+            None => match (self.target.complete()?, uri) {
+                (Some(place), _) => (place, None),
+                (None, uri) => from_uri(&uri.unwrap_or_default(), &mut tls_params)?,
+            },
         };
         if self.command_timeout && !matches!(place, Place::Command(_)) {
             return Err(Error::StrayCommandTimeout);
@@ -283,6 +332,10 @@ impl Params {
             if shared {
                 return Err(Error::DynamicWithShared);
             }
+        }
+        let connections = self.connections.unwrap_or(1);
+        if connections > 1 && matches!(place, Place::SocketFd(_)) {
+            return Err(Error::ConnectionsSocketFd);
         }
         let (tls_policy, tls) = tls_params.complete(&place)?;
         let reconnect = self.reconnect.complete(&place)?;
@@ -302,6 +355,12 @@ impl Params {
             timeouts: self.timeouts,
             reconnect,
             keepalive: self.keepalive,
+            connections,
+            servers: plan.map(|plan| Servers {
+                plan,
+                same_disk,
+                others,
+            }),
         })
     }
 }
@@ -328,8 +387,12 @@ pub struct Config {
     pub export: ExportName,
     /// How many more times to try to connect, a second apart.
     pub retry: u32,
-    /// Whether all clients share one connection.
+    /// Whether all clients share one connection, or all that there are.
     pub shared: bool,
+    /// How many connections to have for each client.
+    pub connections: usize,
+    /// Other servers, if there may be any.
+    pub servers: Option<Servers>,
     /// Whether to use TLS.
     pub tls_policy: TlsPolicy,
     /// How to use TLS, where it is.

@@ -26,6 +26,10 @@ const MAX_SECONDS: f64 = 366.0 * 86400.0;
 const BAD_SIZE: &str = "must be a size such as 1048576, 64M or 1G";
 const SIZE_TOO_LARGE: &str = "must be less than 8E";
 
+/// More connections than that are a typing mistake.
+const MAX_CONNECTIONS: u32 = 64;
+const BAD_CONNECTIONS: &str = "must be a number from 1 to 64";
+
 /// How long the system may take to look up a service, which mostly is in a file.
 const SERVICE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -92,6 +96,14 @@ pub fn number(what: &'static str, value: &[u8]) -> Result<u32, Error> {
         return Err(error("trailing garbage"));
     }
     u32::from_str_radix(digits, radix).map_err(|_| error("Numerical result out of range"))
+}
+
+/// How many connections to have.
+pub fn connections(value: &[u8]) -> Result<usize, Error> {
+    match number("connections", value)? {
+        number @ 1..=MAX_CONNECTIONS => Ok(number as usize),
+        _ => Err(bad("connections", value, BAD_CONNECTIONS)),
+    }
 }
 
 /// A file descriptor.

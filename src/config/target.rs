@@ -57,6 +57,19 @@ pub struct TargetParams {
     pub has_command: bool,
     /// `uri=`.
     pub uri: Option<String>,
+    /// `socket=`, `hostname=` and `uri=`, each as often as it was given, in order.
+    pub listed: Vec<Listed>,
+}
+
+/// One of several servers, as it was typed.
+#[derive(Clone, Debug)]
+pub enum Listed {
+    /// `socket=`.
+    Socket(PathBuf),
+    /// `hostname=`.
+    Host(String),
+    /// `uri=`.
+    Uri(String),
 }
 
 impl TargetParams {
@@ -69,6 +82,38 @@ impl TargetParams {
         };
         self.command.insert(place, word);
         self.has_command = true;
+    }
+
+    /// Takes a `socket=`.
+    pub fn add_socket(&mut self, path: PathBuf) {
+        self.listed.push(Listed::Socket(path.clone()));
+        self.socket = Some(path);
+    }
+
+    /// Takes a `hostname=`.
+    pub fn add_host(&mut self, host: String) {
+        self.listed.push(Listed::Host(host.clone()));
+        self.hostname = Some(host);
+    }
+
+    /// Takes a `uri=`.
+    pub fn add_uri(&mut self, uri: String) {
+        self.listed.push(Listed::Uri(uri.clone()));
+        self.uri = Some(uri);
+    }
+
+    /// All servers that were named, where there may be several. The port is that of every host.
+    pub fn complete_all(self) -> Result<Vec<Listed>, Error> {
+        if self.vsock.is_some() || self.socket_fd.is_some() || !self.command.is_empty() {
+            return Err(Error::ServersElsewhere);
+        }
+        if self.listed.is_empty() {
+            return Err(Error::NoTarget);
+        }
+        if self.port.is_some() && self.hostname.is_none() {
+            return Err(Error::StrayPort);
+        }
+        Ok(self.listed)
     }
 
     /// The one place that was named, unless it was named by a URI.
@@ -94,8 +139,7 @@ impl TargetParams {
             return unix_socket(path).map(Some);
         }
         if let Some(host) = self.hostname {
-            let port = params::tcp_port(port)?;
-            return Ok(Some(Place::Tcp { host, port }));
+            return host_at(host, Some(port)).map(Some);
         }
         if let Some((key, cid)) = self.vsock {
             return Ok(Some(Place::Vsock {
@@ -115,6 +159,12 @@ impl TargetParams {
         }
         Ok(None)
     }
+}
+
+/// A TCP host, and its port or the one of NBD.
+pub fn host_at(host: String, port: Option<&str>) -> Result<Place, Error> {
+    let port = params::tcp_port(port.unwrap_or(DEFAULT_PORT))?;
+    Ok(Place::Tcp { host, port })
 }
 
 /// A path that fits a socket address. It is made absolute while the directory is still the user's:

@@ -6,25 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::guard::Failure;
+use super::places;
 use crate::client::error::Error;
 use crate::client::helpers::Helpers;
 use crate::client::links::{Links, Shared};
-use crate::client::manners::Manners;
-use crate::client::resume::Terms;
 use crate::client::upkeep::Upkeep;
 use crate::client::volume::Volumes;
 use crate::client::{self, Client, Options};
-use crate::config::target::Place;
 use crate::config::{Config, ExportName};
 use crate::host::lists::Exports;
 use crate::host::params;
-use crate::proto::handshake::TlsPolicy;
 use crate::proto::name;
 use crate::transport::Target;
-use crate::transport::command::Child;
-use crate::transport::fd::Inherited;
-use crate::transport::keepalive::Keepalive;
-use crate::transport::ssh::Ssh;
 
 /// A server that is ready to be connected to.
 #[derive(Debug)]
@@ -67,61 +60,8 @@ impl Upstream {
     /// Prepares for connections. A shared connection is made at once: this runs before nbdkit
     /// goes into the background or starts its captive command, so failure still reaches the user.
     pub fn new(config: &Config) -> Result<Self, Failure> {
-        let target = match &config.place {
-            Place::Unix(path) => Target::Unix(path.clone()),
-            Place::Tcp { host, port } => Target::Tcp {
-                host: host.clone(),
-                port: port.clone(),
-                keepalive: config.keepalive.map(Keepalive::new),
-            },
-            Place::Vsock { cid, port } => Target::Vsock {
-                cid: *cid,
-                port: *port,
-            },
-            Place::Ssh(route) => {
-                let ssh = Ssh::new(route.clone())
-                    .map_err(|error| Failure::misuse(&format!("uri: {error}")))?;
-                Target::Ssh(ssh)
-            }
-            Place::SocketFd(number) => {
-                let socket = Inherited::new(*number)
-                    .map_err(|error| Failure::misuse(&format!("socket-fd={number}: {error}")))?;
-                Target::Inherited(socket)
-            }
-            Place::Command(argv) => {
-                let child = Child::start(argv, config.timeouts.command, config.reconnect.is_some())
-                    .map_err(|error| Failure::misuse(&format!("command: {error}")))?;
-                Target::Child(child)
-            }
-        };
-        if config.keepalive.is_some() && !matches!(target, Target::Tcp { .. }) {
-            log::debug!("{target}: keepalive has no effect, as this is not TCP");
-        }
-        if config.tls_policy != TlsPolicy::Off {
-            // Files are read again for each connection; this is for the user who is still there.
-            config
-                .tls
-                .check()
-                .map_err(|error| Failure::misuse(&error.to_string()))?;
-        }
         let server = Server {
-            options: Arc::new(Options {
-                target,
-                tls_policy: config.tls_policy,
-                tls: config.tls.clone(),
-                connect_timeout: config.timeouts.connect,
-                handshake_timeout: config.timeouts.handshake,
-                request_timeout: config.timeouts.request,
-                close_timeout: config.timeouts.close,
-                reconnect: config.reconnect.map(|reconnect| Terms {
-                    limit: reconnect.limit,
-                    first: reconnect.first,
-                    max: reconnect.max,
-                    replay: reconnect.replay,
-                }),
-                wanted: Some(params::is_wanted),
-                manners: Manners::default(),
-            }),
+            options: Arc::new(places::options(config)?),
             export: config.export.clone(),
             retry: config.retry,
             volumes: Volumes::default(),
@@ -152,10 +92,12 @@ impl Upstream {
         self.upkeep
             .start()
             .map_err(|error| Failure::misuse(&format!("cannot start a thread: {error}")))?;
-        let target = &self.server.options.target;
-        target
-            .after_fork()
-            .map_err(|error| Failure::misuse(&format!("{target}: {error}")))
+        for target in self.server.options.targets() {
+            target
+                .after_fork()
+                .map_err(|error| Failure::misuse(&format!("{target}: {error}")))?;
+        }
+        Ok(())
     }
 
     /// What a failed request has to say, with the end of a server that we started, if that is why.
@@ -255,7 +197,7 @@ impl Upstream {
         // Before the thread is waited for that asks.
         params::set_ending(true);
         self.upkeep.end();
-        self.server.options.target.end();
+        self.server.options.targets().for_each(Target::end);
     }
 }
 

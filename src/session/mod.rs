@@ -78,6 +78,13 @@ impl Span {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MemberId(pub(super) u64);
 
+impl MemberId {
+    /// A number that no other member of the session has.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// The order of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(pub(super) u64);

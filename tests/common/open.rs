@@ -28,6 +28,8 @@ pub fn open(socket: &Path) -> Result<Client, Error> {
         close_timeout: Some(Duration::from_secs(5)),
         reconnect: None,
         wanted: None,
+        connections: 1,
+        fleet: None,
         manners: Manners::default(),
     };
     Client::open(&Arc::new(options), &ExportName::default())

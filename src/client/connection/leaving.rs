@@ -27,7 +27,7 @@ impl Connection {
             return;
         }
         // spec: Terminating the transmission phase: SHOULD: nothing is in flight when NBD_CMD_DISC is sent
-        self.disconnect(deadline);
+        self.say_goodbye(deadline);
         let mut scrap = [0; 4096];
         let ended = loop {
             match self.stream.wait(true, false, None, deadline) {
@@ -107,8 +107,8 @@ impl Connection {
         come_to_rest(deadline, || self.is_idle() || !goes_on());
     }
 
-    /// Sends `NBD_CMD_DISC`, which has no reply, and nothing after it.
-    fn disconnect(&self, deadline: Deadline) {
+    /// Sends `NBD_CMD_DISC`, which has no reply, and nothing after it. No request may be in flight.
+    pub fn say_goodbye(&self, deadline: Deadline) {
         if self.disconnected.swap(true, Ordering::AcqRel) {
             return;
         }

@@ -5,22 +5,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Lasting;
+use super::members::tell;
 use crate::client::resume::{Inner, Phase, SLICE, Up, Way};
+use crate::session::Core;
 use crate::transport::Deadline;
 
 impl Lasting {
     /// Leaves: flushes what this way wrote, and says goodbye. A server that is lost is not waited for.
     pub(in crate::client) fn close(self: &Arc<Self>, deadline: Deadline) {
         let resume = self.resume();
-        let deadline = self
-            .up()
-            .and_then(|up| up.connection.grace())
-            .unwrap_or(deadline);
+        let grace = |up: &Up| up.connection.grace();
+        let deadline = self.ups().iter().find_map(grace).unwrap_or(deadline);
         self.await_own_flush(deadline);
-        let up = self.up();
-        let idle = up.as_ref().is_none_or(|up| up.connection.is_idle());
-        if let Some(up) = up.as_ref().filter(|_| self.can_flush() && idle) {
-            if resume.lock().core.wants_flush(up.member) {
+        let ups = self.ups();
+        let is_idle = |up: &Up| up.connection.is_idle();
+        if self.can_flush() && !ups.is_empty() && ups.iter().all(is_idle) {
+            let wants = |core: &Core| ups.iter().any(|up| core.wants_flush(up.member));
+            if wants(&resume.lock().core) {
                 let mut operation = self.operation(&deadline);
                 operation.timeout = deadline.remaining();
                 operation.wanted = None;
@@ -37,24 +38,21 @@ impl Lasting {
         };
         // Without a journal nobody but its member knows of it.
         let unflushed = core.has_unflushed() || core.losses() > way.losses;
-        let mut grave = None;
-        let open = match way.phase {
-            Phase::Up(up) => {
-                core.left(up.member);
-                Some(up.connection)
-            }
-            Phase::Away(away) => {
-                grave = away.grave;
-                None
-            }
-            Phase::New | Phase::Over => None,
+        let mut open: Vec<_> = way.ups().map(|up| up.connection.clone()).collect();
+        way.ups().for_each(|up| core.left(up.member));
+        let grave = match way.phase {
+            Phase::Away(away) => away.grave,
+            Phase::New | Phase::Up(_) | Phase::Over => None,
         };
         let last = ways.is_empty() && unflushed;
         resume.tell(inner);
+        if !open.is_empty() {
+            tell(&way.dropped, open.len());
+        }
         if let Some(grave) = grave {
             self.bury_aside(grave);
         }
-        if let Some(coming) = way.coming {
+        for coming in way.coming.iter().chain(&way.joining) {
             coming.give_up();
         }
         if last {
@@ -64,20 +62,26 @@ impl Lasting {
                 self.server()
             );
         }
-        match open {
-            Some(connection) if idle => connection.close(deadline),
-            // A thread of ours is to end, and with it what it waits for.
-            Some(connection) if self.own.load(Ordering::Acquire) > 0 => connection.give_up(),
-            Some(_) => log::debug!("{}: left with requests in flight", self.server()),
-            None => (),
-        }
+        open.retain(|connection| {
+            let idle = connection.is_idle();
+            match self.own.load(Ordering::Acquire) > 0 {
+                _ if idle => connection.say_goodbye(deadline),
+                // A thread of ours is to end, and with it what it waits for.
+                true => connection.give_up(),
+                false => log::debug!("{}: left with requests in flight", self.server()),
+            }
+            idle
+        });
+        // All have been told: their servers end side by side.
+        open.iter()
+            .for_each(|connection| connection.close(deadline));
     }
 
-    fn up(&self) -> Option<Up> {
-        match &self.resume().lock().ways.get(&self.way)?.phase {
-            Phase::Up(up) => Some(up.clone()),
-            _ => None,
-        }
+    fn ups(&self) -> Vec<Up> {
+        let inner = self.resume().lock();
+        let way = inner.ways.get(&self.way);
+        let ups = way.into_iter().flat_map(|way| way.ups());
+        ups.cloned().collect()
     }
 
     /// A flush of our own that is on its way is the one that whoever leaves would ask for.

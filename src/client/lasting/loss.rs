@@ -18,7 +18,9 @@ impl Lasting {
         lost: &Arc<Lost>,
     ) {
         let resume = self.resume();
-        let mut inner = resume.lock();
+        let Some(mut inner) = self.drop_one(resume.lock(), connection, lost) else {
+            return;
+        };
         let inner_ref = &mut *inner;
         let Some(way) = inner_ref.ways.get_mut(&self.way) else {
             return;
@@ -41,6 +43,8 @@ impl Lasting {
         if let Cause::Violation(_) = lost.cause() {
             way.violations += 1;
         }
+        // The outage is the one loss of all.
+        way.dropped.clear();
         let outage = Arc::new(Outage::new(lost.clone(), self.terms.limit));
         way.phase = Phase::Away(Away {
             since: Instant::now(),

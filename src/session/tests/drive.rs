@@ -4,17 +4,43 @@
 use super::dice::Dice;
 use super::oracle::Verdict;
 use super::server::{By, Kind, Value, What};
-use super::world::{Ask, BLOCK, Do, Stage, Way, World};
+use super::world::{Ask, BLOCK, Do, Op, Stage, Way, World};
 use crate::session::{Moment, Sending, Span, Worth, Written};
 
 impl World {
+    /// Over whose connections the next message of a request may go. Without a journal a flush goes over
+    /// the oldest of a pool.
+    pub(super) fn links(&self, op: &Op) -> Vec<usize> {
+        let is_up = |link: &usize| self.clients[*link].way == Way::Up;
+        if !self.plan.pool {
+            return Some(op.client).filter(is_up).into_iter().collect();
+        }
+        let mut links: Vec<_> = (0..self.clients.len()).filter(is_up).collect();
+        if self.plan.replay == 0 && matches!(op.stage, Stage::Flush(_)) {
+            links.sort_by_key(|link| self.clients[*link].member);
+            links.truncate(1);
+        }
+        links
+    }
+
+    /// Chooses one of them.
+    pub(super) fn choose(&mut self, id: usize, dice: &mut dyn Dice) {
+        let op = &self.ops[id];
+        if let (true, Stage::Ready | Stage::Flush(_)) = (self.plan.pool, op.stage) {
+            let links = self.links(op);
+            if !links.is_empty() {
+                self.ops[id].link = links[dice.pick(links.len())];
+            }
+        }
+    }
+
     pub(super) fn give_up(&mut self, id: usize, dice: &mut dyn Dice) {
         let op = &self.ops[id];
         if let Stage::OnWay(..) | Stage::FlushOnWay(..) | Stage::Rewrite(..) = op.stage {
-            let client = op.client;
-            self.server.cut(self.clients[client].connection, dice);
-            if self.clients[client].way == Way::Up {
-                self.lose(client);
+            let link = op.link;
+            self.server.cut(self.clients[link].connection, dice);
+            if self.clients[link].way == Way::Up {
+                self.lose(link);
             }
         }
         if let Stage::Answered(_, _, sending) = self.ops[id].stage {
@@ -58,8 +84,8 @@ impl World {
     pub(super) fn step(&mut self, id: usize) -> Verdict {
         let op = &self.ops[id];
         let (member, connection) = {
-            let client = &self.clients[op.client];
-            (client.member, client.connection)
+            let link = &self.clients[op.link];
+            (link.member, link.connection)
         };
         let ask = op.ask;
         match (op.stage, op.change) {
@@ -126,9 +152,9 @@ impl World {
     }
 
     fn flush(&mut self, id: usize, since: Moment) {
-        let client = &self.clients[self.ops[id].client];
-        let (member, connection) = (client.member, client.connection);
-        if self.core.losses() > client.losses {
+        let link = &self.clients[self.ops[id].link];
+        let (member, connection) = (link.member, link.connection);
+        if self.core.losses() > self.clients[self.ops[id].client].losses {
             self.fail_flush(id);
         } else if self.core.was_flushed(member, since) {
             self.has_flushed(id);

@@ -26,6 +26,7 @@ fn world(rules: Rules, dice: &mut Random) -> (World, usize, bool) {
         blocks: 3 + dice.pick(4),
         replay,
         fua: dice.pick(3) > 0,
+        pool: kind == Kind::Multi && dice.pick(2) > 0,
         rules,
     };
     let mut some = |most: usize| dice.pick(most + 1) as u32;
@@ -81,7 +82,7 @@ fn session(world: &mut World, blocks: usize, fua: bool, dice: &mut Random) -> Ve
         if clients < most && dice.pick(12) == 0 {
             world.join();
             clients += 1;
-        } else if present.len() > 1 && dice.pick(60) == 0 {
+        } else if !world.plan.pool && present.len() > 1 && dice.pick(60) == 0 {
             world.leave(present[dice.pick(present.len())]);
         } else if left > 0 && dice.pick(4) == 0 {
             let client = present[dice.pick(present.len())];

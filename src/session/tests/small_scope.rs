@@ -30,6 +30,8 @@ pub(super) struct Scope {
     pub(super) others: &'static [Ask],
     pub(super) fua: bool,
     pub(super) replay: u64,
+    /// All connections are one client's.
+    pub(super) pool: bool,
 }
 
 const fn ask(what: Do, from: usize, to: usize, fua: bool) -> Ask {
@@ -82,6 +84,7 @@ fn walk(scope: &Scope, rules: Rules, paths: &mut Paths, tracing: bool) -> (Verdi
         blocks: BLOCKS,
         replay: scope.replay,
         fua: scope.fua,
+        pool: scope.pool,
         rules,
     };
     let mut world = World::new(plan, scope.faults);
@@ -134,6 +137,7 @@ fn go(scope: &Scope, world: &mut World, paths: &mut Paths) -> Verdict {
 fn push(scope: &Scope, world: &mut World, number: usize, paths: &mut Paths) {
     let client = match number {
         1 => 0,
+        _ if scope.pool => 0,
         _ => paths.pick(scope.clients),
     };
     let mut some = scope.changes.len();
@@ -194,6 +198,7 @@ const SCOPE: Scope = Scope {
     others: OTHERS,
     fua: true,
     replay: ROOM,
+    pool: false,
 };
 
 const KILL: Faults = Faults { kills: 1, ..NONE };
@@ -379,6 +384,61 @@ fn nothing_is_kept() {
         delays: 0,
         faults: KILL,
         changes: FEW,
+        ..SCOPE
+    });
+}
+
+/// One client with two connections, and everything goes over either of them.
+fn pool(scope: Scope) {
+    prove(Scope {
+        kind: Kind::Multi,
+        clients: 2,
+        delays: 0,
+        changes: FEW,
+        pool: true,
+        ..scope
+    });
+}
+
+#[test]
+fn a_pool_loses_the_server() {
+    pool(Scope {
+        faults: KILL,
+        ..SCOPE
+    });
+}
+
+#[test]
+fn a_pool_and_operations_at_once() {
+    pool(Scope {
+        operations: 2,
+        delays: 1,
+        faults: KILL,
+        ..SCOPE
+    });
+}
+
+#[test]
+fn a_pool_loses_a_connection() {
+    pool(Scope {
+        faults: CUT,
+        ..SCOPE
+    });
+}
+
+#[test]
+fn a_pool_and_a_flush_that_fails() {
+    pool(Scope {
+        faults: FLUSHES,
+        ..SCOPE
+    });
+}
+
+#[test]
+fn a_pool_without_a_journal() {
+    pool(Scope {
+        replay: 0,
+        faults: KILL,
         ..SCOPE
     });
 }

@@ -21,6 +21,8 @@ pub(super) struct Plan {
     pub(super) replay: u64,
     /// The server has FUA.
     pub(super) fua: bool,
+    /// Whether there is one front client, and all connections are its own: each request goes over any.
+    pub(super) pool: bool,
     pub(super) rules: Rules,
 }
 
@@ -75,6 +77,8 @@ pub(super) enum Stage {
 
 pub(super) struct Op {
     pub(super) client: usize,
+    /// Whose connection it goes over: the client's, but in a pool.
+    pub(super) link: usize,
     pub(super) ask: Ask,
     pub(super) value: Value,
     pub(super) written: Vec<u8>,
@@ -208,7 +212,12 @@ impl World {
 
     /// Clients that can be asked for something.
     pub(super) fn present(&self) -> Vec<usize> {
-        let clients = self.clients.iter().enumerate();
+        let most = if self.plan.pool {
+            1
+        } else {
+            self.clients.len()
+        };
+        let clients = self.clients[..most].iter().enumerate();
         let present = clients.filter(|(_, c)| !c.leaves && c.way != Way::Left);
         present.map(|(id, _)| id).collect()
     }
@@ -222,6 +231,7 @@ impl World {
         };
         self.ops.push(Op {
             client,
+            link: client,
             ask,
             value,
             written,
@@ -311,7 +321,7 @@ impl World {
         if self.core.doom().is_some() {
             return true;
         }
-        if self.clients[op.client].way != Way::Up {
+        if self.links(op).is_empty() {
             return false;
         }
         match (op.stage, op.change) {
@@ -406,7 +416,10 @@ impl World {
                 }
                 self.clients[id].way = Way::Left;
             }
-            Act::Step(id) => self.step(id)?,
+            Act::Step(id) => {
+                self.choose(id, dice);
+                self.step(id)?;
+            }
             Act::Kill => {
                 self.faults.kills -= 1;
                 self.server.kill(dice);
@@ -451,7 +464,7 @@ impl World {
             let request = server.requests.get(&request);
             request.is_none_or(|r| r.answer.is_none())
         };
-        for op in self.ops.iter_mut().filter(|op| op.client == id) {
+        for op in self.ops.iter_mut().filter(|op| op.link == id) {
             op.stage = match op.stage {
                 Stage::OnWay(request, ..) if unanswered(request) => Stage::Ready,
                 Stage::FlushOnWay(since, request, _) if unanswered(request) => Stage::Flush(since),

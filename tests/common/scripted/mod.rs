@@ -10,6 +10,7 @@
 
 pub mod bench;
 pub mod disk;
+pub mod farm;
 pub mod offer;
 pub mod peer;
 pub mod wire;

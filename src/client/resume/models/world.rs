@@ -267,6 +267,8 @@ impl World {
             connection: Arc::new(Wire { life }),
             member: inner.core.born(),
             maximum: u32::MAX,
+            at: 0,
+            load: None,
         };
         let pieces = loop {
             if inner.core.doom().is_some() {

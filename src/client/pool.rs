@@ -1,0 +1,518 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//! A way with several connections, each of which lives and ends with what it was made for: without
+//! `reconnect=`.
+//!
+//! The first one is there when the pool is. Further ones are opened aside, one after another, when a
+//! request finds all of them busy, and nobody waits for them. Requests go where the fewest bytes are
+//! outstanding. A connection that is lost is dropped while others live, and what was on its way over it
+//! is made once more over another; the last one ends as a plain way does.
+//!
+//! **All connections of a pool lead to one instance of the server**, or nothing can be written over any of
+//! them. So whoever is alive proves that what others have written is not lost, and a flush over any of
+//! them makes it permanent (`NBD_FLAG_CAN_MULTI_CONN`). Two things see to that: a new connection is on
+//! trial until a request that was sent after it was made is answered over one that had been there before;
+//! and after the first loss there are no new ones.
+
+mod growth;
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::error::{Cause, Error, Lost, Server};
+use super::helpers::Helpers;
+use super::lasting::ASK;
+use super::loan::Buffer;
+use super::opener::{Opened, Opener};
+use super::plain::{Plain, changes};
+use super::volume::Volume;
+use crate::proto::chunks::Descriptor;
+use crate::proto::consts::{Command, TransmissionFlags};
+use crate::proto::request::Request;
+use crate::session::gate::Protection;
+use crate::transport::Deadline;
+
+/// How long one more connection may take, for each of its two steps.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a request costs the server beside its payload, in bytes of payload.
+const REQUEST: u64 = 4096;
+
+/// How long one who waits for the end of a lost connection does so before looking whether its client is
+/// still there.
+const SLICE: Duration = Duration::from_millis(250);
+
+thread_local! {
+    /// The member that this thread used last, of whatever pool: its place, or its number in the session.
+    /// It has nothing to be dropped.
+    static KEPT: Cell<u64> = const { Cell::new(u64::MAX) };
+}
+
+/// The member that this thread used last.
+pub(super) fn kept() -> u64 {
+    KEPT.get()
+}
+
+/// This thread uses that member.
+pub(super) fn keep(number: u64) {
+    KEPT.set(number);
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Pool {
+    opener: Opener,
+    volume: Arc<Volume>,
+    protection: Protection,
+    helpers: Arc<Helpers>,
+    /// In the order in which they came; those that are lost keep their place.
+    members: Box<[OnceLock<Member>]>,
+    count: AtomicUsize,
+    /// Another one may be looked for: nobody does, and there is hope.
+    may_grow: AtomicBool,
+    /// There are servers that are to have a connection whatever the load.
+    eager: AtomicBool,
+    /// The number of the trial that a connection is on; 0 for none.
+    trial: AtomicU64,
+    /// Where the next look for the least busy one begins.
+    turn: AtomicUsize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The connection on trial.
+    candidate: Option<Member>,
+    trials: u64,
+    /// Something was lost, or is left: nothing is added any more.
+    stopped: bool,
+    /// Servers from which nothing more is to be had.
+    failed: BTreeSet<usize>,
+    /// Somebody looks for a server that was not tried yet.
+    seeking: bool,
+    closed: bool,
+    /// The loss of the last one.
+    last: Option<Arc<Lost>>,
+}
+
+#[derive(Debug)]
+struct Member {
+    plain: Plain,
+    /// Which of several servers it leads to.
+    at: usize,
+    /// What is outstanding, bytes.
+    load: AtomicU64,
+    /// It is lost, or its server is going away: nothing new is sent.
+    gone: AtomicBool,
+    /// Nothing that was sent over it will be carried out any more.
+    buried: AtomicBool,
+}
+
+/// What is to be done with a request whose connection is gone.
+enum Next {
+    /// It is made once more over another.
+    Over,
+    /// The server goes away, and this was the last one: as for a plain way.
+    Alone,
+    Fail(Error),
+}
+
+impl Pool {
+    pub(super) fn new(
+        opener: Opener,
+        volume: Arc<Volume>,
+        helpers: Arc<Helpers>,
+        first: Opened,
+    ) -> Self {
+        let places = opener.places();
+        let spread = opener.is_spread();
+        let protection = first.protection;
+        let pool = Self {
+            members: (0..places).map(|_| OnceLock::new()).collect(),
+            count: AtomicUsize::new(0),
+            may_grow: AtomicBool::new(false),
+            eager: AtomicBool::new(spread),
+            trial: AtomicU64::new(0),
+            turn: AtomicUsize::new(0),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            opener,
+            volume,
+            protection,
+            helpers,
+        };
+        let member = pool.member(first);
+        pool.push(member);
+        pool
+    }
+
+    /// The server's name for messages.
+    pub(super) fn server(&self) -> &Server {
+        &self.opener.server
+    }
+
+    fn member(&self, opened: Opened) -> Member {
+        let (opener, volume) = (self.opener.clone(), self.volume.clone());
+        Member {
+            at: opened.at,
+            plain: Plain::new(opener, volume, opened.connection, opened.protection),
+            load: AtomicU64::new(0),
+            gone: AtomicBool::new(false),
+            buried: AtomicBool::new(false),
+        }
+    }
+
+    // Requests.
+
+    /// Sends a request and waits for its answer; if its connection is lost, over another one.
+    pub(super) fn submit(
+        self: &Arc<Self>,
+        request: Request,
+        buffer: Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<Vec<Descriptor>, Error> {
+        self.carry_out(request, buffer, deadline, false)
+    }
+
+    /// Makes every answered change permanent, over whichever connection.
+    // spec: Ordering of messages and writes: MUST NOT: with several connections no flush before the replies to the writes
+    pub(super) fn flush(self: &Arc<Self>, deadline: &Deadline) -> Result<(), Error> {
+        // Whoever writes from now on is not covered.
+        let wrote = self.take_wrote();
+        let request = Request::new(Command::FLUSH, 0, 0);
+        let result = self.carry_out(request, Buffer::None, deadline, wrote);
+        if result.is_err() && wrote {
+            self.all().for_each(|member| member.plain.note_wrote());
+        }
+        result.map(drop)
+    }
+
+    /// `wrote` if it is a flush of something.
+    fn carry_out(
+        self: &Arc<Self>,
+        request: Request,
+        mut buffer: Buffer<'_>,
+        deadline: &Deadline,
+        wrote: bool,
+    ) -> Result<Vec<Descriptor>, Error> {
+        let cost = cost(request);
+        let mut until = *deadline;
+        let mut moved: Option<Arc<Lost>> = None;
+        loop {
+            let Some(member) = self.choose() else {
+                match self.seek() {
+                    true => continue,
+                    false => return Err(self.is_ended(moved)),
+                }
+            };
+            let trial = self.trial.load(Ordering::Acquire);
+            let mut result = {
+                let _load = Load::new(&member.load, cost);
+                member.plain.attempt(request, &mut buffer, &until)
+            };
+            let Err(Error::Lost(lost)) = &result else {
+                if trial != 0 {
+                    self.admit(trial);
+                }
+                if let Some(lost) = moved {
+                    self.tell(&lost);
+                }
+                return result;
+            };
+            let lost = lost.clone();
+            match self.leave_out(member, &lost, request) {
+                Next::Over => {
+                    moved.get_or_insert(lost);
+                    // Its time was for one connection.
+                    until = Deadline::after_maybe(deadline.length());
+                }
+                Next::Alone => {
+                    if wrote || self.take_wrote() {
+                        member.plain.note_wrote();
+                    }
+                    let buffer = &mut buffer;
+                    member.plain.go_on(&mut result, request, buffer, &until);
+                    return result;
+                }
+                Next::Fail(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Where to send: where this thread was the last time if nothing is outstanding there, else where the
+    /// least is. `None` if all are gone.
+    fn choose(self: &Arc<Self>) -> Option<&Member> {
+        let count = self.count.load(Ordering::Acquire);
+        if self.eager.load(Ordering::Relaxed) && self.may_grow.load(Ordering::Relaxed) {
+            self.grow();
+        }
+        let kept = usize::try_from(kept()).ok().filter(|kept| *kept < count);
+        let kept = kept.and_then(|kept| self.members[kept].get());
+        if let Some(member) = kept.filter(|member| member.is_free()) {
+            return Some(member);
+        }
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let order = (0..count).map(|n| (turn.wrapping_add(n)) % count);
+        let living = order.filter_map(|at| {
+            let member = self.members[at].get()?;
+            let load = member.load.load(Ordering::Relaxed);
+            (!member.is_gone()).then_some((load, at, member))
+        });
+        let (load, at, member) = living.min_by_key(|(load, ..)| *load)?;
+        keep(at as u64);
+        if load > 0 && self.may_grow.load(Ordering::Relaxed) {
+            self.grow();
+        }
+        Some(member)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Member> {
+        let count = self.count.load(Ordering::Acquire);
+        self.members[..count].iter().filter_map(OnceLock::get)
+    }
+
+    fn living(&self) -> impl Iterator<Item = &Member> {
+        self.all().filter(|member| !member.is_gone())
+    }
+
+    /// Whether anything was written over any connection that no flush has made permanent since. Nothing
+    /// was, as far as they know, from now on.
+    fn take_wrote(&self) -> bool {
+        // All of them are to be asked.
+        self.all()
+            .fold(false, |wrote, member| member.plain.take_wrote() | wrote)
+    }
+
+    // Losses.
+
+    /// Leaves a connection out that is gone, and says what becomes of a request that was on its way over
+    /// it. What changes something is not to be made again before the server has got to the end of what
+    /// it has received.
+    fn leave_out(self: &Arc<Self>, member: &Member, lost: &Arc<Lost>, request: Request) -> Next {
+        let mut state = self.lock();
+        let others = self.living().any(|other| !std::ptr::eq(other, member));
+        let announced = matches!(lost.cause(), Cause::Announced);
+        let candidate = state.candidate.take();
+        self.trial.store(0, Ordering::Release);
+        match self.opener.is_spread() {
+            true => drop(state.failed.insert(member.at)),
+            false => {
+                self.may_grow.store(false, Ordering::Release);
+                state.stopped = true;
+            }
+        }
+        if announced && !others && !member.is_gone() {
+            drop(state);
+            self.see_off(candidate);
+            return Next::Alone;
+        }
+        let first = !member.gone.swap(true, Ordering::AcqRel);
+        if !others {
+            state.last.get_or_insert_with(|| lost.clone());
+        }
+        let last = state.last.clone();
+        drop(state);
+        self.see_off(candidate);
+        if first {
+            self.end(member, announced);
+        }
+        if matches!(lost.cause(), Cause::GivenUp(_)) || !(others || self.seek()) {
+            return Next::Fail(Error::Lost(last.unwrap_or_else(|| lost.clone())));
+        }
+        log::debug!("{lost}; {request} is made over another connection");
+        match !changes(request.command) || self.await_burial(member) {
+            true => Next::Over,
+            false => Next::Fail(Error::Lost(lost.clone())),
+        }
+    }
+
+    /// Sees a connection that is gone to its end, aside.
+    fn end(self: &Arc<Self>, member: &Member, announced: bool) {
+        let place = self.all().position(|other| std::ptr::eq(other, member));
+        let (this, place) = (self.clone(), place.unwrap_or(usize::MAX));
+        let task = move || {
+            let Some(member) = this.members.get(place).and_then(OnceLock::get) else {
+                return;
+            };
+            let _burial = Burial(&this, member);
+            let deadline = Deadline::after_maybe(this.opener.options.close_timeout);
+            let goes_on = || !this.helpers.is_closed();
+            match announced {
+                // What was written over it, another's flush makes permanent.
+                true => drop(member.plain.first().retire(false, deadline, goes_on)),
+                false => member.plain.first().bury(deadline, goes_on),
+            }
+        };
+        if !self.helpers.run("nbd-bury", Box::new(task)) {
+            // nbdkit ends, and nobody waits for last words.
+            member.plain.first().give_up();
+            drop(Burial(self, member));
+        }
+    }
+
+    /// Waits until nothing that was sent over a lost connection will be carried out any more. False if
+    /// nobody waits for what comes then.
+    fn await_burial(&self, member: &Member) -> bool {
+        let wanted = self.opener.options.wanted;
+        let mut asked = Instant::now();
+        let mut state = self.lock();
+        while !member.buried.load(Ordering::Acquire) {
+            state = self
+                .changed
+                .wait_timeout(state, SLICE)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            if asked.elapsed() < ASK || member.buried.load(Ordering::Acquire) {
+                continue;
+            }
+            asked = Instant::now();
+            drop(state);
+            // Not under the lock: to ask may print a message.
+            if !wanted.is_none_or(|wanted| wanted()) {
+                return false;
+            }
+            state = self.lock();
+        }
+        true
+    }
+
+    /// Why nothing can be sent any more.
+    fn is_ended(&self, moved: Option<Arc<Lost>>) -> Error {
+        match self.lock().last.clone().or(moved) {
+            Some(lost) => Error::Lost(lost),
+            None => Error::Unwanted(self.opener.server.clone()),
+        }
+    }
+
+    /// Tells once of a loss that others make good.
+    fn tell(&self, lost: &Lost) {
+        if !matches!(lost.cause(), Cause::Announced) && lost.tell_once() {
+            let others = self.living().count();
+            let noun = if others == 1 { "one" } else { "ones" };
+            log::error!("{lost}; going on over {others} other {noun}");
+        }
+    }
+
+    // The end.
+
+    pub(super) fn is_over(&self) -> bool {
+        self.living().all(|member| member.plain.is_over())
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.all()
+            .all(|member| member.is_gone() || member.plain.is_gone())
+    }
+
+    pub(super) fn leave(self: &Arc<Self>, deadline: Deadline) {
+        let candidate = {
+            let mut state = self.lock();
+            state.closed = true;
+            self.trial.store(0, Ordering::Release);
+            self.may_grow.store(false, Ordering::Release);
+            state.candidate.take()
+        };
+        let deadline = self
+            .living()
+            .find_map(|member| member.plain.grace())
+            .unwrap_or(deadline);
+        if self.take_wrote() {
+            self.all().for_each(|member| member.plain.note_wrote());
+            match self.is_over() {
+                true => self.tell_of_loss(),
+                false => self.flush_finally(deadline),
+            }
+        }
+        // All of them first, so that their servers end side by side.
+        let leaving = || self.living().chain(&candidate);
+        leaving().for_each(|member| member.plain.say_goodbye(deadline));
+        leaving().for_each(|member| member.plain.finish(deadline));
+    }
+
+    fn flush_finally(self: &Arc<Self>, deadline: Deadline) {
+        if !self.volume.export().can(TransmissionFlags::SEND_FLUSH) {
+            return;
+        }
+        if let Err(error) = self.flush(&deadline) {
+            // Not once for each kind: every time it is other data.
+            log::error!("warning: {error}; what was written since the last flush may be lost");
+        }
+    }
+
+    pub(super) fn tell_of_loss(&self) {
+        let wrote = self.take_wrote();
+        if wrote {
+            self.all().for_each(|member| member.plain.note_wrote());
+        }
+        if !wrote || !self.is_over() {
+            return;
+        }
+        if let Some(lost) = self.all().find_map(|member| member.plain.untold_loss()) {
+            log::error!("warning: {lost}; what was written since the last flush may be lost");
+        }
+    }
+
+    pub(super) fn inspect(&self) -> bool {
+        // All of them are to be looked at.
+        self.all()
+            .fold(false, |waits, member| member.plain.inspect() | waits)
+    }
+
+    pub(super) fn give_grace(&self, until: Deadline) {
+        self.all().for_each(|member| member.plain.give_grace(until));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Member {
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    fn is_free(&self) -> bool {
+        self.load.load(Ordering::Relaxed) == 0 && !self.is_gone()
+    }
+}
+
+/// What a request counts as while it is outstanding.
+pub(super) fn cost(request: Request) -> u64 {
+    match request.command {
+        Command::READ | Command::WRITE => REQUEST + u64::from(request.length),
+        _ => REQUEST,
+    }
+}
+
+/// A request that is outstanding.
+#[derive(Debug)]
+pub(super) struct Load<'a>(&'a AtomicU64, u64);
+
+impl<'a> Load<'a> {
+    pub(super) fn new(load: &'a AtomicU64, cost: u64) -> Self {
+        load.fetch_add(cost, Ordering::Relaxed);
+        Self(load, cost)
+    }
+}
+
+impl Drop for Load<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}
+
+/// The duty of telling that a connection is buried.
+struct Burial<'a>(&'a Pool, &'a Member);
+
+impl Drop for Burial<'_> {
+    fn drop(&mut self) {
+        let state = self.0.lock();
+        self.1.buried.store(true, Ordering::Release);
+        drop(state);
+        self.0.changed.notify_all();
+    }
+}

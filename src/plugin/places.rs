@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//! Where the servers are, from what the user typed to what connects.
+
+use std::sync::Arc;
+
+use super::guard::Failure;
+use crate::client::Options;
+use crate::client::fleet::{Another, Fleet, Plan};
+use crate::client::manners::Manners;
+use crate::client::resume::Terms;
+use crate::config::target::Place;
+use crate::config::{Config, servers};
+use crate::host::params;
+use crate::proto::handshake::TlsPolicy;
+use crate::transport::Target;
+use crate::transport::command::Child;
+use crate::transport::fd::Inherited;
+use crate::transport::keepalive::Keepalive;
+use crate::transport::ssh::Ssh;
+use crate::transport::tls::Settings;
+
+/// How to open connections, to all of the servers.
+pub fn options(config: &Config) -> Result<Options, Failure> {
+    let mut options = at(config, &config.place, config.tls_policy, &config.tls)?;
+    if let Some(servers) = &config.servers {
+        let mut others = Vec::new();
+        for another in &servers.others {
+            let options = at(config, &another.place, another.tls_policy, &another.tls)?;
+            others.push(Another {
+                options: Arc::new(options),
+                export: another.export.clone(),
+            });
+        }
+        if !servers.same_disk {
+            log::warn!(
+                target: "servers-read-only",
+                "servers: nothing can be written, as nobody says that all servers have one disk \
+                 (servers-same-disk)"
+            );
+        }
+        let plan = match servers.plan {
+            servers::Plan::Failover => Plan::Failover,
+            servers::Plan::Spread => Plan::Spread,
+        };
+        options.fleet = Some(Fleet::new(plan, others, !servers.same_disk));
+    }
+    Ok(options)
+}
+
+/// How to open connections to one of them.
+fn at(
+    config: &Config,
+    place: &Place,
+    tls_policy: TlsPolicy,
+    tls: &Settings,
+) -> Result<Options, Failure> {
+    let target = target(config, place)?;
+    if config.keepalive.is_some() && !matches!(target, Target::Tcp { .. }) {
+        log::debug!("{target}: keepalive has no effect, as this is not TCP");
+    }
+    if tls_policy != TlsPolicy::Off {
+        // Files are read again for each connection; this is for the user who is still there.
+        tls.check()
+            .map_err(|error| Failure::misuse(&error.to_string()))?;
+    }
+    Ok(Options {
+        target,
+        tls_policy,
+        tls: tls.clone(),
+        connect_timeout: config.timeouts.connect,
+        handshake_timeout: config.timeouts.handshake,
+        request_timeout: config.timeouts.request,
+        close_timeout: config.timeouts.close,
+        reconnect: config.reconnect.map(|reconnect| Terms {
+            limit: reconnect.limit,
+            first: reconnect.first,
+            max: reconnect.max,
+            replay: reconnect.replay,
+        }),
+        wanted: Some(params::is_wanted),
+        connections: config.connections,
+        fleet: None,
+        manners: Manners::default(),
+    })
+}
+
+fn target(config: &Config, place: &Place) -> Result<Target, Failure> {
+    let target = match place {
+        Place::Unix(path) => Target::Unix(path.clone()),
+        Place::Tcp { host, port } => Target::Tcp {
+            host: host.clone(),
+            port: port.clone(),
+            keepalive: config.keepalive.map(Keepalive::new),
+        },
+        Place::Vsock { cid, port } => Target::Vsock {
+            cid: *cid,
+            port: *port,
+        },
+        Place::Ssh(route) => {
+            let ssh = Ssh::new(route.clone())
+                .map_err(|error| Failure::misuse(&format!("uri: {error}")))?;
+            Target::Ssh(ssh)
+        }
+        Place::SocketFd(number) => {
+            let socket = Inherited::new(*number)
+                .map_err(|error| Failure::misuse(&format!("socket-fd={number}: {error}")))?;
+            Target::Inherited(socket)
+        }
+        Place::Command(argv) => {
+            let child = Child::start(argv, config.timeouts.command, config.reconnect.is_some())
+                .map_err(|error| Failure::misuse(&format!("command: {error}")))?;
+            Target::Child(child)
+        }
+    };
+    Ok(target)
+}
