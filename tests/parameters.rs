@@ -77,6 +77,7 @@ fn all_parameters_together() {
         "reconnect-delay=20ms:2",
         "replay=16M",
         "keepalive=10",
+        "linger=2.5s",
     ]);
 }
 
@@ -301,6 +302,13 @@ fn silence_may_be_asked_about() {
 }
 
 #[test]
+fn connections_may_be_kept_for_a_time_or_for_ever() {
+    for time in ["200ms", "1", "forever", "0"] {
+        accepted(&["socket=/nowhere", &format!("linger={time}")]);
+    }
+}
+
+#[test]
 fn times_that_are_not_understood_name_the_parameter() {
     let bad = [
         "", " ", "s", "ms", "-1", "+", "soon", "1h", "1.5.2", "1,5", "1 s", "nan", "inf", "1e3",
@@ -375,6 +383,7 @@ fn help_names_every_parameter() {
         "reconnect-delay=",
         "replay=",
         "keepalive=",
+        "linger=",
     ] {
         assert!(help.contains(key), "{key} in {help}");
     }

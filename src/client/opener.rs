@@ -9,13 +9,14 @@ use super::error::{Error, OpenError, Server};
 use super::helpers::Helpers;
 use super::lasting::Lasting;
 use super::links::Links;
+use super::negotiation::AtHand;
 use super::volume::Volumes;
 use super::{Options, open, server};
 use crate::proto::consts::TransmissionFlags;
 use crate::proto::export::Export;
 use crate::proto::name::ExportName;
 use crate::session::gate::Protection;
-use crate::transport::Deadline;
+use crate::transport::{Deadline, Stream};
 
 /// How to open a connection to an export, the first time and again.
 #[derive(Clone, Debug)]
@@ -34,8 +35,20 @@ impl Opener {
         &self,
         again: Option<Duration>,
     ) -> Result<(Connection, Export, Protection), Error> {
+        let (stream, offer) = open::enter(&self.server, &self.options, &self.export, again)?;
+        let entered = self.enter(stream, offer)?;
+        Ok((entered.connection, entered.offer, entered.protection))
+    }
+
+    /// The same over the negotiation at hand, if there is one. One that is left at hand may be asked
+    /// something else.
+    fn open_over(&self, at_hand: &mut AtHand<'_>) -> Result<Entered, Error> {
+        let (stream, offer) = open::enter_over(&self.server, &self.options, &self.export, at_hand)?;
+        self.enter(stream, offer)
+    }
+
+    fn enter(&self, stream: Stream, offer: Export) -> Result<Entered, Error> {
         let (server, options) = (&self.server, &*self.options);
-        let (stream, offer) = open::enter(server, options, &self.export, again)?;
         let protection = Protection {
             tls: stream.has_tls(),
         };
@@ -45,7 +58,11 @@ impl Opener {
             lasting: options.reconnect.is_some(),
         };
         match Connection::new(server.clone(), stream, &offer, patience) {
-            Ok(connection) => Ok((connection, offer, protection)),
+            Ok(connection) => Ok(Entered {
+                connection,
+                offer,
+                protection,
+            }),
             Err(error) => Err(Error::Open {
                 server: server.clone(),
                 cause: OpenError::System(error).into(),
@@ -54,8 +71,54 @@ impl Opener {
     }
 }
 
-/// Connects and enters transmission with an export. The connection belongs to all clients if it is
-/// `shared`. `readonly` if nothing will be written.
+/// A connection that has entered transmission, and that nobody's way goes by yet.
+#[derive(Debug)]
+pub struct Entered {
+    connection: Connection,
+    offer: Export,
+    protection: Protection,
+}
+
+impl Entered {
+    /// The name that the server gives the export.
+    pub fn canonical_name(&self) -> Option<&ExportName> {
+        self.offer.canonical_name.as_ref()
+    }
+
+    /// Whether the server still has it open.
+    pub fn is_alive(&self) -> bool {
+        !self.connection.is_over()
+    }
+
+    /// Leaves it.
+    pub fn leave(self, deadline: Deadline) {
+        self.connection.close(deadline);
+    }
+}
+
+/// What is at hand to begin with.
+#[derive(Default)]
+pub struct Start<'a> {
+    /// How the first try has ended already.
+    pub entered: Option<Result<Entered, Error>>,
+    /// What the next one goes on with.
+    pub at_hand: AtHand<'a>,
+}
+
+/// Enters transmission with the server's default export, over a new connection. One that is left at
+/// hand may be asked something else: the server has refused.
+pub fn enter_default(options: &Arc<Options>, at_hand: &mut AtHand<'_>) -> Result<Entered, Error> {
+    let opener = Opener {
+        server: server(options),
+        options: options.clone(),
+        export: ExportName::default(),
+        shared: false,
+    };
+    opener.open_over(at_hand)
+}
+
+/// Connects and enters transmission with an export, or goes on with what is at hand. The connection
+/// belongs to all clients if it is `shared`. `readonly` if nothing will be written.
 pub fn connect(
     options: &Arc<Options>,
     volumes: &Volumes,
@@ -63,6 +126,7 @@ pub fn connect(
     export: &ExportName,
     shared: bool,
     readonly: bool,
+    start: &mut Start<'_>,
 ) -> Result<Arc<Links>, Error> {
     let opener = Opener {
         server: server(options),
@@ -70,7 +134,15 @@ pub fn connect(
         export: export.clone(),
         shared,
     };
-    let (connection, offer, protection) = opener.open(None)?;
+    let entered = match start.entered.take() {
+        Some(entered) => entered?,
+        None => opener.open_over(&mut start.at_hand)?,
+    };
+    let Entered {
+        connection,
+        offer,
+        protection,
+    } = entered;
     let terms = options.reconnect;
     let volume = volumes.admit(export.as_bytes(), &offer, terms.as_ref());
     let Some(terms) = terms else {

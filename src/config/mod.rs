@@ -177,6 +177,7 @@ pub struct Params {
     timeouts: Timeouts,
     reconnect: ReconnectParams,
     keepalive: Option<Duration>,
+    linger: Option<Linger>,
     /// Whether `command-timeout` was given, whatever its value.
     command_timeout: bool,
 }
@@ -258,6 +259,7 @@ impl Params {
             "reconnect" => self.reconnect.set_limit(value)?,
             "reconnect-delay" => self.reconnect.set_delay(value)?,
             "replay" => self.reconnect.set_replay(value)?,
+            "linger" => self.linger = params::linger(value)?,
             "keepalive" => self.keepalive = params::keepalive(value)?,
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
@@ -302,6 +304,7 @@ impl Params {
             timeouts: self.timeouts,
             reconnect,
             keepalive: self.keepalive,
+            linger: self.linger,
         })
     }
 }
@@ -341,6 +344,17 @@ pub struct Config {
     /// After how long a silence to ask whether the server's host is still there; `None` leaves it to
     /// the kernel.
     pub keepalive: Option<Duration>,
+    /// How long the way of a client that has left is kept for another.
+    pub linger: Option<Linger>,
+}
+
+/// How long the way of a client that has left is kept for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Linger {
+    /// So long.
+    For(Duration),
+    /// Until it is needed, or nbdkit ends.
+    Forever,
 }
 
 /// Which export to open.

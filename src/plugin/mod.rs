@@ -32,6 +32,8 @@ mod export;
 #[forbid(unsafe_code)]
 mod guard;
 #[forbid(unsafe_code)]
+mod reception;
+#[forbid(unsafe_code)]
 mod state;
 #[forbid(unsafe_code)]
 mod upstream;

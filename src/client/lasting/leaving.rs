@@ -19,16 +19,8 @@ impl Lasting {
         self.await_own_flush(deadline);
         let up = self.up();
         let idle = up.as_ref().is_none_or(|up| up.connection.is_idle());
-        if let Some(up) = up.as_ref().filter(|_| self.can_flush() && idle) {
-            if resume.lock().core.wants_flush(up.member) {
-                let mut operation = self.operation(&deadline);
-                operation.timeout = deadline.remaining();
-                operation.wanted = None;
-                operation.hurried = true;
-                if let Err(error) = self.flush_for(&mut operation, None) {
-                    log::debug!("{error}");
-                }
-            }
+        if let Some(up) = up.as_ref().filter(|_| idle) {
+            self.flush_finally(up, deadline);
         }
         let mut inner = resume.lock();
         let Inner { core, ways, .. } = &mut *inner;
@@ -71,6 +63,45 @@ impl Lasting {
             Some(_) => log::debug!("{}: left with requests in flight", self.server()),
             None => (),
         }
+    }
+
+    /// Whether the server is there, and has the connection open; looks for the end of the stream.
+    pub(in crate::client) fn is_alive(&self) -> bool {
+        self.up().is_some_and(|up| !up.connection.is_over())
+    }
+
+    /// Whether nothing was ever asked of its connection.
+    pub(in crate::client) fn is_unused(&self) -> bool {
+        self.up().is_some_and(|up| up.connection.is_unused())
+    }
+
+    /// Flushes what this way wrote. Whether it can be given to another client then.
+    pub(in crate::client) fn rest(self: &Arc<Self>, deadline: Deadline) -> bool {
+        self.await_own_flush(deadline);
+        let fit = || {
+            let up = self.up();
+            up.filter(|up| !up.connection.is_over() && up.connection.is_idle())
+        };
+        let Some(up) = fit() else {
+            return false;
+        };
+        self.flush_finally(&up, deadline) && fit().is_some()
+    }
+
+    /// Flushes what this way wrote, if need be. Whether that was good.
+    fn flush_finally(self: &Arc<Self>, up: &Up, deadline: Deadline) -> bool {
+        if !self.can_flush() || !self.resume().lock().core.wants_flush(up.member) {
+            return true;
+        }
+        let mut operation = self.operation(&deadline);
+        operation.timeout = deadline.remaining();
+        operation.wanted = None;
+        operation.hurried = true;
+        let flushed = self.flush_for(&mut operation, None);
+        if let Err(error) = &flushed {
+            log::debug!("{error}");
+        }
+        flushed.is_ok()
     }
 
     fn up(&self) -> Option<Up> {
