@@ -164,8 +164,7 @@ impl Desks {
         };
         state.desks.push(desk);
         drop(state);
-        // It is to be looked at in time.
-        self.bell.ring();
+        self.bell.ring_within(IDLE);
         None
     }
 

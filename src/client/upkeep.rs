@@ -48,6 +48,17 @@ impl Bell {
         self.0.changed.notify_all();
     }
 
+    /// Sees to it that the chore is looked at when that time has passed, or before.
+    pub fn ring_within(&self, time: Duration) {
+        let mut state = lock(&self.0.state);
+        let at = Deadline::after(time);
+        let sooner = |known: Deadline| known.remaining() <= at.remaining();
+        if !state.chore_at.is_some_and(sooner) {
+            state.chore_at = Some(at);
+            self.0.changed.notify_all();
+        }
+    }
+
     /// Whether both call the same thread.
     pub fn is_the_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
@@ -247,8 +258,11 @@ impl Inner {
                 return Some(Work::Task(task));
             }
             let due = state.chore_at.is_some_and(|at| at.has_passed());
-            if std::mem::take(&mut state.rung) || due {
+            if due {
+                // What rings before has it looked at, too, but later there may be more.
                 state.chore_at = None;
+            }
+            if std::mem::take(&mut state.rung) || due {
                 if let Some(chore) = state.chore.as_ref().and_then(Weak::upgrade) {
                     return Some(Work::Chore(chore));
                 }
@@ -277,7 +291,9 @@ impl Inner {
 
     fn do_chore(&self, chore: &Arc<dyn Chore>) {
         let next = chore.clone().look().map(Deadline::after);
-        lock(&self.state).chore_at = next;
+        let mut state = lock(&self.state);
+        let known = state.chore_at.into_iter().chain(next);
+        state.chore_at = known.min_by_key(Deadline::remaining);
     }
 
     fn inspect(&self, live: &[Arc<Links>]) {
