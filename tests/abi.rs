@@ -19,12 +19,16 @@ const NBDKIT_FUNCTIONS: &[&str] = &[
     "nbdkit_debug",
     "nbdkit_error",
     "nbdkit_export_name",
+    "nbdkit_is_tls",
     "nbdkit_nanosleep",
     "nbdkit_read_password",
     "nbdkit_set_error",
     "nbdkit_strdup_intern",
     "nbdkit_use_default_export",
 ];
+
+/// Those that it does without where there is none.
+const OPTIONAL: &[&str] = &["nbdkit_peer_name"];
 
 /// The shared libraries it may need: OpenSSL 3, and what a Rust toolchain's C programs have anyway.
 const LIBRARIES: &[&str] = &[
@@ -93,7 +97,15 @@ fn calls_only_these_functions_of_nbdkit() {
         .into_iter()
         .filter(|name| name.starts_with("nbdkit_"))
         .collect();
-    assert_eq!(called, set(NBDKIT_FUNCTIONS));
+    assert_eq!(called, set(&[NBDKIT_FUNCTIONS, OPTIONAL].concat()));
+    let listing = program("nm", &["-D", "-P", "--undefined-only", text(&plugin())]);
+    for name in OPTIONAL {
+        let weak = format!("{name} w");
+        assert!(
+            listing.lines().any(|line| line.starts_with(&weak)),
+            "{weak}"
+        );
+    }
 }
 
 #[test]

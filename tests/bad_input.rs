@@ -126,6 +126,10 @@ const OTHERS: &[Row] = &[
     (&[PLACE, ON, "replay=lots"], "replay=lots: must be a size"),
     (&[PLACE, ON, "replay=-1"], "replay=-1: must be a size"),
     (&[PLACE, ON, "replay=8E"], "replay=8E: must be less than 8E"),
+    (&[PLACE, "linger="], "linger=: must be a time"),
+    (&[PLACE, "linger=always"], "linger=always: must be a time"),
+    (&[PLACE, "linger=-1"], "linger=-1: must be a time"),
+    (&[PLACE, "linger=99999999999"], "must be at most 366 days"),
     (&[PLACE, "keepalive="], "keepalive=: must be a time"),
     (
         &[PLACE, "keepalive=often"],

@@ -78,6 +78,7 @@ fn all_parameters_together() {
         "replay=16M",
         "keepalive=10",
         "connections=4",
+        "linger=2.5s",
     ]);
 }
 
@@ -309,6 +310,13 @@ fn there_may_be_up_to_64_connections() {
 }
 
 #[test]
+fn connections_may_be_kept_for_a_time_or_for_ever() {
+    for time in ["200ms", "1", "forever", "0"] {
+        accepted(&["socket=/nowhere", &format!("linger={time}")]);
+    }
+}
+
+#[test]
 fn there_may_be_several_servers_if_that_is_said() {
     let several = [
         "socket=/nowhere",
@@ -414,6 +422,7 @@ fn help_names_every_parameter() {
         "connections=",
         "servers=",
         "servers-same-disk=",
+        "linger=",
     ] {
         assert!(help.contains(key), "{key} in {help}");
     }

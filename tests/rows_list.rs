@@ -375,7 +375,7 @@ fn p14_abort_answered_late_or_by_closing() {
     }
 }
 
-/// Plays a server that answers INFO about the default export with `name`, and opens.
+/// Plays a server that tells `name` of the default export when that is opened.
 fn canonical(name: &'static [u8]) -> (Listing, String) {
     let listing = Listing::new(&[]);
     let ticket = listing.server.play(move |peer| {
@@ -383,24 +383,25 @@ fn canonical(name: &'static [u8]) -> (Listing, String) {
         peer.greet(offer.handshake_flags)?;
         loop {
             let asked = peer.option()?;
-            if asked.option == opt::INFO {
+            if asked.option == opt::GO {
+                assert_eq!(asked.go().0, b"");
                 let told = wire::info_payload(info::NAME, name);
-                let export = wire::info_export(offer.size, offer.flags);
-                peer.reply(opt::INFO, rep::INFO, &told)?;
-                peer.reply(opt::INFO, rep::INFO, &export)?;
-                peer.reply(opt::INFO, rep::ACK, &[])?;
+                peer.reply(opt::GO, rep::INFO, &told)?;
+                peer.send_infos(&offer)?;
+                peer.accept_go(&offer)?;
+                return peer.serve(&mut Disk::new(offer.size));
             } else if peer.answer_option(&asked, &offer)? {
                 return peer.serve(&mut Disk::new(offer.size));
             }
         }
     });
     let seen = canonical_name(listing.nbdkit.socket());
-    ticket.ended("INFO about the default export");
+    ticket.ended("GO to the default export");
     (listing, seen)
 }
 
 #[test]
-fn canonical_name_comes_from_info_about_the_empty_name() {
+fn canonical_name_comes_with_the_default_export_that_is_opened() {
     if !need("nbdkit") {
         return;
     }

@@ -66,6 +66,6 @@ fn no_thread_is_left_at_the_end() {
         let client = open(server.socket()).expect("open");
         upkeep.register(client.links().clone());
     }
-    upkeep.end();
+    upkeep.end(Vec::new());
     assert_eq!(GONE.load(Ordering::SeqCst), MANY);
 }

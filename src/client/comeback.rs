@@ -11,7 +11,7 @@ use super::connection::Connection;
 use super::error::{Cause, Error, Outage, Server};
 use super::lasting::{ASK, Lasting};
 use super::loan::Buffer;
-use super::opener::Opened;
+use super::opener::Entered;
 use super::resume::{Inner, Phase, SLICE, Up, Way};
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::export::Export;
@@ -229,7 +229,7 @@ impl Lasting {
             true => Duration::MAX,
             false => long.max(LEAST_TRY),
         };
-        let Opened {
+        let Entered {
             connection,
             offer,
             protection,

@@ -177,6 +177,11 @@ impl Connection {
         self.inflight.is_idle()
     }
 
+    /// Whether no request was ever made.
+    pub fn is_unused(&self) -> bool {
+        self.inflight.is_unused()
+    }
+
     /// Whether its server said that it is going away.
     pub fn is_leaving(&self) -> bool {
         self.closing.get().is_some()

@@ -114,6 +114,11 @@ impl Error {
         }
     }
 
+    /// Whether it was given up since something better came up.
+    pub fn is_superseded(&self) -> bool {
+        matches!(self, Self::Open { cause, .. } if matches!(&**cause, OpenError::Superseded))
+    }
+
     /// Whether the server said that it is going away.
     pub(super) fn is_announced(&self) -> bool {
         matches!(self, Self::Lost(lost) if matches!(lost.cause, Cause::Announced))
@@ -201,6 +206,9 @@ pub enum OpenError {
     /// The handshake failed.
     #[error("handshake: {0}")]
     Handshake(handshake::Error),
+    /// Something better came up.
+    #[error("connect: given up for another connection")]
+    Superseded,
     /// A thread of ours panicked on the way.
     #[error("internal error while opening it")]
     Panic,
@@ -222,7 +230,7 @@ impl OpenError {
             Self::Handshake(handshake::Error::Refused(refusal)) => {
                 refusal.reply == OptionReply::ERR_SHUTDOWN
             }
-            Self::Credentials(_) | Self::Handshake(_) | Self::Panic => false,
+            Self::Credentials(_) | Self::Handshake(_) | Self::Superseded | Self::Panic => false,
         }
     }
 }

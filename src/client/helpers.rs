@@ -30,7 +30,7 @@ impl Helpers {
     }
 
     /// Runs a task on a thread of its own. False if there can be none, or not any more.
-    pub(super) fn run(&self, name: &str, task: Task) -> bool {
+    pub fn run(&self, name: &str, task: Task) -> bool {
         let mut state = self.lock();
         let (over, running): (Vec<_>, _) = std::mem::take(&mut state.threads)
             .into_iter()

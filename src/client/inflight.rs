@@ -167,6 +167,12 @@ impl<P, R> Inflight<P, R> {
         lock(&self.free).slots == ALL
     }
 
+    /// Whether there was never any request: the first one takes the first slot.
+    pub fn is_unused(&self) -> bool {
+        let first = self.slots.first();
+        first.is_none_or(|slot| lock(&slot.cell).generation == 0)
+    }
+
     /// Runs `work` on the load with this cookie, with its slot's index. `None` if no such request
     /// awaits a reply: then the server made the cookie up, or repeated an old one.
     pub fn with_cookie<T>(

@@ -139,6 +139,34 @@ impl Links {
         }
     }
 
+    /// Whether the server is there and has its connection open. Looks for the end of the stream.
+    pub fn is_alive(&self) -> bool {
+        match &self.way {
+            Way::Plain(plain) => plain.is_alive(),
+            Way::Pool(pool) => pool.is_alive(),
+            Way::Lasting(lasting) => lasting.is_alive(),
+        }
+    }
+
+    /// Whether nothing was ever asked of it.
+    pub fn is_unused(&self) -> bool {
+        match &self.way {
+            Way::Plain(plain) => plain.is_unused(),
+            Way::Pool(pool) => pool.is_unused(),
+            Way::Lasting(lasting) => lasting.is_unused(),
+        }
+    }
+
+    /// Flushes if something was written, until the deadline. Whether it can be given to another client
+    /// then. No request may be in flight.
+    pub fn rest(&self, deadline: Deadline) -> bool {
+        match &self.way {
+            Way::Plain(plain) => plain.rest(deadline),
+            Way::Pool(pool) => pool.rest(deadline),
+            Way::Lasting(lasting) => lasting.rest(deadline),
+        }
+    }
+
     /// Whether all connections are gone, or were left: nothing is to be done for them any more.
     pub(super) fn are_gone(&self) -> bool {
         match &self.way {

@@ -20,12 +20,17 @@
 //!
 //! `fleet` says which of several servers they go to.
 //!
+//! What leads to one is a [`negotiation`], which can be asked more than once (`open` says what and how).
+//! Between a client's questions what it has at hand lies on its [`desk`], and after it has left its way
+//! may be kept in a [`lot`] for the next one.
+//!
 //! A `connection` is a live one with its requests in flight (`inflight`, `flight`, `outbox`, `receiver`,
 //! `loan`, `split`). [`upkeep`] is time, the one thread that is always there; [`helpers`] are threads for
 //! what waits for a server, such as coming back.
 
 mod comeback;
 mod connection;
+pub mod desk;
 pub mod error;
 pub mod fleet;
 mod flight;
@@ -36,8 +41,9 @@ mod lasting;
 pub mod links;
 #[allow(unsafe_code)]
 mod loan;
+pub mod lot;
 pub mod manners;
-mod negotiation;
+pub mod negotiation;
 mod open;
 mod opener;
 mod outbox;
@@ -58,9 +64,9 @@ use self::fleet::Fleet;
 use self::links::Links;
 use self::loan::Buffer;
 use self::manners::Manners;
-use self::negotiation::Negotiation;
+use self::negotiation::AtHand;
 use self::opener::Opener;
-pub use self::opener::connect;
+pub use self::opener::{Entered, Start, connect, enter_default};
 use self::resume::Terms;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
@@ -113,20 +119,19 @@ impl Options {
     }
 }
 
-/// Asks a server which exports it has.
-pub fn list(options: &Options) -> Result<Vec<Listed>, Error> {
-    let mut at_hand = None;
-    let listing = open::list(&server(options), options, &mut at_hand);
-    at_hand.into_iter().for_each(Negotiation::leave);
-    listing
+/// Asks a server which exports it has, over the negotiation at hand or a new one, which is at hand
+/// afterwards.
+pub fn list(options: &Options, at_hand: &mut AtHand<'_>) -> Result<Vec<Listed>, Error> {
+    open::list(&server(options), options, at_hand)
 }
 
-/// Asks a server for the canonical name of its default export.
-pub fn default_export(options: &Options) -> Result<Option<ExportName>, Error> {
-    let mut at_hand = None;
-    let described = open::describe_default(&server(options), options, &mut at_hand);
-    at_hand.into_iter().for_each(Negotiation::leave);
-    Ok(described?.canonical_name)
+/// Asks a server for the canonical name of its default export, without opening it, over the negotiation
+/// at hand or a new one, which is at hand afterwards.
+pub fn default_export(
+    options: &Options,
+    at_hand: &mut AtHand<'_>,
+) -> Result<Option<ExportName>, Error> {
+    Ok(open::describe_default(&server(options), options, at_hand)?.canonical_name)
 }
 
 /// The server's name for messages, or the names of all of them.
@@ -223,8 +228,10 @@ impl Client {
     /// Opens an export for one client alone, which nobody else looks after.
     pub fn open(options: &Arc<Options>, export: &ExportName) -> Result<Self, Error> {
         let (volumes, helpers) = Default::default();
-        let links = connect(options, &volumes, &helpers, export, false, false)?;
-        Ok(Self::new(links, options))
+        let start = &mut Start::default();
+        let links = connect(options, &volumes, &helpers, export, false, false, start);
+        start.at_hand.leave();
+        Ok(Self::new(links?, options))
     }
 
     /// Disconnects, when the links are nobody else's. No request may be in flight. Takes no longer

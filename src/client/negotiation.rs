@@ -6,7 +6,7 @@
 //! as it likes. It is left in three ways: it becomes the stream of an open export; it is abandoned
 //! where the server broke it off; or [`Negotiation::leave`] says goodbye.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Options;
 use super::error::{OpenError, Server};
@@ -29,6 +29,26 @@ pub struct End {
     pub lower: Option<Ladder>,
 }
 
+/// What there is to begin with.
+#[derive(Default)]
+pub struct AtHand<'a> {
+    /// A negotiation to go on with. What is left of it afterwards may be asked something else.
+    pub negotiation: Option<Negotiation>,
+    /// Asked while a new server does not greet, with the time for which it has not: whether there is
+    /// something better by now than to wait for it. It may see to it that the server has room.
+    pub instead: Option<&'a dyn Fn(Duration) -> bool>,
+}
+
+impl AtHand<'_> {
+    /// Leaves what there still is.
+    pub fn leave(&mut self) {
+        self.negotiation
+            .take()
+            .into_iter()
+            .for_each(Negotiation::leave);
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Negotiation {
@@ -39,7 +59,7 @@ pub struct Negotiation {
 
 impl Negotiation {
     /// Connects and pursues a goal. Whatever the goal, the same TLS policy and deadlines apply. On
-    /// failure `end` tells how it ended, and where the server has only refused, what is `left` may be
+    /// failure `end` tells how it ended, and where the server has only refused, what is at hand may be
     /// asked something else. `most` is a limit beside that of the user.
     pub fn begin(
         server: &Server,
@@ -47,7 +67,7 @@ impl Negotiation {
         goal: Goal,
         end: &mut End,
         most: Option<Duration>,
-        left: &mut Option<Self>,
+        at_hand: &mut AtHand<'_>,
     ) -> Result<(Self, Outcome), OpenError> {
         // A file that is of no use does not cost the server a connection.
         let tls = match options.tls_policy {
@@ -60,6 +80,9 @@ impl Negotiation {
             .connect(limit(options, options.connect_timeout, most))
             .map_err(OpenError::Connect)?;
         let deadline = limit(options, options.handshake_timeout, most);
+        if let Some(instead) = at_hand.instead {
+            await_room(&stream, deadline, instead)?;
+        }
         await_greeting(server, options, &stream, deadline)?;
         let mut this = Self {
             server: server.clone(),
@@ -71,7 +94,7 @@ impl Negotiation {
             asked: this.machine.has_asked(),
             lower: this.machine.step_down(),
         };
-        this.conclude(shaken, left)
+        this.conclude(shaken, &mut at_hand.negotiation)
     }
 
     /// Pursues another goal. Where the server has only refused, what is `left` may be asked once more.
@@ -219,6 +242,34 @@ impl Negotiation {
 fn limit(options: &Options, timeout: Option<Duration>, most: Option<Duration>) -> Deadline {
     let shorter = timeout.into_iter().chain(most).min();
     Deadline::after_maybe(shorter).while_wanted(options.wanted)
+}
+
+/// How soon it is asked again whether there is something better than to wait for a greeting.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Waits until the server has said something, unless something else comes up before.
+fn await_room(
+    stream: &Stream,
+    deadline: Deadline,
+    instead: &dyn Fn(Duration) -> bool,
+) -> Result<(), OpenError> {
+    let begun = Instant::now();
+    let waits = |error| OpenError::Broken {
+        error,
+        awaited: "its greeting".to_owned(),
+    };
+    loop {
+        let ready = stream
+            .wait(true, false, None, deadline.within(LOOK))
+            .map_err(waits)?;
+        // What becomes of the wait is told by those who go on with it.
+        if ready.readable || deadline.has_passed() {
+            return Ok(());
+        }
+        if instead(begun.elapsed()) {
+            return Err(OpenError::Superseded);
+        }
+    }
 }
 
 /// Waits until a server that is only being started has said something.

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::Options;
 use super::error::{Error, OpenError, Server};
-use super::negotiation::{End, Negotiation};
+use super::negotiation::{AtHand, End, Negotiation};
 use crate::proto::Violation;
 use crate::proto::export::Export;
 use crate::proto::handshake::{self, Described, Goal, Listed, Outcome};
@@ -27,7 +27,7 @@ pub fn enter(
     export: &ExportName,
     again: Option<Duration>,
 ) -> Result<(Stream, Export), Error> {
-    let mut left = None;
+    let mut left = AtHand::default();
     let entered = match again {
         None => enter_over(server, options, export, &mut left),
         Some(_) => {
@@ -38,7 +38,7 @@ pub fn enter(
                 .map_err(|cause| failed(server, cause))
         }
     };
-    left.into_iter().for_each(Negotiation::leave);
+    left.leave();
     entered
 }
 
@@ -48,7 +48,7 @@ pub fn enter_over(
     server: &Server,
     options: &Options,
     export: &ExportName,
-    at_hand: &mut Option<Negotiation>,
+    at_hand: &mut AtHand<'_>,
 ) -> Result<(Stream, Export), Error> {
     let reached = reach(server, options, Goal::open(export), at_hand)?;
     Ok(entered_with(server, reached))
@@ -68,11 +68,11 @@ fn entered_with(server: &Server, reached: (Negotiation, Outcome)) -> (Stream, Ex
 pub fn list(
     server: &Server,
     options: &Options,
-    at_hand: &mut Option<Negotiation>,
+    at_hand: &mut AtHand<'_>,
 ) -> Result<Vec<Listed>, Error> {
     match reach(server, options, Goal::list(), at_hand)? {
         (negotiation, Outcome::Listing(listing)) => {
-            *at_hand = Some(negotiation);
+            at_hand.negotiation = Some(negotiation);
             Ok(listing)
         }
         (_, other) => unreachable!("{other:?} is no answer to this goal"),
@@ -84,14 +84,14 @@ pub fn list(
 pub fn describe_default(
     server: &Server,
     options: &Options,
-    at_hand: &mut Option<Negotiation>,
+    at_hand: &mut AtHand<'_>,
 ) -> Result<Described, Error> {
     if !options.manners.ladder().can_describe() {
         return Ok(Described::default());
     }
     match reach(server, options, Goal::describe_default(), at_hand)? {
         (negotiation, Outcome::Described(described)) => {
-            *at_hand = Some(negotiation);
+            at_hand.negotiation = Some(negotiation);
             Ok(described)
         }
         (_, other) => unreachable!("{other:?} is no answer to this goal"),
@@ -111,11 +111,11 @@ fn reach(
     server: &Server,
     options: &Options,
     goal: Goal,
-    at_hand: &mut Option<Negotiation>,
+    at_hand: &mut AtHand<'_>,
 ) -> Result<(Negotiation, Outcome), Error> {
     let mut goal = goal.with_ladder(options.manners.ladder());
-    if let Some(negotiation) = at_hand.take().filter(Negotiation::is_alive) {
-        match negotiation.ask(options, goal.clone(), at_hand) {
+    if let Some(negotiation) = at_hand.negotiation.take().filter(Negotiation::is_alive) {
+        match negotiation.ask(options, goal.clone(), &mut at_hand.negotiation) {
             Ok(reached) => return Ok(reached),
             // The server may have closed it long ago, or it is one that takes no second question.
             Err(cause) if hung_up(&cause) => log::debug!("{server}: {cause}; connecting anew"),

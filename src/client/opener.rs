@@ -10,6 +10,7 @@ use super::fleet::{Another, Plan};
 use super::helpers::Helpers;
 use super::lasting::Lasting;
 use super::links::Links;
+use super::negotiation::AtHand;
 use super::pool::Pool;
 use super::volume::Volumes;
 use super::{Options, open, server};
@@ -17,11 +18,11 @@ use crate::proto::consts::TransmissionFlags;
 use crate::proto::export::Export;
 use crate::proto::name::ExportName;
 use crate::session::gate::{self, Protection};
-use crate::transport::Deadline;
+use crate::transport::{Deadline, Stream};
 
-/// A connection that was opened, and what its server offers.
+/// A connection that has entered transmission, what its server offers, and nobody's way goes by it yet.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub struct Entered {
     pub(super) connection: Connection,
     pub(super) offer: Export,
     pub(super) protection: Protection,
@@ -29,7 +30,22 @@ pub(super) struct Opened {
     pub(super) at: usize,
 }
 
-impl Opened {
+impl Entered {
+    /// The name that the server gives the export.
+    pub fn canonical_name(&self) -> Option<&ExportName> {
+        self.offer.canonical_name.as_ref()
+    }
+
+    /// Whether the server still has it open.
+    pub fn is_alive(&self) -> bool {
+        !self.connection.is_over()
+    }
+
+    /// Leaves it.
+    pub fn leave(self, deadline: Deadline) {
+        self.connection.close(deadline);
+    }
+
     /// What is worse than it was for the first of several connections.
     pub(super) fn difference(&self, was: (&Export, Protection)) -> Option<String> {
         let smaller = || {
@@ -61,7 +77,7 @@ impl Opener {
         &self,
         again: Option<Duration>,
         was: Option<(&Export, Protection)>,
-    ) -> Result<Opened, Error> {
+    ) -> Result<Entered, Error> {
         let Some(fleet) = &self.options.fleet else {
             return self.open_at(0, again);
         };
@@ -93,7 +109,7 @@ impl Opener {
     }
 
     /// Connects to one of the servers.
-    pub(super) fn open_at(&self, at: usize, again: Option<Duration>) -> Result<Opened, Error> {
+    pub(super) fn open_at(&self, at: usize, again: Option<Duration>) -> Result<Entered, Error> {
         let another = self.another(at);
         let name = another.map(|another| another.options.target.to_string().into());
         let server: Server = match (&self.options.fleet, name) {
@@ -114,6 +130,28 @@ impl Opener {
             // The same disk may have another name there.
             offer.canonical_name.take_if(|name| name == export);
         }
+        self.entered(server, options, stream, offer, at)
+    }
+
+    /// Like [`Opener::open`] for the first connection, over the negotiation at hand, if there is one. One
+    /// that is left at hand may be asked something else. Of several servers none has one at hand.
+    fn open_over(&self, at_hand: &mut AtHand<'_>) -> Result<Entered, Error> {
+        if self.options.fleet.is_some() {
+            return self.open(None, None);
+        }
+        let (server, options) = (self.server.clone(), &self.options);
+        let (stream, offer) = open::enter_over(&server, options, &self.export, at_hand)?;
+        self.entered(server, options, stream, offer, 0)
+    }
+
+    fn entered(
+        &self,
+        server: Server,
+        options: &Options,
+        stream: Stream,
+        offer: Export,
+        at: usize,
+    ) -> Result<Entered, Error> {
         let protection = Protection {
             tls: stream.has_tls(),
         };
@@ -123,7 +161,7 @@ impl Opener {
             lasting: self.options.reconnect.is_some() || self.may_have_several(&offer),
         };
         match Connection::new(server.clone(), stream, &offer, patience) {
-            Ok(connection) => Ok(Opened {
+            Ok(connection) => Ok(Entered {
                 connection,
                 offer,
                 protection,
@@ -197,7 +235,7 @@ impl Opener {
     }
 
     /// A connection is of no use, since it offers less than another: what is to be said of it.
-    pub(super) fn leave_out(&self, opened: Opened, difference: String) -> Error {
+    pub(super) fn leave_out(&self, opened: Entered, difference: String) -> Error {
         let server = opened.connection.server().clone();
         let what = match self.servers() {
             1 => "a further connection",
@@ -217,8 +255,34 @@ impl Opener {
     }
 }
 
-/// Connects and enters transmission with an export. The connection belongs to all clients if it is
-/// `shared`. `readonly` if nothing will be written.
+/// What is at hand to begin with.
+#[derive(Default)]
+pub struct Start<'a> {
+    /// How the first try has ended already.
+    pub entered: Option<Result<Entered, Error>>,
+    /// What the next one goes on with.
+    pub at_hand: AtHand<'a>,
+}
+
+/// Enters transmission with the server's default export, over a new connection. One that is left at
+/// hand may be asked something else: the server has refused. `readonly` if nothing will be written.
+pub fn enter_default(
+    options: &Arc<Options>,
+    readonly: bool,
+    at_hand: &mut AtHand<'_>,
+) -> Result<Entered, Error> {
+    let opener = Opener {
+        server: server(options),
+        options: options.clone(),
+        export: ExportName::default(),
+        shared: false,
+        readonly,
+    };
+    opener.open_over(at_hand)
+}
+
+/// Connects and enters transmission with an export, or goes on with what is at hand. The connection
+/// belongs to all clients if it is `shared`. `readonly` if nothing will be written.
 pub fn connect(
     options: &Arc<Options>,
     volumes: &Volumes,
@@ -226,6 +290,7 @@ pub fn connect(
     export: &ExportName,
     shared: bool,
     readonly: bool,
+    start: &mut Start<'_>,
 ) -> Result<Arc<Links>, Error> {
     let opener = Opener {
         server: server(options),
@@ -234,7 +299,10 @@ pub fn connect(
         shared,
         readonly,
     };
-    let opened = opener.open(None, None)?;
+    let opened = match start.entered.take() {
+        Some(entered) => entered?,
+        None => opener.open_over(&mut start.at_hand)?,
+    };
     let terms = options.reconnect;
     let volume = volumes.admit(export.as_bytes(), &opened.offer, terms.as_ref());
     let several = opener.may_have_several(&opened.offer);
@@ -261,7 +329,7 @@ pub fn connect(
         };
         return Ok(Arc::new(links));
     };
-    let Opened {
+    let Entered {
         connection,
         offer,
         protection,

@@ -254,6 +254,28 @@ impl Plain {
         missing || self.with(Connection::is_lost)
     }
 
+    /// Whether the server still has the connection open; looks for the end of the stream.
+    pub(super) fn is_alive(&self) -> bool {
+        !self.lock().missing && self.with(|connection| !connection.is_over())
+    }
+
+    /// Whether nothing was ever asked of it.
+    pub(super) fn is_unused(&self) -> bool {
+        self.with(Connection::is_unused)
+    }
+
+    /// Flushes if something was written. Whether it can be given to another client then.
+    pub(super) fn rest(&self, deadline: Deadline) -> bool {
+        let can_flush = self.volume.export().can(TransmissionFlags::SEND_FLUSH);
+        let flush = can_flush && self.wrote.load(Ordering::Acquire);
+        self.is_fit() && (!flush || self.flush(&deadline).is_ok()) && self.is_fit()
+    }
+
+    /// Whether its connection is open, and nothing is in flight.
+    pub(super) fn is_fit(&self) -> bool {
+        self.is_alive() && self.with(Connection::is_idle)
+    }
+
     pub(super) fn is_gone(&self) -> bool {
         self.with(Connection::is_gone)
     }

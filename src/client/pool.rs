@@ -25,7 +25,7 @@ use super::error::{Cause, Error, Lost, Server};
 use super::helpers::Helpers;
 use super::lasting::ASK;
 use super::loan::Buffer;
-use super::opener::{Opened, Opener};
+use super::opener::{Entered, Opener};
 use super::plain::{Plain, changes};
 use super::volume::Volume;
 use crate::proto::chunks::Descriptor;
@@ -125,7 +125,7 @@ impl Pool {
         opener: Opener,
         volume: Arc<Volume>,
         helpers: Arc<Helpers>,
-        first: Opened,
+        first: Entered,
     ) -> Self {
         let places = opener.places();
         let spread = opener.is_spread();
@@ -154,7 +154,7 @@ impl Pool {
         &self.opener.server
     }
 
-    fn member(&self, opened: Opened) -> Member {
+    fn member(&self, opened: Entered) -> Member {
         let (opener, volume) = (self.opener.clone(), self.volume.clone());
         Member {
             at: opened.at,
@@ -400,6 +400,29 @@ impl Pool {
 
     pub(super) fn is_over(&self) -> bool {
         self.living().all(|member| member.plain.is_over())
+    }
+
+    /// Whether the server still has a connection open; looks for the end of the streams.
+    pub(super) fn is_alive(&self) -> bool {
+        self.living().any(|member| member.plain.is_alive())
+    }
+
+    /// Whether nothing was ever asked of any of them.
+    pub(super) fn is_unused(&self) -> bool {
+        self.all().all(|member| member.plain.is_unused())
+    }
+
+    /// Flushes if something was written. Whether it can be given to another client then: one that has
+    /// lost a member gets no new ones.
+    pub(super) fn rest(self: &Arc<Self>, deadline: Deadline) -> bool {
+        let fit = |member: &Member| !member.is_gone() && member.plain.is_fit();
+        let fit = || self.all().all(fit);
+        let flush = self.take_wrote();
+        if flush {
+            self.all().for_each(|member| member.plain.note_wrote());
+        }
+        let flush = flush && self.volume.export().can(TransmissionFlags::SEND_FLUSH);
+        fit() && (!flush || self.flush(&deadline).is_ok()) && fit()
     }
 
     pub(super) fn is_gone(&self) -> bool {

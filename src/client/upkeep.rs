@@ -6,11 +6,13 @@
 //! connected it sleeps; while somebody is, it wakes once a second. nbdkit tells of its end in one
 //! way only, which prints an error, and calls no `close` then: so all links are registered here, to
 //! be closed at the end, and nobody asks before a request has waited for a second.
+//!
+//! It also does a [`Chore`], whenever the [`Bell`] rings or the chore's own time has come.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -23,6 +25,45 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Something to be done by the thread.
 pub type Task = Box<dyn FnOnce() + Send>;
+
+/// Something that is to be looked after now and then.
+pub trait Chore: fmt::Debug + Send + Sync {
+    /// Does what is due, without waiting for any server. Returns after what time it is to be asked
+    /// again at the latest; `None` if only the bell will tell.
+    fn look(self: Arc<Self>) -> Option<Duration>;
+}
+
+/// Closes something, until a deadline.
+pub type Closing = Box<dyn FnOnce(Deadline) + Send>;
+
+/// Calls the thread to its chore. It owns a share of what it needs, and so can be rung by anybody, also
+/// when everything else is gone.
+#[derive(Clone)]
+pub struct Bell(Arc<Inner>);
+
+impl Bell {
+    /// Rings.
+    pub fn ring(&self) {
+        lock(&self.0.state).rung = true;
+        self.0.changed.notify_all();
+    }
+
+    /// Sees to it that the chore is looked at when that time has passed, or before.
+    pub fn ring_within(&self, time: Duration) {
+        let mut state = lock(&self.0.state);
+        let at = Deadline::after(time);
+        let sooner = |known: Deadline| known.remaining() <= at.remaining();
+        if !state.chore_at.is_some_and(sooner) {
+            state.chore_at = Some(at);
+            self.0.changed.notify_all();
+        }
+    }
+
+    /// Whether both call the same thread.
+    pub fn is_the_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
 
 /// The thread, and what it looks after.
 #[derive(Debug)]
@@ -46,6 +87,11 @@ struct Inner {
 struct State {
     live: Vec<Arc<Links>>,
     tasks: VecDeque<Task>,
+    chore: Option<Weak<dyn Chore>>,
+    /// The chore is to be done now.
+    rung: bool,
+    /// When it is to be done without that.
+    chore_at: Option<Deadline>,
     /// nbdkit is about to end.
     ending: bool,
     /// Nothing new is begun.
@@ -96,6 +142,16 @@ impl Upkeep {
         Ok(())
     }
 
+    /// What is to be looked after from now on.
+    pub fn take_on(&self, chore: Weak<dyn Chore>) {
+        lock(&self.inner.state).chore = Some(chore);
+    }
+
+    /// What calls the thread to that.
+    pub fn bell(&self) -> Bell {
+        Bell(self.inner.clone())
+    }
+
     /// Hands a task to the thread. False if it is too late for that.
     pub fn run(&self, task: Task) -> bool {
         let mut state = lock(&self.inner.state);
@@ -106,14 +162,18 @@ impl Upkeep {
         !state.over
     }
 
-    /// Looks after links from now on, until [`Upkeep::forget`]. They may be registered already.
-    pub fn register(&self, links: Arc<Links>) {
+    /// Looks after links from now on, until [`Upkeep::forget`]. They may be registered already. False if
+    /// it is too late for that.
+    pub fn register(&self, links: Arc<Links>) -> bool {
         let mut state = lock(&self.inner.state);
-        if state.live.iter().any(|live| Arc::ptr_eq(live, &links)) {
-            return;
+        if state.over {
+            return false;
         }
-        state.live.push(links);
-        self.inner.changed.notify_all();
+        if !state.live.iter().any(|live| Arc::ptr_eq(live, &links)) {
+            state.live.push(links);
+            self.inner.changed.notify_all();
+        }
+        true
     }
 
     /// Looks after links no longer, since they are being closed.
@@ -123,9 +183,9 @@ impl Upkeep {
             .retain(|live| !std::ptr::eq(&**live, links));
     }
 
-    /// Ends the thread, and closes what is still registered: side by side, within the time that
-    /// closing may take. Does nothing the second time.
-    pub fn end(&self) {
+    /// Ends the thread, and closes what is still registered, and `more`: side by side, within the time
+    /// that closing may take. Does nothing the second time.
+    pub fn end(&self, more: Vec<Closing>) {
         {
             let mut state = lock(&self.inner.state);
             state.over = true;
@@ -142,6 +202,11 @@ impl Upkeep {
         let until = Deadline::after_maybe(self.inner.patience);
         std::thread::scope(|scope| {
             let mut closing = Vec::new();
+            for close in more {
+                let close = move || close(until);
+                // Without a thread it is left without a word.
+                closing.extend(std::thread::Builder::new().spawn_scoped(scope, close));
+            }
             for links in &live {
                 let close = move || links.close(until);
                 match std::thread::Builder::new().spawn_scoped(scope, close) {
@@ -162,7 +227,7 @@ impl Upkeep {
 
 impl Drop for Upkeep {
     fn drop(&mut self) {
-        self.end();
+        self.end(Vec::new());
     }
 }
 
@@ -173,6 +238,7 @@ impl Inner {
             let done = catch_unwind(AssertUnwindSafe(|| match work {
                 Work::Task(task) => task(),
                 Work::Inspect(live) => self.inspect(&live),
+                Work::Chore(chore) => self.do_chore(&chore),
             }));
             if done.is_err() {
                 log::warn!(target: "upkeep", "internal error in the thread nbd-upkeep");
@@ -191,20 +257,43 @@ impl Inner {
             if let Some(task) = state.tasks.pop_front() {
                 return Some(Work::Task(task));
             }
+            let due = state.chore_at.is_some_and(|at| at.has_passed());
+            if due {
+                // What rings before has it looked at, too, but later there may be more.
+                state.chore_at = None;
+            }
+            if std::mem::take(&mut state.rung) || due {
+                if let Some(chore) = state.chore.as_ref().and_then(Weak::upgrade) {
+                    return Some(Work::Chore(chore));
+                }
+            }
             let left = until.remaining().unwrap_or(INTERVAL);
-            state = if state.live.is_empty() {
-                self.changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner)
-            } else if left.is_zero() {
+            let inspected = !state.live.is_empty();
+            if inspected && left.is_zero() {
                 return Some(Work::Inspect(state.live.clone()));
-            } else {
-                self.changed
-                    .wait_timeout(state, left)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0
+            }
+            let chore = state.chore_at.and_then(|at| at.remaining());
+            let left = chore.into_iter().chain(inspected.then_some(left)).min();
+            state = match left {
+                None => self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
+                Some(left) => {
+                    self.changed
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
             };
         }
+    }
+
+    fn do_chore(&self, chore: &Arc<dyn Chore>) {
+        let next = chore.clone().look().map(Deadline::after);
+        let mut state = lock(&self.state);
+        let known = state.chore_at.into_iter().chain(next);
+        state.chore_at = known.min_by_key(Deadline::remaining);
     }
 
     fn inspect(&self, live: &[Arc<Links>]) {
@@ -232,6 +321,7 @@ impl Inner {
 enum Work {
     Task(Task),
     Inspect(Vec<Arc<Links>>),
+    Chore(Arc<dyn Chore>),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -43,6 +43,8 @@ reconnect=<TIME>       Come back to a lost server for so long, or 'forever'
 reconnect-delay=<FIRST>[:<MAX>]
                        Pauses between the tries (default 100ms:5s).
 replay=<SIZE>          Unflushed writes to keep for it (default 64M).
+linger=<TIME>          How long a client's connection is kept for the next one,
+                       or 'forever' (default 0, which is off).
 keepalive=<TIME>       Silence after which TCP asks for the server's host
                        (default 0: the kernel's time).
 ";

@@ -195,6 +195,7 @@ pub struct Params {
     keepalive: Option<Duration>,
     connections: Option<usize>,
     servers: ServersParams,
+    linger: Option<Linger>,
     /// Whether `command-timeout` was given, whatever its value.
     command_timeout: bool,
 }
@@ -276,6 +277,7 @@ impl Params {
             "reconnect" => self.reconnect.set_limit(value)?,
             "reconnect-delay" => self.reconnect.set_delay(value)?,
             "replay" => self.reconnect.set_replay(value)?,
+            "linger" => self.linger = params::linger(value)?,
             "keepalive" => self.keepalive = params::keepalive(value)?,
             "servers" => self.servers.set_plan(value)?,
             "servers-same-disk" => self.servers.set_same_disk(value)?,
@@ -361,6 +363,7 @@ impl Params {
                 same_disk,
                 others,
             }),
+            linger: self.linger,
         })
     }
 }
@@ -404,6 +407,17 @@ pub struct Config {
     /// After how long a silence to ask whether the server's host is still there; `None` leaves it to
     /// the kernel.
     pub keepalive: Option<Duration>,
+    /// How long the way of a client that has left is kept for another.
+    pub linger: Option<Linger>,
+}
+
+/// How long the way of a client that has left is kept for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Linger {
+    /// So long.
+    For(Duration),
+    /// Until it is needed, or nbdkit ends.
+    Forever,
 }
 
 /// Which export to open.

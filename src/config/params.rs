@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Error, uri};
+use super::{Error, Linger, uri};
 use crate::proto::codec::printable;
 use crate::proto::name::ExportName;
 use crate::transport::resolve::knows_service;
@@ -225,6 +225,16 @@ pub fn time(
         BadTime::Malformed => bad(key, value, malformed),
         BadTime::TooLong => bad(key, value, TIME_TOO_LONG),
     })
+}
+
+/// How long a way is kept for the next client: a time, or the word for ever. Zero is not at all.
+pub fn linger(value: &[u8]) -> Result<Option<Linger>, Error> {
+    const BAD: &str = "must be a time such as 30, 1.5s or 200ms, or forever, or 0 for none";
+    if value == b"forever" {
+        return Ok(Some(Linger::Forever));
+    }
+    let time = time("linger", value, value, BAD)?;
+    Ok((!time.is_zero()).then_some(Linger::For(time)))
 }
 
 /// The time of silence after which TCP asks. Linux keeps it as seconds in fifteen bits.

@@ -79,6 +79,24 @@ pub fn is_wanted() -> bool {
     !running || (!is_ending() && goes_on())
 }
 
+/// Whether the client of the running callback has TLS. nbdkit says so with a message of its own where
+/// there is no client, and then the answer is no.
+pub fn is_tls() -> bool {
+    // SAFETY: reads a thread-local of nbdkit's.
+    unsafe { sys::nbdkit_is_tls() == 1 }
+}
+
+/// The host of the client that this thread serves, as the bytes of its address without its port. `None`
+/// where this nbdkit cannot tell, or has no client on this thread; then it may say so.
+pub fn peer_host() -> Option<Box<[u8]>> {
+    let mut host = [0; 32];
+    // SAFETY: so many bytes to be written, and the result is how many were.
+    let length = unsafe { sys::nbd_shim_peer_host(host.as_mut_ptr(), host.len()) };
+    host.get(..length)
+        .filter(|host| !host.is_empty())
+        .map(Into::into)
+}
+
 /// Sleeps for a second. False if nbdkit, or the client that waits, ends before that; nbdkit has
 /// said so then. Not to be called before `after_fork`: nbdkit's pipe that ends the sleep is made
 /// after `get_ready`.

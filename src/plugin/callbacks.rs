@@ -140,19 +140,21 @@ pub extern "C" fn dump_plugin() {
 
 pub unsafe extern "C" fn list_exports(
     _readonly: c_int,
-    _is_tls: c_int,
+    is_tls: c_int,
     list: *mut sys::nbdkit_exports,
 ) -> c_int {
     guard("list_exports", || {
         // SAFETY: contract 3: the list of this callback, and it stays in this function.
         let list = unsafe { Exports::new(list) };
         let mut list = list.ok_or_else(|| Failure::misuse("list_exports: no list"))?;
-        export::list(&mut list).map(|()| 0)
+        export::list(&mut list, is_tls != 0).map(|()| 0)
     })
 }
 
-pub extern "C" fn default_export(_readonly: c_int, _is_tls: c_int) -> *const c_char {
-    guard("default_export", export::default_export)
+pub extern "C" fn default_export(readonly: c_int, is_tls: c_int) -> *const c_char {
+    guard("default_export", || {
+        export::default_export(readonly != 0, is_tls != 0)
+    })
 }
 
 pub extern "C" fn open(readonly: c_int) -> *mut c_void {

@@ -17,7 +17,7 @@ use crate::proto::name::ExportName;
 /// Largest preferred block size that nbdkit accepts, bytes.
 const MAX_PREFERRED: u32 = 32 << 20;
 
-/// One client of nbdkit's: its connection to the server.
+/// One client of nbdkit's: its way to the server.
 #[derive(Debug)]
 pub struct Handle {
     upstream: Arc<Upstream>,
@@ -90,7 +90,10 @@ impl Handle {
 
     /// Turns a failed request into what the user is told of it.
     fn explained<T>(&self, result: Result<T, Error>) -> Result<T, Failure> {
-        result.map_err(|error| self.upstream.explain(error))
+        result.map_err(|error| {
+            self.client.note_failure(&error);
+            self.upstream.explain(error)
+        })
     }
 
     /// Reads.
@@ -144,13 +147,14 @@ impl Handle {
 }
 
 /// Fills the list of exports for a client.
-pub fn list(exports: &mut Exports) -> Result<(), Failure> {
-    state::upstream()?.list(exports)
+pub fn list(exports: &mut Exports, tls: bool) -> Result<(), Failure> {
+    state::upstream()?.list(exports, tls)
 }
 
 /// The name of the default export, kept by nbdkit.
-pub fn default_export() -> Result<*const c_char, Failure> {
-    Ok(intern(state::upstream()?.default_export().as_bytes()))
+pub fn default_export(readonly: bool, tls: bool) -> Result<*const c_char, Failure> {
+    let name = state::upstream()?.default_export(readonly, tls);
+    Ok(intern(name.as_bytes()))
 }
 
 /// Bends legal block sizes until nbdkit accepts them; it refuses the client otherwise.

@@ -33,6 +33,7 @@ mod export;
 mod guard;
 #[forbid(unsafe_code)]
 mod places;
+mod reception;
 #[forbid(unsafe_code)]
 mod state;
 #[forbid(unsafe_code)]

@@ -3,17 +3,20 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::guard::Failure;
 use super::places;
+use super::reception::Reception;
 use crate::client::error::Error;
 use crate::client::helpers::Helpers;
 use crate::client::links::{Links, Shared};
+use crate::client::lot::{Kept, Lot};
 use crate::client::upkeep::Upkeep;
 use crate::client::volume::Volumes;
-use crate::client::{self, Client, Options};
-use crate::config::{Config, ExportName};
+use crate::client::{self, Client, Options, Start};
+use crate::config::{Config, ExportName, Linger};
 use crate::host::lists::Exports;
 use crate::host::params;
 use crate::proto::name;
@@ -23,15 +26,23 @@ use crate::transport::Target;
 #[derive(Debug)]
 pub struct Upstream {
     server: Arc<Server>,
-    upkeep: Upkeep,
-    /// The one way of all clients, in shared mode.
-    shared: Option<Arc<Shared>>,
+    upkeep: Arc<Upkeep>,
+    way: Way,
+}
+
+/// Whose way to it is whose.
+#[derive(Debug)]
+enum Way {
+    /// All clients have one.
+    Shared(Arc<Shared>),
+    /// Each client has its own.
+    Each(Arc<Reception>),
 }
 
 /// How to reach it.
 #[derive(Debug)]
-struct Server {
-    options: Arc<Options>,
+pub struct Server {
+    pub(super) options: Arc<Options>,
     export: ExportName,
     retry: u32,
     volumes: Volumes,
@@ -41,8 +52,20 @@ struct Server {
 #[derive(Debug)]
 pub struct Session {
     client: Client,
-    /// Others hold it too, and it is closed at the end.
-    shared: bool,
+    /// What is given back in the end. `None` where others hold it too: it is closed when all is over.
+    kept: Option<Kept>,
+    /// A request has failed.
+    failed: AtomicBool,
+}
+
+impl Session {
+    /// A request has failed: whoever comes next is not to have the connection that it failed on. That
+    /// there is no fast way to do something is no failure.
+    pub fn note_failure(&self, error: &Error) {
+        if error.errno() != libc::ENOTSUP {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Deref for Session {
@@ -54,7 +77,7 @@ impl Deref for Session {
 }
 
 /// How to pass the time until the next try. False ends the tries.
-type Pause = fn() -> bool;
+pub type Pause = fn() -> bool;
 
 impl Upstream {
     /// Prepares for connections. A shared connection is made at once: this runs before nbdkit
@@ -67,22 +90,32 @@ impl Upstream {
             volumes: Volumes::default(),
         };
         params::set_ending(false);
-        let upkeep = Upkeep::new(params::is_wanted, config.timeouts.close);
-        let shared = config.shared.then(|| {
+        let upkeep = Arc::new(Upkeep::new(params::is_wanted, config.timeouts.close));
+        let server = Arc::new(server);
+        let way = if config.shared {
             // nbdkit's own sleep cannot be used yet, and signals still end the process.
             let pause = || {
                 std::thread::sleep(Duration::from_secs(1));
                 true
             };
             let name = name::ExportName::default();
-            let links = server.connect(&name, pause, upkeep.helpers(), true, false)?;
+            let start = &mut Start::default();
+            let links = server.connect(&name, pause, upkeep.helpers(), true, false, start);
+            start.at_hand.leave();
+            let links = links?;
             upkeep.register(links.clone());
-            Ok::<_, Error>(Arc::new(Shared::with(links)))
-        });
+            Way::Shared(Arc::new(Shared::with(links)))
+        } else {
+            let lot = config.linger.map(|linger| match linger {
+                Linger::For(time) => Lot::new(Some(time)),
+                Linger::Forever => Lot::new(None),
+            });
+            Way::Each(Reception::new(server.clone(), upkeep.clone(), lot))
+        };
         Ok(Self {
-            server: Arc::new(server),
+            server,
             upkeep,
-            shared: shared.transpose()?,
+            way,
         })
     }
 
@@ -110,30 +143,27 @@ impl Upstream {
         }
     }
 
-    /// A connection for a client that asks for the export `wanted`.
+    /// A way for a client that asks for the export `wanted`.
     pub fn open(
         &self,
         readonly: bool,
         wanted: impl FnOnce() -> Result<name::ExportName, Failure>,
     ) -> Result<Session, Failure> {
-        let server = &self.server;
-        let links = match &self.shared {
-            None => {
-                let wanted = match server.export {
-                    ExportName::Fixed(_) => name::ExportName::default(),
+        let (links, kept) = match &self.way {
+            Way::Shared(shared) => (self.join(shared)?, None),
+            Way::Each(reception) => {
+                let name = match &self.server.export {
+                    ExportName::Fixed(name) => name.clone(),
                     ExportName::Dynamic => wanted()?,
                 };
-                let helpers = self.upkeep.helpers();
-                let pause = params::sleep_a_second;
-                let links = server.connect(&wanted, pause, helpers, false, readonly)?;
-                self.upkeep.register(links.clone());
-                links
+                let kept = reception.open(name, readonly, params::sleep_a_second)?;
+                (kept.links.clone(), Some(kept))
             }
-            Some(shared) => self.join(shared)?,
         };
         Ok(Session {
-            client: Client::new(links, &server.options),
-            shared: self.shared.is_some(),
+            client: Client::new(links, &self.server.options),
+            kept,
+            failed: AtomicBool::new(false),
         })
     }
 
@@ -146,7 +176,11 @@ impl Upstream {
             let helpers = self.upkeep.helpers().clone();
             Box::new(move || {
                 let name = name::ExportName::default();
-                server.connect(&name, params::sleep_a_second, &helpers, true, false)
+                let start = &mut Start::default();
+                let pause = params::sleep_a_second;
+                let links = server.connect(&name, pause, &helpers, true, false, start);
+                start.at_hand.leave();
+                links
             })
         };
         let links = shared.join(&self.upkeep, &name, params::is_wanted, attempt)?;
@@ -154,23 +188,23 @@ impl Upstream {
         Ok(links)
     }
 
-    /// Disconnects a client, unless others use the connection too.
+    /// A client leaves. Its way is kept where it may be of use, and closed, unless others use it too.
     pub fn close(&self, session: Session) {
-        if !session.shared {
-            self.upkeep.forget(session.links());
-            session.client.close();
+        let failed = session.failed.load(Ordering::Relaxed);
+        if let (Way::Each(reception), Some(kept)) = (&self.way, session.kept) {
+            reception.give_back(kept, failed);
         }
     }
 
     /// Fills the list of exports for a client.
-    pub fn list(&self, exports: &mut Exports) -> Result<(), Failure> {
-        if matches!(self.server.export, ExportName::Fixed(_)) {
+    pub fn list(&self, exports: &mut Exports, tls: bool) -> Result<(), Failure> {
+        let (ExportName::Dynamic, Way::Each(reception)) = (&self.server.export, &self.way) else {
             return exports
                 .add_default()
                 .then_some(())
                 .ok_or_else(Failure::by_host);
-        }
-        for export in client::list(&self.server.options)? {
+        };
+        for export in reception.list(tls)? {
             if !exports.add(export.name.as_bytes(), &export.description) {
                 log::debug!("nbdkit does not list export \"{}\"", export.name);
             }
@@ -178,16 +212,13 @@ impl Upstream {
         Ok(())
     }
 
-    /// The name behind the empty name. Not knowing is no failure: the server may still open it.
-    pub fn default_export(&self) -> name::ExportName {
-        match &self.server.export {
-            ExportName::Fixed(name) => name.clone(),
-            ExportName::Dynamic => client::default_export(&self.server.options)
-                .unwrap_or_else(|error| {
-                    log::debug!("{error}; the default export keeps the empty name");
-                    None
-                })
-                .unwrap_or_default(),
+    /// The name behind the empty name.
+    pub fn default_export(&self, readonly: bool, tls: bool) -> name::ExportName {
+        match (&self.server.export, &self.way) {
+            (ExportName::Fixed(name), _) => name.clone(),
+            (ExportName::Dynamic, Way::Each(reception)) => reception.default_export(readonly, tls),
+            // There is no such configuration.
+            (ExportName::Dynamic, Way::Shared(_)) => name::ExportName::default(),
         }
     }
 
@@ -196,20 +227,26 @@ impl Upstream {
     pub fn end(&self) {
         // Before the thread is waited for that asks.
         params::set_ending(true);
-        self.upkeep.end();
+        let more = match &self.way {
+            Way::Shared(_) => Vec::new(),
+            Way::Each(reception) => reception.clear_for_good(),
+        };
+        self.upkeep.end(more);
         self.server.options.targets().for_each(Target::end);
     }
 }
 
 impl Server {
-    /// Connects, and tries again as often as the user said, if time can help.
-    fn connect(
+    /// Connects, and tries again as often as the user said, if time can help. `start` is what is at
+    /// hand to begin with.
+    pub fn connect(
         &self,
         wanted: &name::ExportName,
         pause: Pause,
         helpers: &Arc<Helpers>,
         shared: bool,
         readonly: bool,
+        start: &mut Start<'_>,
     ) -> Result<Arc<Links>, Error> {
         let export = match &self.export {
             ExportName::Fixed(name) => name,
@@ -218,7 +255,7 @@ impl Server {
         let mut tries_left = self.retry;
         loop {
             let (options, volumes) = (&self.options, &self.volumes);
-            match client::connect(options, volumes, helpers, export, shared, readonly) {
+            match client::connect(options, volumes, helpers, export, shared, readonly, start) {
                 Err(error) if tries_left > 0 && error.is_transient() => {
                     log::debug!("connect failed; will try again: {error}");
                     tries_left -= 1;

@@ -8,6 +8,7 @@
 #![allow(dead_code)]
 
 pub mod clients;
+pub mod counted;
 pub mod daemon;
 pub mod front;
 pub mod machine;

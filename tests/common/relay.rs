@@ -156,6 +156,11 @@ impl Relay {
             .collect()
     }
 
+    /// Cuts every connection that there is.
+    pub fn cut_now(&self) {
+        lock(&self.shared.wires).iter().for_each(|wire| wire.cut());
+    }
+
     /// Cuts every connection as soon as the server has sent so many more bytes.
     pub fn cut_after(&self, bytes: usize) {
         for wire in lock(&self.shared.wires).iter() {

@@ -18,18 +18,8 @@ impl Lasting {
         let deadline = self.ups().iter().find_map(grace).unwrap_or(deadline);
         self.await_own_flush(deadline);
         let ups = self.ups();
-        let is_idle = |up: &Up| up.connection.is_idle();
-        if self.can_flush() && !ups.is_empty() && ups.iter().all(is_idle) {
-            let wants = |core: &Core| ups.iter().any(|up| core.wants_flush(up.member));
-            if wants(&resume.lock().core) {
-                let mut operation = self.operation(&deadline);
-                operation.timeout = deadline.remaining();
-                operation.wanted = None;
-                operation.hurried = true;
-                if let Err(error) = self.flush_for(&mut operation, None) {
-                    log::debug!("{error}");
-                }
-            }
+        if !ups.is_empty() && ups.iter().all(|up| up.connection.is_idle()) {
+            self.flush_finally(&ups, deadline);
         }
         let mut inner = resume.lock();
         let Inner { core, ways, .. } = &mut *inner;
@@ -75,6 +65,48 @@ impl Lasting {
         // All have been told: their servers end side by side.
         open.iter()
             .for_each(|connection| connection.close(deadline));
+    }
+
+    /// Whether the server is there, and has the connection open; looks for the end of the stream.
+    pub(in crate::client) fn is_alive(&self) -> bool {
+        self.ups().iter().any(|up| !up.connection.is_over())
+    }
+
+    /// Whether nothing was ever asked of its connections.
+    pub(in crate::client) fn is_unused(&self) -> bool {
+        let ups = self.ups();
+        !ups.is_empty() && ups.iter().all(|up| up.connection.is_unused())
+    }
+
+    /// Flushes what this way wrote. Whether it can be given to another client then.
+    pub(in crate::client) fn rest(self: &Arc<Self>, deadline: Deadline) -> bool {
+        self.await_own_flush(deadline);
+        let fit = || {
+            let ups = self.ups();
+            let fit = |up: &Up| !up.connection.is_over() && up.connection.is_idle();
+            (!ups.is_empty() && ups.iter().all(fit)).then_some(ups)
+        };
+        let Some(ups) = fit() else {
+            return false;
+        };
+        self.flush_finally(&ups, deadline) && fit().is_some()
+    }
+
+    /// Flushes what this way wrote, if need be. Whether that was good.
+    fn flush_finally(self: &Arc<Self>, ups: &[Up], deadline: Deadline) -> bool {
+        let wants = |core: &Core| ups.iter().any(|up| core.wants_flush(up.member));
+        if !self.can_flush() || !wants(&self.resume().lock().core) {
+            return true;
+        }
+        let mut operation = self.operation(&deadline);
+        operation.timeout = deadline.remaining();
+        operation.wanted = None;
+        operation.hurried = true;
+        let flushed = self.flush_for(&mut operation, None);
+        if let Err(error) = &flushed {
+            log::debug!("{error}");
+        }
+        flushed.is_ok()
     }
 
     fn ups(&self) -> Vec<Up> {

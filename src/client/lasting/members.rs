@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::Lasting;
 use crate::client::connection::Connection;
 use crate::client::error::{Cause, Error, Lost};
-use crate::client::opener::Opened;
+use crate::client::opener::Entered;
 use crate::client::pool::{Load, PATIENCE, cost, keep, kept};
 use crate::client::resume::{Inner, Phase, Up};
 use crate::client::sync::MutexGuard;
@@ -147,7 +147,7 @@ impl Lasting {
             self.opener.leave_out(opened, difference);
             return;
         }
-        let Opened {
+        let Entered {
             connection, offer, ..
         } = opened;
         // It may lead to a server that was started anew.
