@@ -9,6 +9,8 @@ mod errors_tls;
 // Beside this file they would be tests of their own.
 #[path = "errors/command.rs"]
 mod command;
+#[path = "errors/quirks.rs"]
+mod quirks;
 #[path = "errors/reach.rs"]
 mod reach;
 #[path = "errors/reconnect.rs"]
@@ -404,6 +406,7 @@ fn cases() -> impl Iterator<Item = &'static Case> {
         errors_tls::CASES,
         SERVING,
         reach::CASES,
+        quirks::CASES,
         command::CASES,
         reconnect::CASES,
     ]

@@ -77,6 +77,7 @@ fn all_parameters_together() {
         "reconnect-delay=20ms:2",
         "replay=16M",
         "keepalive=10",
+        "quirks=no-meta,max-request=1M,max-zero=1G",
     ]);
 }
 
@@ -375,6 +376,7 @@ fn help_names_every_parameter() {
         "reconnect-delay=",
         "replay=",
         "keepalive=",
+        "quirks=",
     ] {
         assert!(help.contains(key), "{key} in {help}");
     }

@@ -101,12 +101,9 @@ fn extents(client: &Client, end: u64) -> Result<usize, Error> {
     let mut at = 0;
     let mut count = 0;
     while at < end {
-        let length = u32::try_from(end - at).unwrap_or(u32::MAX);
+        let length = (end - at).min(u32::MAX.into());
         let found = client.block_status(length, at, false)?;
-        at += found
-            .iter()
-            .map(|extent| u64::from(extent.length))
-            .sum::<u64>();
+        at += found.iter().map(|extent| extent.length).sum::<u64>();
         count += found.len();
     }
     Ok(count)

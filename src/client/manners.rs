@@ -1,19 +1,36 @@
 // SPDX-License-Identifier: BSD-3-Clause
-//! What was learnt about how a server wants to be asked.
+//! How a server wants to be asked: what the user knows of that, and what was learnt.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::proto::export::Limits;
 use crate::proto::handshake::Ladder;
 
-/// The questions that the server of one [`Options`](super::Options) is asked: all of them, until a
-/// connection on which one was not asked led to an export where another had not.
+/// How the server of one [`Options`](super::Options) is asked: with all questions that the user allows,
+/// until a connection on which one was not asked led to an export where another had not.
 #[derive(Debug, Default)]
-pub struct Manners(Mutex<Ladder>);
+pub struct Manners {
+    ladder: Mutex<Ladder>,
+    limits: Limits,
+}
 
 impl Manners {
+    /// What the user allows.
+    pub fn new(ladder: Ladder, limits: Limits) -> Self {
+        Self {
+            ladder: Mutex::new(ladder),
+            limits,
+        }
+    }
+
     /// What to ask.
     pub(super) fn ladder(&self) -> Ladder {
         *self.lock()
+    }
+
+    /// How much to ask for at once.
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Remembers a way that led to an export after another had not.
@@ -22,6 +39,6 @@ impl Manners {
     }
 
     fn lock(&self) -> MutexGuard<'_, Ladder> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ladder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod help;
 mod params;
+pub mod quirks;
 pub mod reconnect;
 pub mod target;
 pub mod tls;
@@ -10,6 +11,7 @@ pub mod uri;
 
 use std::time::Duration;
 
+use self::quirks::Quirks;
 use self::reconnect::{Reconnect, ReconnectParams};
 use self::target::{Place, TargetParams};
 use self::tls::TlsParams;
@@ -107,6 +109,12 @@ pub enum Error {
     /// Nobody can connect a socket again that somebody else has connected.
     #[error("cannot use ‘reconnect’ with ‘socket-fd’: the socket is good for one connection")]
     ReconnectSocketFd,
+    /// A quirk for the second time.
+    #[error("quirks: ‘{0}’ is given twice")]
+    RepeatedQuirk(&'static str),
+    /// Extended headers are to be asked for, and are not.
+    #[error("quirks: cannot mix ‘extended’ with ‘{0}’")]
+    ConflictingQuirks(&'static str),
     /// The path does not fit a Unix socket address.
     #[error("socket file name too large")]
     SocketTooLong,
@@ -177,6 +185,7 @@ pub struct Params {
     timeouts: Timeouts,
     reconnect: ReconnectParams,
     keepalive: Option<Duration>,
+    quirks: Quirks,
     /// Whether `command-timeout` was given, whatever its value.
     command_timeout: bool,
 }
@@ -259,6 +268,7 @@ impl Params {
             "reconnect-delay" => self.reconnect.set_delay(value)?,
             "replay" => self.reconnect.set_replay(value)?,
             "keepalive" => self.keepalive = params::keepalive(value)?,
+            "quirks" => self.quirks = quirks::parse(value)?,
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -302,6 +312,7 @@ impl Params {
             timeouts: self.timeouts,
             reconnect,
             keepalive: self.keepalive,
+            quirks: self.quirks,
         })
     }
 }
@@ -341,6 +352,8 @@ pub struct Config {
     /// After how long a silence to ask whether the server's host is still there; `None` leaves it to
     /// the kernel.
     pub keepalive: Option<Duration>,
+    /// What the server has to be spared.
+    pub quirks: Quirks,
 }
 
 /// Which export to open.

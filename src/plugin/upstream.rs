@@ -120,7 +120,7 @@ impl Upstream {
                     replay: reconnect.replay,
                 }),
                 wanted: Some(params::is_wanted),
-                manners: Manners::default(),
+                manners: Manners::new(config.quirks.ladder, config.quirks.limits),
             }),
             export: config.export.clone(),
             retry: config.retry,
