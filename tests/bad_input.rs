@@ -132,6 +132,8 @@ const OTHERS: &[Row] = &[
         "keepalive=often: must be a time",
     ),
     (&[PLACE, "keepalive=32768"], "must be at most 32767 seconds"),
+    (&[PLACE, "detect-zeroes="], "detect-zeroes=: must be off"),
+    (&[PLACE, "detect-zeroes=yes"], "must be off, on or unmap"),
     (&[PLACE, "quirks="], "quirks=: must be a list"),
     (&[PLACE, "quirks=,"], "quirks=,: must be a list"),
     (&[PLACE, "quirks=none"], "quirks=none: must be a list"),

@@ -78,6 +78,7 @@ fn all_parameters_together() {
         "replay=16M",
         "keepalive=10",
         "quirks=no-meta,max-request=1M,max-zero=1G",
+        "detect-zeroes=unmap",
     ]);
 }
 
@@ -377,6 +378,7 @@ fn help_names_every_parameter() {
         "replay=",
         "keepalive=",
         "quirks=",
+        "detect-zeroes=",
     ] {
         assert!(help.contains(key), "{key} in {help}");
     }

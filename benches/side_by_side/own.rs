@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nbdkit_nbd_plugin::client::error::Error;
 use nbdkit_nbd_plugin::client::manners::Manners;
+use nbdkit_nbd_plugin::client::zeroes::Detect;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
 use nbdkit_nbd_plugin::proto::name::ExportName;
@@ -89,6 +90,7 @@ fn open(socket: &Path, export: &str) -> Result<Client, Error> {
         reconnect: None,
         wanted: None,
         manners: Manners::default(),
+        detect_zeroes: Detect::Off,
     };
     Client::open(
         &Arc::new(options),

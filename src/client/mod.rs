@@ -45,6 +45,7 @@ mod split;
 mod sync;
 pub mod upkeep;
 pub mod volume;
+pub mod zeroes;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -58,6 +59,7 @@ use self::negotiation::Negotiation;
 use self::opener::Opener;
 pub use self::opener::connect;
 use self::resume::Terms;
+use self::zeroes::Detect;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
@@ -94,6 +96,8 @@ pub struct Options {
     pub wanted: Option<Wanted>,
     /// What was learnt about the server on earlier connections.
     pub manners: Manners,
+    /// What becomes of writes that are all zeroes.
+    pub detect_zeroes: Detect,
 }
 
 /// Asks a server which exports it has.
@@ -124,6 +128,7 @@ pub struct Client {
     request_timeout: Option<Duration>,
     close_timeout: Option<Duration>,
     wanted: Option<Wanted>,
+    detect_zeroes: Detect,
     /// What [`Links::losses`] said when it came.
     losses: u64,
 }
@@ -196,6 +201,7 @@ impl Client {
             request_timeout: options.request_timeout,
             close_timeout: options.close_timeout,
             wanted: options.wanted,
+            detect_zeroes: options.detect_zeroes,
         }
     }
 
@@ -257,6 +263,16 @@ impl Client {
 
     /// Writes `payload` at `offset`; with `fua` it is permanent when this returns.
     pub fn write(&self, payload: &[u8], offset: u64, fua: bool) -> Result<(), Error> {
+        if let Some(may_trim) = self.detect_zeroes.finds(payload) {
+            if self.export().can(TransmissionFlags::SEND_WRITE_ZEROES) {
+                let how = Zeroing {
+                    may_trim,
+                    fua,
+                    fast: false,
+                };
+                return self.zero(payload.len() as u64, offset, how);
+            }
+        }
         self.write_until(payload, offset, fua, &self.deadline())
     }
 

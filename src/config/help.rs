@@ -40,5 +40,6 @@ reconnect-delay=<FIRST>[:<MAX>]
 replay=<SIZE>          Unflushed writes to keep for it (default 64M).
 keepalive=<TIME>       Silence after which TCP asks for the server's host
                        (default 0: the kernel's time).
+detect-zeroes=<MODE>   Writes of zeroes as such: 'off', 'on' or 'unmap'.
 quirks=<LIST>          What not to ask of a server, or not for so much at once.
 ";

@@ -186,6 +186,7 @@ pub struct Params {
     reconnect: ReconnectParams,
     keepalive: Option<Duration>,
     quirks: Quirks,
+    detect_zeroes: DetectZeroes,
     /// Whether `command-timeout` was given, whatever its value.
     command_timeout: bool,
 }
@@ -269,6 +270,7 @@ impl Params {
             "replay" => self.reconnect.set_replay(value)?,
             "keepalive" => self.keepalive = params::keepalive(value)?,
             "quirks" => self.quirks = quirks::parse(value)?,
+            "detect-zeroes" => self.detect_zeroes = params::detect_zeroes(value)?,
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -313,6 +315,7 @@ impl Params {
             reconnect,
             keepalive: self.keepalive,
             quirks: self.quirks,
+            detect_zeroes: self.detect_zeroes,
         })
     }
 }
@@ -354,6 +357,20 @@ pub struct Config {
     pub keepalive: Option<Duration>,
     /// What the server has to be spared.
     pub quirks: Quirks,
+    /// What becomes of writes that are all zeroes.
+    pub detect_zeroes: DetectZeroes,
+}
+
+/// What becomes of writes that are all zeroes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// They are writes like all others.
+    #[default]
+    Off,
+    /// They become zeroes that stay allocated.
+    On,
+    /// They become zeroes that may be a hole.
+    Unmap,
 }
 
 /// Which export to open.

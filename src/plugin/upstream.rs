@@ -13,9 +13,10 @@ use crate::client::manners::Manners;
 use crate::client::resume::Terms;
 use crate::client::upkeep::Upkeep;
 use crate::client::volume::Volumes;
+use crate::client::zeroes::Detect;
 use crate::client::{self, Client, Options};
 use crate::config::target::Place;
-use crate::config::{Config, ExportName};
+use crate::config::{Config, DetectZeroes, ExportName};
 use crate::host::lists::Exports;
 use crate::host::params;
 use crate::proto::handshake::TlsPolicy;
@@ -121,6 +122,11 @@ impl Upstream {
                 }),
                 wanted: Some(params::is_wanted),
                 manners: Manners::new(config.quirks.ladder, config.quirks.limits),
+                detect_zeroes: match config.detect_zeroes {
+                    DetectZeroes::Off => Detect::Off,
+                    DetectZeroes::On => Detect::On,
+                    DetectZeroes::Unmap => Detect::Unmap,
+                },
             }),
             export: config.export.clone(),
             retry: config.retry,
