@@ -11,6 +11,8 @@ mod errors_tls;
 mod command;
 #[path = "errors/pool.rs"]
 mod pool;
+#[path = "errors/quirks.rs"]
+mod quirks;
 #[path = "errors/reach.rs"]
 mod reach;
 #[path = "errors/reconnect.rs"]
@@ -427,6 +429,7 @@ fn cases() -> impl Iterator<Item = &'static Case> {
         errors_tls::CASES,
         SERVING,
         reach::CASES,
+        quirks::CASES,
         command::CASES,
         reconnect::CASES,
         pool::CASES,

@@ -14,14 +14,17 @@ mod open;
 
 use std::cell::Cell;
 use std::hint::black_box;
+use std::path::Path;
 use std::sync::{Barrier, Once};
 use std::thread;
 
 use allocations::{Counting, allocations};
 use common::nbdkit::Nbdkit;
 use common::need;
+use common::upstream::{noise_file, qemu_nbd};
 use log::{LevelFilter, Log, Metadata, Record};
 use nbdkit_nbd_plugin::client::{Client, Zeroing};
+use nbdkit_nbd_plugin::proto::framing::Framing;
 use open::open;
 
 #[global_allocator]
@@ -81,12 +84,27 @@ fn requests(client: &Client, buffer: &mut [u8], number: u64, rounds: u64) {
 /// Makes requests from so many threads at once. Returns, for each, how often it allocated and logged
 /// after the first few rounds.
 fn counted(options: &[&str], threads: u64) -> Vec<(u64, u64)> {
-    listen();
     let directory = tempfile::tempdir().expect("temporary directory");
     let upstream = Nbdkit::start(directory.path(), &[options, &["memory", "8M"]].concat());
-    let client = open(upstream.socket()).expect("open");
-    let structured = !options.contains(&"--no-sr");
-    assert_eq!(client.export().structured, structured);
+    let framing = match options.contains(&"--no-sr") {
+        true => Framing::Simple,
+        false => Framing::Structured,
+    };
+    counted_at(upstream.socket(), framing, threads)
+}
+
+/// [`counted`] with a server that has extended headers.
+fn counted_extended(threads: u64) -> Vec<(u64, u64)> {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let image = noise_file(directory.path(), "image", 8 << 20, 71);
+    let upstream = qemu_nbd(directory.path(), &image, "raw", "", &["--discard=unmap"]);
+    counted_at(upstream.socket(), Framing::Extended, threads)
+}
+
+fn counted_at(socket: &Path, framing: Framing, threads: u64) -> Vec<(u64, u64)> {
+    listen();
+    let client = open(socket).expect("open");
+    assert_eq!(client.export().framing, framing);
     let all_warm = Barrier::new(threads as usize);
     let one = |number| {
         let mut buffer = vec![1; SIZES[SIZES.len() - 1]];
@@ -136,6 +154,20 @@ fn one_thread_simple_replies() {
 fn eight_threads_structured_replies() {
     if need("nbdkit") {
         assert_eq!(counted(&[], 8), [(0, 0); 8]);
+    }
+}
+
+#[test]
+fn one_thread_extended_headers() {
+    if need("qemu-nbd") {
+        assert_eq!(counted_extended(1), [(0, 0)]);
+    }
+}
+
+#[test]
+fn eight_threads_extended_headers() {
+    if need("qemu-nbd") {
+        assert_eq!(counted_extended(8), [(0, 0); 8]);
     }
 }
 

@@ -35,12 +35,20 @@ const MANNERS: [Manner; 4] = [
 fn fails_at(bench: &Bench, option: u32, offer: Offer, manner: Manner) -> Ticket {
     bench.play(move |peer| {
         peer.greet(offer.handshake_flags)?;
-        if let Manner::Resets = manner {
-            // To close with the question unread is a reset.
-            assert!(peer.readable_within(Duration::from_secs(20)));
-            return Ok(());
-        }
+        // The options that are asked first.
+        let mut before = match (option, manner) {
+            (opt::EXTENDED_HEADERS, Manner::Resets) => 0,
+            (opt::STRUCTURED_REPLY, Manner::Resets) => 1,
+            (_, Manner::Resets) => panic!("how many are asked before?"),
+            _ => u32::MAX,
+        };
         loop {
+            if before == 0 {
+                // To close with the question unread is a reset.
+                assert!(peer.readable_within(Duration::from_secs(20)));
+                return Ok(());
+            }
+            before -= 1;
             let asked = peer.option()?;
             if asked.option == option {
                 break;
@@ -76,6 +84,54 @@ fn opens(bench: &Bench) {
     let data = front.read(OFFSET, LENGTH);
     assert_eq!(data, Ok(pattern(OFFSET, LENGTH as usize)));
     front.close();
+}
+
+/// What is asked first, and is the newest.
+#[test]
+fn extended_headers_are_not_asked_for_again() {
+    let compact = &[opt::STRUCTURED_REPLY, opt::SET_META_CONTEXT, opt::GO];
+    for manner in MANNERS {
+        let bench = Bench::new(&[]);
+        let row = format!("{manner:?}");
+        let first = fails_at(&bench, opt::EXTENDED_HEADERS, Offer::default(), manner);
+        let second = asked(&bench, compact, Offer::default());
+        opens(&bench);
+        first.ended(&row);
+        second.finished(&row);
+
+        let third = asked(&bench, compact, Offer::default());
+        opens(&bench);
+        third.finished(&row);
+    }
+}
+
+/// A server that consents and then loses its place has consented to nothing.
+#[test]
+fn a_consent_that_leads_to_nothing_is_not_asked_for_again() {
+    for option in [opt::SET_META_CONTEXT, opt::GO] {
+        let bench = Bench::new(&[]);
+        let first = fails_at(&bench, option, Offer::extended(), Manner::Garbage);
+        let compact = &[opt::STRUCTURED_REPLY, opt::SET_META_CONTEXT, opt::GO];
+        let second = asked(&bench, compact, Offer::default());
+        opens(&bench);
+        first.ended("extended headers");
+        second.finished("structured replies");
+    }
+}
+
+/// Servers with one consent each are met on the way down.
+#[test]
+fn the_ladder_is_gone_down_step_by_step() {
+    let bench = Bench::new(&["export=disk"]);
+    let manner = Manner::HangsUp;
+    let first = fails_at(&bench, opt::EXTENDED_HEADERS, Offer::default(), manner);
+    let second = fails_at(&bench, opt::STRUCTURED_REPLY, Offer::default(), manner);
+    let third = fails_at(&bench, opt::GO, Offer::simple(), manner);
+    let fourth = asked(&bench, &[opt::EXPORT_NAME], Offer::simple());
+    opens(&bench);
+    for (ticket, row) in [(first, "11"), (second, "8"), (third, "7"), (fourth, "1")] {
+        ticket.finished(row);
+    }
 }
 
 #[test]
@@ -174,7 +230,12 @@ fn what_did_not_help_is_not_remembered() {
 
     let third = asked(
         &bench,
-        &[opt::STRUCTURED_REPLY, opt::SET_META_CONTEXT, opt::GO],
+        &[
+            opt::EXTENDED_HEADERS,
+            opt::STRUCTURED_REPLY,
+            opt::SET_META_CONTEXT,
+            opt::GO,
+        ],
         Offer::default(),
     );
     opens(&bench);
@@ -198,7 +259,7 @@ fn no_step(
 #[test]
 fn silence_is_no_reason_to_ask_less() {
     let bench = Bench::new(&["handshake-timeout=1"]);
-    for option in [opt::STRUCTURED_REPLY, opt::GO] {
+    for option in [opt::EXTENDED_HEADERS, opt::STRUCTURED_REPLY, opt::GO] {
         no_step(&bench, "timed out", move |peer| {
             peer.greet_until(option, &Offer::default())?;
             peer.expect_closed()

@@ -79,6 +79,8 @@ fn all_parameters_together() {
         "keepalive=10",
         "connections=4",
         "linger=2.5s",
+        "quirks=no-meta,max-request=1M,max-zero=1G",
+        "detect-zeroes=unmap",
     ]);
 }
 
@@ -423,6 +425,8 @@ fn help_names_every_parameter() {
         "servers=",
         "servers-same-disk=",
         "linger=",
+        "quirks=",
+        "detect-zeroes=",
     ] {
         assert!(help.contains(key), "{key} in {help}");
     }

@@ -14,7 +14,12 @@ use common::scripted::peer::{Offer, Peer};
 use common::scripted::wire::{self, cmd, info, opt, rep};
 
 /// The options that every opening goes through, in this order.
-const OPTIONS: [u32; 3] = [opt::STRUCTURED_REPLY, opt::SET_META_CONTEXT, opt::GO];
+const OPTIONS: [u32; 4] = [
+    opt::EXTENDED_HEADERS,
+    opt::STRUCTURED_REPLY,
+    opt::SET_META_CONTEXT,
+    opt::GO,
+];
 
 /// Behaves until `option`, answers that with `bytes`, and leaves the rest to the plugin.
 fn answers(
@@ -85,6 +90,8 @@ fn p1_a_reply_with_the_wrong_magic_or_to_another_option_is_refused() {
 fn p2_a_reply_of_four_gigabytes_is_refused_without_allocating() {
     let mut bench = Bench::new(&[]);
     for (option, kind) in [
+        (opt::EXTENDED_HEADERS, rep::ACK),
+        (opt::EXTENDED_HEADERS, rep::ERR_UNSUP),
         (opt::STRUCTURED_REPLY, rep::ACK),
         (opt::STRUCTURED_REPLY, rep::ERR_POLICY),
         (opt::SET_META_CONTEXT, rep::META_CONTEXT),
@@ -142,6 +149,7 @@ fn p3_the_payload_of_an_ack_is_skipped() {
                             &wire::context(id, "base:allocation"),
                         )?;
                     }
+                    opt::EXTENDED_HEADERS => peer.agree_extended(),
                     _ => peer.agree_structured(),
                 }
                 peer.promise(offer);

@@ -332,6 +332,7 @@ fn take_record(peer: &mut Peer) -> io::Result<()> {
 /// What an attacker would like the plugin to take for the server's word under TLS.
 fn forged_answers() -> Vec<u8> {
     wire::join(&[
+        &wire::option_reply(opt::EXTENDED_HEADERS, rep::ERR_UNSUP, &[]),
         &wire::option_reply(opt::STRUCTURED_REPLY, rep::ERR_UNSUP, &[]),
         &wire::option_reply(opt::GO, rep::INFO, &wire::info_export(1 << 20, 1)),
         &wire::option_reply(opt::GO, rep::ACK, &[]),

@@ -33,33 +33,45 @@ pub const COUNTED: &str = "counted_requests";
 pub struct Scenario {
     /// As in the list of figures.
     pub name: &'static str,
-    structured: bool,
+    offer: fn() -> Offer,
     command: u16,
     length: usize,
 }
 
-pub const SCENARIOS: [Scenario; 4] = [
+pub const SCENARIOS: [Scenario; 6] = [
     Scenario {
         name: "read-4k-simple",
-        structured: false,
+        offer: Offer::simple,
         command: cmd::READ,
         length: 4 << 10,
     },
     Scenario {
         name: "read-4k-structured",
-        structured: true,
+        offer: Offer::default,
         command: cmd::READ,
         length: 4 << 10,
     },
     Scenario {
         name: "write-4k",
-        structured: true,
+        offer: Offer::default,
+        command: cmd::WRITE,
+        length: 4 << 10,
+    },
+    Scenario {
+        name: "read-4k-extended",
+        offer: Offer::extended,
+        command: cmd::READ,
+        length: 4 << 10,
+    },
+    Scenario {
+        name: "write-4k-extended",
+        offer: Offer::extended,
         command: cmd::WRITE,
         length: 4 << 10,
     },
     Scenario {
         name: "read-256k",
-        structured: true,
+        offer: Offer::default,
         command: cmd::READ,
         length: 256 << 10,
     },
@@ -68,10 +80,7 @@ pub const SCENARIOS: [Scenario; 4] = [
 impl Scenario {
     /// The server's side, in the parent process.
     pub fn serve(&self, peer: &mut Peer) -> io::Result<()> {
-        let offer = Offer {
-            structured: self.structured,
-            ..Offer::default()
-        };
+        let offer = (self.offer)();
         let mut disk = Disk::new(offer.size);
         peer.negotiate(&offer)?;
         loop {
@@ -79,7 +88,7 @@ impl Scenario {
             if request.kind == cmd::DISC {
                 return peer.expect_closed();
             }
-            let reply = disk.answer(&request, peer.structured(), None);
+            let reply = peer.right_answer(&request, &mut disk);
             peer.answered(&request);
             for piece in reply.chunks(PIECE) {
                 peer.send(piece)?;

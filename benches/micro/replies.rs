@@ -9,6 +9,7 @@ use nbdkit_nbd_plugin::proto::codec::Writer;
 use nbdkit_nbd_plugin::proto::consts::{
     ChunkFlags, ChunkType, Command, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
 };
+use nbdkit_nbd_plugin::proto::framing::Framing;
 use nbdkit_nbd_plugin::proto::reply::{Decoded, decode};
 use nbdkit_nbd_plugin::proto::request::Request;
 
@@ -22,14 +23,18 @@ pub fn bench(criterion: &mut Criterion) {
         ("header/structured", structured(1)),
     ] {
         criterion.bench_function(name, |bencher| {
-            bencher.iter(|| decode(black_box(&bytes), true));
+            bencher.iter(|| decode(black_box(&bytes), Framing::Structured));
         });
     }
     let mut buffer = vec![0; LENGTH as usize];
     for (name, bytes, agreed) in [
-        ("reply/simple", simple(), false),
-        ("reply/structured", structured(1), true),
-        ("reply/structured in 8 chunks", structured(8), true),
+        ("reply/simple", simple(), Framing::Simple),
+        ("reply/structured", structured(1), Framing::Structured),
+        (
+            "reply/structured in 8 chunks",
+            structured(8),
+            Framing::Structured,
+        ),
     ] {
         criterion.bench_function(name, |bencher| {
             bencher.iter(|| digest(black_box(&bytes), agreed, &mut buffer));
@@ -64,7 +69,7 @@ fn structured(chunks: u32) -> Vec<u8> {
 }
 
 /// What the client does with a reply that has arrived whole.
-fn digest(mut bytes: &[u8], agreed: bool, buffer: &mut [u8]) {
+fn digest(mut bytes: &[u8], agreed: Framing, buffer: &mut [u8]) {
     let mut reply = Reply::new(Request::new(Command::READ, OFFSET, LENGTH), None);
     loop {
         match reply.step() {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nbdkit_nbd_plugin::client::error::Error;
 use nbdkit_nbd_plugin::client::manners::Manners;
+use nbdkit_nbd_plugin::client::zeroes::Detect;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
 use nbdkit_nbd_plugin::proto::name::ExportName;
@@ -91,6 +92,7 @@ fn open(socket: &Path, export: &str) -> Result<Client, Error> {
         connections: 1,
         fleet: None,
         manners: Manners::default(),
+        detect_zeroes: Detect::Off,
     };
     Client::open(
         &Arc::new(options),
@@ -103,12 +105,9 @@ fn extents(client: &Client, end: u64) -> Result<usize, Error> {
     let mut at = 0;
     let mut count = 0;
     while at < end {
-        let length = u32::try_from(end - at).unwrap_or(u32::MAX);
+        let length = (end - at).min(u32::MAX.into());
         let found = client.block_status(length, at, false)?;
-        at += found
-            .iter()
-            .map(|extent| u64::from(extent.length))
-            .sum::<u64>();
+        at += found.iter().map(|extent| extent.length).sum::<u64>();
         count += found.len();
     }
     Ok(count)

@@ -28,6 +28,7 @@ use crate::proto::chunks::Descriptor;
 use crate::proto::consts::Command;
 use crate::proto::errno::NbdErrno;
 use crate::proto::export::Export;
+use crate::proto::framing::Framing;
 use crate::proto::request::{Cookie, Request};
 use crate::transport::{self, Blocking, Deadline, Doorbell, PAUSE, Stream, Wanted};
 
@@ -53,6 +54,7 @@ pub struct Connection {
     stream: Stream,
     inflight: Inflight<Flight, Receiver>,
     outbox: Outbox,
+    framing: Framing,
     context: Option<u32>,
     patience: Patience,
     /// Reads in flight that are too large for the receive buffer to be of use.
@@ -78,12 +80,13 @@ impl Connection {
         patience: Patience,
     ) -> Result<Self, transport::Error> {
         stream.limit_receiving()?;
-        let receiver = Receiver::new(export.structured);
+        let receiver = Receiver::new(export.framing);
         Ok(Self {
             inflight: Inflight::new(receiver, Doorbell::new()?, lookout(&stream)),
             server,
             stream,
             outbox: Outbox::new(),
+            framing: export.framing,
             context: export.base_allocation,
             patience,
             large_reads: AtomicU32::new(0),
@@ -118,10 +121,13 @@ impl Connection {
         deadline: &Deadline,
         last: bool,
     ) -> Result<Vec<Descriptor>, Error> {
+        if request.is_long() && self.framing != Framing::Extended {
+            return Err(Error::too_long(&self.server, request));
+        }
         let mut cookie = Cookie(0);
         let ticket = self.inflight.claim(deadline, |given| {
             cookie = given;
-            Flight::new(request, given, self.context, buffer)
+            Flight::new(request, given, self.framing, self.context, buffer)
         });
         let Some(ticket) = ticket else {
             return Err(Error::Crowded {
@@ -136,7 +142,7 @@ impl Connection {
             return Err(error);
         }
         let _fuse = Fuse(self);
-        let large = request.length >= LARGE;
+        let large = request.length >= LARGE.into();
         let heavy = request.command == Command::WRITE && large;
         let large = request.command == Command::READ && large;
         if large {
@@ -146,7 +152,7 @@ impl Connection {
             trace(&self.server, request, cookie);
         }
         let own = Own {
-            request,
+            request: &request,
             index: ticket.index(),
             deadline,
         };
@@ -164,7 +170,7 @@ impl Connection {
         if large {
             self.large_reads.fetch_sub(1, Ordering::Relaxed);
         }
-        self.conclude(request, flight)
+        self.conclude(&request, flight)
     }
 
     /// The server's name for messages.
@@ -292,7 +298,9 @@ impl Connection {
         while let Some(batch) = &duty.batch {
             if let Err(error) = self.send_batch(batch, own) {
                 self.fail(match error {
-                    timeout @ transport::Error::Timeout(_) => Cause::Deadline(own.request, timeout),
+                    timeout @ transport::Error::Timeout(_) => {
+                        Cause::Deadline(*own.request, timeout)
+                    }
                     error => Cause::Transport(error),
                 });
             }
@@ -330,7 +338,7 @@ impl Connection {
                 let Some(flight) = load.as_ref().and_then(LoadGuard::get) else {
                     continue;
                 };
-                for bytes in [&flight.header[..], flight.loan.source()] {
+                for bytes in [flight.header.bytes(), flight.loan.source()] {
                     if !bytes.is_empty() {
                         pieces[count] = IoSlice::new(bytes);
                         count += 1;
@@ -363,10 +371,11 @@ impl Connection {
             return Ok(None);
         };
         let payload = flight.loan.source();
-        let pieces = [IoSlice::new(&flight.header), IoSlice::new(payload)];
+        let header = flight.header.bytes();
+        let pieces = [IoSlice::new(header), IoSlice::new(payload)];
         let count = if payload.is_empty() { 1 } else { 2 };
         let sent = self.stream.send(&pieces[..count])?.unwrap_or(0);
-        Ok((sent < flight.header.len() + payload.len()).then_some(sent))
+        Ok((sent < header.len() + payload.len()).then_some(sent))
     }
 
     /// Waits until there is room to send, and sees to it that somebody receives meanwhile.
@@ -402,7 +411,7 @@ impl Connection {
         if !deadline.is_never() && self.lost.get().is_none() {
             match self.stream.wait(true, false, None, deadline.within(PAUSE)) {
                 Ok(_) if deadline.has_passed() => {
-                    self.fail(Cause::Deadline(own.request, deadline.passed()));
+                    self.fail(Cause::Deadline(*own.request, deadline.passed()));
                 }
                 Ok(ready) if !ready.readable => return,
                 Ok(_) => (),
@@ -457,7 +466,8 @@ impl Connection {
     }
 
     /// What became of a request that is over.
-    fn conclude(&self, request: Request, flight: Flight) -> Result<Vec<Descriptor>, Error> {
+    #[inline]
+    fn conclude(&self, request: &Request, flight: Flight) -> Result<Vec<Descriptor>, Error> {
         if flight.lost {
             let lost = self
                 .lost
@@ -476,7 +486,7 @@ impl Connection {
         }
         result.map_err(|error| Error::Failed {
             server: self.server.clone(),
-            request,
+            request: *request,
             error,
         })
     }
@@ -560,7 +570,7 @@ impl Drop for Duty<'_> {
 /// The request that a thread waits for while it works for others too.
 #[derive(Clone, Copy)]
 struct Own<'a> {
-    request: Request,
+    request: &'a Request,
     index: usize,
     deadline: &'a Deadline,
 }
@@ -574,7 +584,7 @@ mod tests {
     /// A connection, and its server's end.
     fn connection() -> (Connection, Stream) {
         let (ours, theirs) = unix::pair();
-        let export = Export::new(1 << 20, TransmissionFlags::HAS_FLAGS, false);
+        let export = Export::new(1 << 20, TransmissionFlags::HAS_FLAGS, Framing::Simple);
         let patience = Patience {
             wanted: None,
             close: None,

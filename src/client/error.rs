@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::proto::consts::{CommandFlags, OptionReply};
+use crate::proto::consts::{Command, CommandFlags, OptionReply};
+use crate::proto::errno::NbdErrno;
 use crate::proto::handshake;
 use crate::proto::request::Request;
 use crate::proto::{Violation, WireError};
@@ -33,7 +34,7 @@ pub enum Error {
     #[error(transparent)]
     Lost(Arc<Lost>),
     /// The server failed this request; the connection is healthy.
-    #[error("{server}: {request}: {error}")]
+    #[error("{server}: {request}: {error}{}", hint(request, error))]
     Failed {
         /// Which server.
         server: Server,
@@ -98,6 +99,17 @@ impl Error {
         Self::Open {
             server,
             cause: Arc::new(OpenError::Connect(transport::Error::Unwanted)),
+        }
+    }
+
+    /// The request is longer than the headers of a connection can say, and was not sent: whoever asks
+    /// for so much can ask for less. Another connection may have had extended headers.
+    #[cold]
+    pub(super) fn too_long(server: &Server, request: Request) -> Self {
+        Self::Failed {
+            server: server.clone(),
+            request,
+            error: WireError::TooLong,
         }
     }
 
@@ -174,6 +186,22 @@ impl Error {
             Self::Outage(_) | Self::Doomed { .. } | Self::Unflushed(_) => libc::EIO,
             Self::Unsupported { errno, .. } => *errno,
         }
+    }
+}
+
+/// What may help against an error, for messages. A server's limit that it has not told shows as an error
+/// that it also has other reasons for.
+fn hint(request: &Request, error: &WireError) -> &'static str {
+    /// Hardly a server takes less.
+    const LONG: u64 = 64 * 1024;
+    let declined = [NbdErrno::EINVAL, NbdErrno::EOVERFLOW];
+    match (request.command, error) {
+        (Command::READ | Command::WRITE, WireError::Server { errno, .. })
+            if request.length > LONG && declined.contains(errno) =>
+        {
+            " (it may be too long: quirks=max-request=SIZE)"
+        }
+        _ => "",
     }
 }
 
@@ -380,14 +408,12 @@ impl Cause {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::consts::Command;
-    use crate::proto::errno::NbdErrno;
 
     #[test]
     fn enotsup_is_an_answer_to_fast_zeroes_only() {
         let failed = |flags| Error::Failed {
             server: "server".into(),
-            request: Request::new(Command::WRITE_ZEROES, 0, 512).with(flags),
+            request: Request::new(Command::WRITE_ZEROES, 0, 512_u32).with(flags),
             error: WireError::Server {
                 errno: NbdErrno::ENOTSUP,
                 text: String::new(),

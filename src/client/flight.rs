@@ -4,13 +4,14 @@
 
 use super::loan::{Buffer, Loan};
 use crate::proto::chunks::Reply;
-use crate::proto::request::{Cookie, REQUEST_LENGTH, Request};
+use crate::proto::framing::Framing;
+use crate::proto::request::{Cookie, Request, RequestHeader};
 
 /// A request in flight.
 #[derive(Debug)]
 pub struct Flight {
     /// The header to send.
-    pub header: [u8; REQUEST_LENGTH],
+    pub header: RequestHeader,
     /// What the server has answered so far.
     pub reply: Reply,
     /// The caller's buffer.
@@ -24,11 +25,12 @@ impl Flight {
     pub(super) fn new(
         request: Request,
         cookie: Cookie,
+        framing: Framing,
         context: Option<u32>,
         buffer: &mut Buffer<'_>,
     ) -> Self {
         Self {
-            header: request.encode(cookie),
+            header: request.encode(cookie, framing),
             reply: Reply::new(request, context),
             loan: Loan::new(buffer),
             lost: false,

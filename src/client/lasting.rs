@@ -125,7 +125,7 @@ impl Lasting {
         deadline: &Deadline,
     ) -> Result<Vec<Descriptor>, Error> {
         let mut operation = self.operation(deadline);
-        let span = Span::new(request.offset, request.length.into());
+        let span = Span::new(request.offset, request.length);
         loop {
             let may = |core: &Core| core.may_read(span);
             let (mut inner, up) = self.enter(&mut operation, request, may, |_| ())?;
@@ -284,7 +284,7 @@ impl Lasting {
         place: &mut Place<'_>,
         lasting: bool,
     ) -> Result<(Change, Sending, Up), Error> {
-        let span = Span::new(request.offset, request.length.into());
+        let span = Span::new(request.offset, request.length);
         loop {
             let queued = Cell::new(place.change);
             let sent = place.sent;
@@ -431,7 +431,7 @@ impl Lasting {
     ) -> Result<Vec<Descriptor>, Error> {
         let _load = self.load(up, request);
         let has_payload = [Command::READ, Command::WRITE].contains(&request.command);
-        if !has_payload || request.length <= up.maximum {
+        if !has_payload || request.length <= up.maximum.into() {
             return up.connection.submit(request, buffer, deadline);
         }
         let pieces = super::split::pieces(request.offset, request.length, up.maximum as usize);
@@ -439,7 +439,7 @@ impl Lasting {
             let from = (offset - request.offset) as usize;
             let piece = Request {
                 offset,
-                length: length as u32,
+                length: length as u64,
                 ..request
             };
             up.connection

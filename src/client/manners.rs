@@ -1,30 +1,38 @@
 // SPDX-License-Identifier: BSD-3-Clause
-//! What was learnt about how a server wants to be asked.
+//! How a server wants to be asked: what the user knows of that, and what was learnt.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::proto::export::Limits;
 use crate::proto::handshake::Ladder;
 
-/// The questions that the server of one [`Options`](super::Options) is asked: all of them, until a
-/// connection on which one was not asked led to an export where another had not. And how many
+/// How the server of one [`Options`](super::Options) is asked: with all questions that the user allows,
+/// until a connection on which one was not asked led to an export where another had not. And how many
 /// connections it has been found to admit for one client.
 #[derive(Debug)]
 pub struct Manners {
     ladder: Mutex<Ladder>,
+    limits: Limits,
     admits: AtomicUsize,
 }
 
 impl Default for Manners {
     fn default() -> Self {
-        Self {
-            ladder: Mutex::default(),
-            admits: AtomicUsize::new(usize::MAX),
-        }
+        Self::new(Ladder::default(), Limits::default())
     }
 }
 
 impl Manners {
+    /// What the user allows.
+    pub fn new(ladder: Ladder, limits: Limits) -> Self {
+        Self {
+            ladder: Mutex::new(ladder),
+            limits,
+            admits: AtomicUsize::new(usize::MAX),
+        }
+    }
+
     /// How many connections to have for one client, at most.
     pub(super) fn admits(&self) -> usize {
         self.admits.load(Ordering::Relaxed)
@@ -38,6 +46,11 @@ impl Manners {
     /// What to ask.
     pub(super) fn ladder(&self) -> Ladder {
         *self.lock()
+    }
+
+    /// How much to ask for at once.
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Remembers a way that led to an export after another had not.

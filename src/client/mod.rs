@@ -38,6 +38,7 @@ pub mod helpers;
 // Public for benches/micro alone.
 pub mod inflight;
 mod lasting;
+mod length;
 pub mod links;
 #[allow(unsafe_code)]
 mod loan;
@@ -55,12 +56,14 @@ mod split;
 mod sync;
 pub mod upkeep;
 pub mod volume;
+pub mod zeroes;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::error::{Error, Server};
 use self::fleet::Fleet;
+use self::length::Length;
 use self::links::Links;
 use self::loan::Buffer;
 use self::manners::Manners;
@@ -68,6 +71,7 @@ use self::negotiation::AtHand;
 use self::opener::Opener;
 pub use self::opener::{Entered, Start, connect, enter_default};
 use self::resume::Terms;
+use self::zeroes::Detect;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
@@ -108,6 +112,8 @@ pub struct Options {
     pub fleet: Option<Fleet>,
     /// What was learnt about the server on earlier connections.
     pub manners: Manners,
+    /// What becomes of writes that are all zeroes.
+    pub detect_zeroes: Detect,
 }
 
 impl Options {
@@ -150,6 +156,7 @@ pub struct Client {
     request_timeout: Option<Duration>,
     close_timeout: Option<Duration>,
     wanted: Option<Wanted>,
+    detect_zeroes: Detect,
     /// What [`Links::losses`] said when it came.
     losses: u64,
 }
@@ -211,7 +218,7 @@ const ASK: Duration = Duration::from_secs(1);
 
 /// Most bytes that the extents of one answer cover. nbdkit joins neighbours that are alike, and its
 /// versions before 1.44 abort when one of 4 GiB comes of that (CVE-2025-47711).
-const MAX_DESCRIBED: u32 = u32::MAX;
+const MAX_DESCRIBED: u64 = u32::MAX as u64;
 
 impl Client {
     /// A client that goes by these links.
@@ -222,6 +229,7 @@ impl Client {
             request_timeout: options.request_timeout,
             close_timeout: options.close_timeout,
             wanted: options.wanted,
+            detect_zeroes: options.detect_zeroes,
         }
     }
 
@@ -252,7 +260,7 @@ impl Client {
 
     /// Fills `buffer` with the bytes at `offset`. On failure its contents mean nothing.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
-        self.check_range(Command::READ, offset, buffer.len())?;
+        self.check_range(Command::READ, offset, buffer.len() as u64)?;
         let deadline = self.deadline();
         // Nearly always one request does, and there is nothing to be looked after between pieces.
         match buffer.len() <= self.piece() {
@@ -285,6 +293,16 @@ impl Client {
 
     /// Writes `payload` at `offset`; with `fua` it is permanent when this returns.
     pub fn write(&self, payload: &[u8], offset: u64, fua: bool) -> Result<(), Error> {
+        if let Some(may_trim) = self.detect_zeroes.finds(payload) {
+            if self.export().can(TransmissionFlags::SEND_WRITE_ZEROES) {
+                let how = Zeroing {
+                    may_trim,
+                    fua,
+                    fast: false,
+                };
+                return self.zero(payload.len() as u64, offset, how);
+            }
+        }
         self.write_until(payload, offset, fua, &self.deadline())
     }
 
@@ -295,7 +313,7 @@ impl Client {
         fua: bool,
         deadline: &Deadline,
     ) -> Result<(), Error> {
-        self.check_range(Command::WRITE, offset, payload.len())?;
+        self.check_range(Command::WRITE, offset, payload.len() as u64)?;
         let flags = self.fua(fua)?;
         match payload.len() <= self.piece() {
             true => self.write_piece(payload, offset, flags, deadline),
@@ -344,25 +362,25 @@ impl Client {
     }
 
     /// Tells the server that a range is not needed any more.
-    pub fn trim(&self, length: u32, offset: u64, fua: bool) -> Result<(), Error> {
+    pub fn trim(&self, length: u64, offset: u64, fua: bool) -> Result<(), Error> {
         self.require(TransmissionFlags::SEND_TRIM, "NBD_CMD_TRIM")?;
-        self.check_range(Command::TRIM, offset, length as usize)?;
+        self.check_range(Command::TRIM, offset, length)?;
         let request = Request::new(Command::TRIM, offset, length).with(self.fua(fua)?);
         self.in_pieces(request, &self.deadline())
     }
 
     /// Tells the server that a range will be needed soon.
-    pub fn cache(&self, length: u32, offset: u64) -> Result<(), Error> {
+    pub fn cache(&self, length: u64, offset: u64) -> Result<(), Error> {
         self.require(TransmissionFlags::SEND_CACHE, "NBD_CMD_CACHE")?;
-        self.check_range(Command::CACHE, offset, length as usize)?;
+        self.check_range(Command::CACHE, offset, length)?;
         let request = Request::new(Command::CACHE, offset, length);
         self.in_pieces(request, &self.deadline())
     }
 
     /// Makes a range zero. Where the server cannot, zeroes are written as data, unless `fast`
     /// forbids it: ENOTSUP is the answer then, and only then.
-    pub fn zero(&self, length: u32, offset: u64, how: Zeroing) -> Result<(), Error> {
-        self.check_range(Command::WRITE_ZEROES, offset, length as usize)?;
+    pub fn zero(&self, length: u64, offset: u64, how: Zeroing) -> Result<(), Error> {
+        self.check_range(Command::WRITE_ZEROES, offset, length)?;
         let mut flags = self.fua(how.fua)?;
         flags.set(CommandFlags::NO_HOLE, !how.may_trim);
         if how.fast {
@@ -390,7 +408,7 @@ impl Client {
     /// `one` it is a single extent.
     pub fn block_status(
         &self,
-        length: u32,
+        length: u64,
         offset: u64,
         one: bool,
     ) -> Result<Vec<Descriptor>, Error> {
@@ -399,59 +417,56 @@ impl Client {
         }
         // The answer may stop early, so the whole blocks of the longest query there is, 2^32-1 bytes,
         // will do.
-        let odd = length % self.export().minimum_block();
-        let length = if odd < length { length - odd } else { length };
-        self.check_range(Command::BLOCK_STATUS, offset, length as usize)?;
+        let whole = self.export().whole_blocks(length);
+        let length = if whole > 0 { whole } else { length };
+        self.check_range(Command::BLOCK_STATUS, offset, length)?;
         let mut flags = CommandFlags::empty();
         flags.set(CommandFlags::REQ_ONE, one);
         let request = Request::new(Command::BLOCK_STATUS, offset, length).with(flags);
         if length == 0 {
             return Ok(Vec::new());
         }
-        let mut extents = self.links.submit(request, Buffer::None, &self.deadline())?;
+        let mut extents = self.status(request, &self.deadline())?;
         split::cut(&mut extents, MAX_DESCRIBED);
         Ok(extents)
+    }
+
+    /// Asks for the status of a range, or of its beginning, if that is what the server takes at once.
+    fn status(&self, request: Request, deadline: &Deadline) -> Result<Vec<Descriptor>, Error> {
+        let mut length = Length::new(self.links.volume(), request.command);
+        loop {
+            let piece = length.piece(request, request.offset, request.length);
+            match self.links.submit(piece, Buffer::None, deadline) {
+                Ok(extents) => {
+                    length.taken(piece);
+                    return Ok(extents);
+                }
+                Err(error) => length.declined(piece, error)?,
+            }
+        }
     }
 
     /// Sends a request without payload, in pieces if it is longer than what the server takes at once.
     /// That cannot be known in advance: what is declined for its length is repeated in shorter
     /// pieces, a few times at most, and what was taken then is remembered.
     fn in_pieces(&self, request: Request, deadline: &Deadline) -> Result<(), Error> {
-        let volume = self.links.volume();
         let (mut at, mut left) = (request.offset, request.length);
-        let mut most = volume.longest(request.command);
-        let mut declined: Option<Error> = None;
+        let mut length = Length::new(self.links.volume(), request.command);
         let mut pieces = self.pieces();
         while left > 0 {
             pieces.next()?;
-            let length = left.min(most);
-            let piece = Request {
-                offset: at,
-                length,
-                ..request
-            };
+            let piece = length.piece(request, at, left);
             let done = match request.command {
                 Command::CACHE => self.links.submit(piece, Buffer::None, deadline).map(drop),
                 _ => self.links.change(piece, Buffer::None, deadline),
             };
             match done {
                 Ok(()) => {
-                    if let Some(error) = declined.take() {
-                        log::debug!("{error}; at most {length} bytes at once from now on");
-                        volume.found_longest(request.command, length);
-                    }
-                    at += u64::from(length);
-                    left -= length;
+                    length.taken(piece);
+                    at += piece.length;
+                    left -= piece.length;
                 }
-                Err(error) if failed_with(&error, &[NbdErrno::EINVAL, NbdErrno::EOVERFLOW]) => {
-                    let Some(shorter) = volume.shorter(length) else {
-                        // Not the length, then: the first answer is the one to the question asked.
-                        return Err(declined.unwrap_or(error));
-                    };
-                    most = shorter;
-                    declined.get_or_insert(error);
-                }
-                Err(error) => return Err(error),
+                Err(error) => length.declined(piece, error)?,
             }
         }
         Ok(())
@@ -459,7 +474,7 @@ impl Client {
 
     fn write_zeroes_as_data(
         &self,
-        length: u32,
+        length: u64,
         offset: u64,
         fua: bool,
         deadline: &Deadline,
@@ -496,8 +511,8 @@ impl Client {
     /// Refuses what no server could do: a range past the end, or between blocks. A zero length is
     /// fine between the blocks, as nothing is sent for it; and so is what touches a last block that
     /// is not whole.
-    fn check_range(&self, command: Command, offset: u64, length: usize) -> Result<(), Error> {
-        let end = offset.checked_add(length as u64);
+    fn check_range(&self, command: Command, offset: u64, length: u64) -> Result<(), Error> {
+        let end = offset.checked_add(length);
         if end.is_none_or(|end| end > self.export().size) {
             let errno = match command {
                 Command::WRITE | Command::WRITE_ZEROES => libc::ENOSPC,
@@ -511,7 +526,7 @@ impl Client {
                 errno,
             ));
         }
-        if !self.export().is_aligned(offset, length as u64) {
+        if !self.export().is_aligned(offset, length) {
             return Err(self.unsupported(
                 &format!(
                     "{command} of {length} bytes at offset {offset} is not aligned to the server's \

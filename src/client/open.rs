@@ -34,7 +34,7 @@ pub fn enter(
             let goal = Goal::open(export).with_ladder(options.manners.ladder());
             let end = &mut End::default();
             Negotiation::begin(server, options, goal, end, again, &mut left)
-                .map(|reached| entered_with(server, reached))
+                .map(|reached| entered_with(server, options, reached))
                 .map_err(|cause| failed(server, cause))
         }
     };
@@ -51,12 +51,17 @@ pub fn enter_over(
     at_hand: &mut AtHand<'_>,
 ) -> Result<(Stream, Export), Error> {
     let reached = reach(server, options, Goal::open(export), at_hand)?;
-    Ok(entered_with(server, reached))
+    Ok(entered_with(server, options, reached))
 }
 
-fn entered_with(server: &Server, reached: (Negotiation, Outcome)) -> (Stream, Export) {
+fn entered_with(
+    server: &Server,
+    options: &Options,
+    reached: (Negotiation, Outcome),
+) -> (Stream, Export) {
     match reached {
-        (negotiation, Outcome::Export(export)) => {
+        (negotiation, Outcome::Export(mut export)) => {
+            export.limits = options.manners.limits();
             describe(server, &export);
             (negotiation.into_stream(), *export)
         }
@@ -166,10 +171,10 @@ fn hung_up(cause: &OpenError) -> bool {
 
 fn describe(server: &Server, export: &Export) {
     log::debug!(
-        "{server}: export of {} bytes{}, structured replies {}, base:allocation {}",
+        "{server}: export of {} bytes{}, {}, base:allocation {}",
         export.size,
         export.flags,
-        on(export.structured),
+        export.framing,
         on(export.base_allocation.is_some()),
     );
     if let Some(sizes) = export.block_sizes {

@@ -135,7 +135,7 @@ impl Plain {
     pub(super) fn flush(&self, deadline: &Deadline) -> Result<(), Error> {
         // Whoever writes from now on is not covered.
         let wrote = self.wrote.swap(false, Ordering::AcqRel);
-        let request = Request::new(Command::FLUSH, 0, 0);
+        let request = Request::new(Command::FLUSH, 0, 0_u32);
         let nothing = &mut Buffer::None;
         let mut result = self.with(|connection| connection.submit(request, nothing, deadline));
         if result.is_err() && wrote {

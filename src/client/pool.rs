@@ -182,7 +182,7 @@ impl Pool {
     pub(super) fn flush(self: &Arc<Self>, deadline: &Deadline) -> Result<(), Error> {
         // Whoever writes from now on is not covered.
         let wrote = self.take_wrote();
-        let request = Request::new(Command::FLUSH, 0, 0);
+        let request = Request::new(Command::FLUSH, 0, 0u32);
         let result = self.carry_out(request, Buffer::None, deadline, wrote);
         if result.is_err() && wrote {
             self.all().for_each(|member| member.plain.note_wrote());

@@ -20,6 +20,7 @@ use super::inflight::{Inflight, SlotSet};
 use crate::proto::Violation;
 use crate::proto::chunks::{MAX_TAKE, Step};
 use crate::proto::consts::Command;
+use crate::proto::framing::Framing;
 use crate::proto::reply::{Decoded, Header, MAX_HEADER_LENGTH, decode};
 use crate::proto::request::Cookie;
 use crate::transport::{Blocking, Stream};
@@ -41,7 +42,7 @@ pub struct Receiver {
     end: usize,
     /// The request in the middle of whose reply the stream stands.
     current: Option<Cookie>,
-    structured: bool,
+    framing: Framing,
     appetite: Appetite,
     /// A round is under way or did not come to its end.
     torn: bool,
@@ -78,14 +79,14 @@ enum Next {
 }
 
 impl Receiver {
-    /// Nothing received yet. `structured` tells whether structured replies were agreed.
-    pub fn new(structured: bool) -> Self {
+    /// Nothing received yet.
+    pub fn new(framing: Framing) -> Self {
         Self {
             buffer: vec![0; BUFFER].into_boxed_slice(),
             start: 0,
             end: 0,
             current: None,
-            structured,
+            framing,
             appetite: Appetite::new(),
             torn: false,
         }
@@ -186,7 +187,7 @@ impl Receiver {
         loop {
             let header = match self.current {
                 Some(_) => None,
-                None => match decode(&self.buffer[self.start..self.end], self.structured)? {
+                None => match decode(&self.buffer[self.start..self.end], self.framing)? {
                     Decoded::Need => return Ok(()),
                     Decoded::Header(header, used) => {
                         self.start += used;
@@ -204,7 +205,7 @@ impl Receiver {
             };
             let paused = wire.inflight.with_cookie(cookie, |index, flight| {
                 if let Some(header) = header {
-                    flight.reply.begin(header, self.structured)?;
+                    flight.reply.begin(header, self.framing)?;
                     self.appetite.learn(header, flight.reply.request());
                 }
                 let pause = self.feed(flight)?;

@@ -4,8 +4,8 @@
 use crate::proto::chunks::Descriptor;
 
 /// Cuts `length` bytes from `offset` into pieces of at most `most` bytes.
-pub fn pieces(offset: u64, length: u32, most: usize) -> impl Iterator<Item = (u64, usize)> {
-    let end = offset + u64::from(length);
+pub fn pieces(offset: u64, length: u64, most: usize) -> impl Iterator<Item = (u64, usize)> {
+    let end = offset + length;
     let mut at = offset;
     std::iter::from_fn(move || {
         let n = (end - at).min(most as u64);
@@ -16,7 +16,7 @@ pub fn pieces(offset: u64, length: u32, most: usize) -> impl Iterator<Item = (u6
 }
 
 /// Cuts extents so that together they are at most `most` bytes long.
-pub fn cut(extents: &mut Vec<Descriptor>, most: u32) {
+pub fn cut(extents: &mut Vec<Descriptor>, most: u64) {
     let mut left = most;
     let mut keep = 0;
     for extent in extents.iter_mut() {
@@ -48,12 +48,12 @@ mod tests {
             length,
             status: Allocation::ZERO,
         };
-        let mut extents = vec![extent(10), extent(u32::MAX), extent(7)];
+        let mut extents = vec![extent(10), extent(u64::MAX), extent(7)];
         cut(&mut extents, 100);
         assert_eq!(extents, [extent(10), extent(90)]);
 
         let mut extents = vec![extent(1 << 31), extent(1 << 31)];
-        cut(&mut extents, u32::MAX);
+        cut(&mut extents, u32::MAX.into());
         assert_eq!(extents, [extent(1 << 31), extent((1 << 31) - 1)]);
     }
 }

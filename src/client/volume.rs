@@ -5,28 +5,29 @@
 //! outlives each of them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::resume::{Resume, Terms};
 use crate::proto::consts::Command;
 use crate::proto::export::Export;
+use crate::proto::framing::Framing;
 
 /// Smallest length that a request is cut to because the server found it too long, bytes. A server
 /// that declines less than that has another reason.
-const LEAST_PIECE: u32 = 64 * 1024;
+const LEAST_PIECE: u64 = 64 * 1024;
 
 /// Each piece that a server declines for its length is followed by one that is shorter by this
 /// factor.
-const CUT: u32 = 4;
+const CUT: u64 = 4;
 
 /// An export as nbdkit was told of it. That never changes: nbdkit asks once for each client.
 #[derive(Debug)]
 pub struct Volume {
     export: Export,
-    /// Longest requests that the server was found to take, in the order of [`place`]; `u32::MAX`
-    /// where nothing was found yet.
-    limits: [AtomicU32; 3],
+    /// Longest requests that the server was found to take, in the order of [`place`]; at first what the
+    /// user allows, and what its headers can say.
+    limits: [AtomicU64; 4],
     /// Largest payload that every server behind it was found to take, bytes.
     payload: AtomicU32,
     /// What outlives the connections; none where they are not made anew.
@@ -38,8 +39,8 @@ impl Volume {
         Self {
             payload: AtomicU32::new(export.maximum_payload()),
             session: terms.map(|terms| Resume::new(&export, terms)),
+            limits: COMMANDS.map(|command| AtomicU64::new(export.longest(command))),
             export,
-            limits: [const { AtomicU32::new(u32::MAX) }; 3],
         }
     }
 
@@ -66,42 +67,52 @@ impl Volume {
     /// Longest range for one request without payload, bytes, as far as is known: a whole number of
     /// minimum blocks. The protocol has no word for it, so that it can only be found by trying
     /// ("Block size constraints" is about payload).
-    pub fn longest(&self, command: Command) -> u32 {
-        let most = place(command)
-            .and_then(|place| self.limits.get(place))
-            .map_or(u32::MAX, |limit| limit.load(Ordering::Relaxed));
-        most - most % self.export.minimum_block()
+    pub fn longest(&self, command: Command) -> u64 {
+        let most = self
+            .limit(command)
+            .map_or(u32::MAX.into(), |limit| limit.load(Ordering::Relaxed));
+        self.export.whole_blocks(most)
     }
 
     /// Remembers that the server declined more than `length` bytes at once, and took those.
-    pub fn found_longest(&self, command: Command, length: u32) {
-        if let Some(limit) = place(command).and_then(|place| self.limits.get(place)) {
+    pub fn found_longest(&self, command: Command, length: u64) {
+        if let Some(limit) = self.limit(command) {
             limit.fetch_min(length, Ordering::Relaxed);
         }
+    }
+
+    fn limit(&self, command: Command) -> Option<&AtomicU64> {
+        let place = COMMANDS.iter().position(|known| *known == command)?;
+        self.limits.get(place)
     }
 
     /// The length to try after the server has declined `length` bytes: its largest payload first,
     /// since most servers that have a limit have one for everything. `None` if the length is not
     /// what it declines.
-    pub fn shorter(&self, length: u32) -> Option<u32> {
-        let payload = self.export.maximum_payload();
-        let next = if length > payload {
+    pub fn shorter(&self, length: u64) -> Option<u64> {
+        let payload = u64::from(self.export.maximum_payload());
+        let compact = Framing::Structured.longest();
+        let next = if length > compact {
+            // Its headers were extended, perhaps, and are not any more.
+            compact
+        } else if length > payload {
             payload
         } else {
             // The factor does not lead to the least in every case, and that is to be tried, too.
             (length / CUT).max(LEAST_PIECE.min(payload))
         };
-        let next = next - next % self.export.minimum_block();
-        (next < length).then_some(next)
+        let next = self.export.whole_blocks(next);
+        (next > 0 && next < length).then_some(next)
     }
 }
 
 /// Commands whose longest range has to be found out.
-fn place(command: Command) -> Option<usize> {
-    [Command::TRIM, Command::WRITE_ZEROES, Command::CACHE]
-        .iter()
-        .position(|known| *known == command)
-}
+const COMMANDS: [Command; 4] = [
+    Command::TRIM,
+    Command::WRITE_ZEROES,
+    Command::CACHE,
+    Command::BLOCK_STATUS,
+];
 
 /// All exports that a client has open at present, by name.
 #[derive(Debug, Default)]
@@ -137,24 +148,24 @@ impl Volumes {
 mod tests {
     use super::*;
     use crate::proto::consts::TransmissionFlags;
-    use crate::proto::export::BlockSizes;
+    use crate::proto::export::{BlockSizes, Limits};
 
     fn export(size: u64) -> Export {
-        let mut export = Export::new(size, TransmissionFlags::HAS_FLAGS, true);
+        let mut export = Export::new(size, TransmissionFlags::HAS_FLAGS, Framing::Structured);
         export.block_sizes = BlockSizes::checked(4096, 4096, (32 << 20) + 5);
         export
     }
 
-    fn lengths(volume: &Volume, from: u32) -> Vec<u32> {
+    fn lengths(volume: &Volume, from: u64) -> Vec<u64> {
         std::iter::successors(volume.shorter(from), |length| volume.shorter(*length)).collect()
     }
 
     #[test]
     fn what_is_too_long_is_cut_to_the_largest_payload_and_then_by_a_factor() {
         let volume = Volume::new(export(1 << 40), None);
-        let kib = |n: u32| n << 10;
+        let kib = |n: u64| n << 10;
         let all = [32768, 8192, 2048, 512, 128, 64].map(kib);
-        assert_eq!(lengths(&volume, u32::MAX), all);
+        assert_eq!(lengths(&volume, u32::MAX.into()), all);
         assert_eq!(
             lengths(&volume, 300 << 10),
             [72, 64].map(kib),
@@ -177,11 +188,42 @@ mod tests {
     #[test]
     fn a_limit_is_remembered_for_its_command() {
         let volume = Volume::new(export(1 << 40), None);
-        assert_eq!(volume.longest(Command::TRIM), u32::MAX - 4095);
+        assert_eq!(volume.longest(Command::TRIM), (1 << 32) - 4096);
         volume.found_longest(Command::TRIM, 1 << 20);
         volume.found_longest(Command::TRIM, 1 << 22);
         assert_eq!(volume.longest(Command::TRIM), 1 << 20);
-        assert_eq!(volume.longest(Command::CACHE), u32::MAX - 4095);
+        for other in [Command::CACHE, Command::WRITE_ZEROES, Command::BLOCK_STATUS] {
+            assert_eq!(volume.longest(other), (1 << 32) - 4096, "{other}");
+        }
+    }
+
+    #[test]
+    fn extended_headers_have_no_limit_until_one_is_found() {
+        let mut extended = export(1 << 40);
+        extended.framing = Framing::Extended;
+        let volume = Volume::new(extended, None);
+        assert_eq!(volume.longest(Command::TRIM), u64::MAX - 4095);
+        assert_eq!(
+            lengths(&volume, 6 << 32)[..2],
+            [(1 << 32) - 4096, 32 << 20],
+            "first what compact headers can say"
+        );
+    }
+
+    #[test]
+    fn what_the_user_allows_is_where_lengths_begin() {
+        let mut limited = export(1 << 40);
+        limited.limits = Limits {
+            payload: Some(10_000),
+            status: Some(1 << 30),
+            zero: Some(1 << 20),
+        };
+        let volume = Volume::new(limited, None);
+        assert_eq!(volume.payload(), 8192, "whole blocks");
+        assert_eq!(volume.longest(Command::BLOCK_STATUS), 1 << 30);
+        for command in [Command::TRIM, Command::WRITE_ZEROES, Command::CACHE] {
+            assert_eq!(volume.longest(command), 1 << 20, "{command}");
+        }
     }
 
     #[test]

@@ -47,4 +47,6 @@ linger=<TIME>          How long a client's connection is kept for the next one,
                        or 'forever' (default 0, which is off).
 keepalive=<TIME>       Silence after which TCP asks for the server's host
                        (default 0: the kernel's time).
+detect-zeroes=<MODE>   Writes of zeroes as such: 'off', 'on' or 'unmap'.
+quirks=<LIST>          What not to ask of a server, or not for so much at once.
 ";

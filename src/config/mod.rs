@@ -3,6 +3,7 @@
 
 pub mod help;
 mod params;
+pub mod quirks;
 pub mod reconnect;
 pub mod servers;
 pub mod target;
@@ -11,6 +12,7 @@ pub mod uri;
 
 use std::time::Duration;
 
+use self::quirks::Quirks;
 use self::reconnect::{Reconnect, ReconnectParams};
 use self::servers::{Another, Servers, ServersParams};
 use self::target::{Place, TargetParams};
@@ -123,6 +125,12 @@ pub enum Error {
     /// One disk behind several servers, of which there are none.
     #[error("‘servers-same-disk’ parameter should only be used with ‘servers=failover’")]
     StraySameDisk,
+    /// A quirk for the second time.
+    #[error("quirks: ‘{0}’ is given twice")]
+    RepeatedQuirk(&'static str),
+    /// Extended headers are to be asked for, and are not.
+    #[error("quirks: cannot mix ‘extended’ with ‘{0}’")]
+    ConflictingQuirks(&'static str),
     /// The path does not fit a Unix socket address.
     #[error("socket file name too large")]
     SocketTooLong,
@@ -196,6 +204,8 @@ pub struct Params {
     connections: Option<usize>,
     servers: ServersParams,
     linger: Option<Linger>,
+    quirks: Quirks,
+    detect_zeroes: DetectZeroes,
     /// Whether `command-timeout` was given, whatever its value.
     command_timeout: bool,
 }
@@ -282,6 +292,8 @@ impl Params {
             "servers" => self.servers.set_plan(value)?,
             "servers-same-disk" => self.servers.set_same_disk(value)?,
             "connections" => self.connections = Some(params::connections(value)?),
+            "quirks" => self.quirks = quirks::parse(value)?,
+            "detect-zeroes" => self.detect_zeroes = params::detect_zeroes(value)?,
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -364,6 +376,8 @@ impl Params {
                 others,
             }),
             linger: self.linger,
+            quirks: self.quirks,
+            detect_zeroes: self.detect_zeroes,
         })
     }
 }
@@ -409,6 +423,10 @@ pub struct Config {
     pub keepalive: Option<Duration>,
     /// How long the way of a client that has left is kept for another.
     pub linger: Option<Linger>,
+    /// What the server has to be spared.
+    pub quirks: Quirks,
+    /// What becomes of writes that are all zeroes.
+    pub detect_zeroes: DetectZeroes,
 }
 
 /// How long the way of a client that has left is kept for another.
@@ -418,6 +436,18 @@ pub enum Linger {
     For(Duration),
     /// Until it is needed, or nbdkit ends.
     Forever,
+}
+
+/// What becomes of writes that are all zeroes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// They are writes like all others.
+    #[default]
+    Off,
+    /// They become zeroes that stay allocated.
+    On,
+    /// They become zeroes that may be a hole.
+    Unmap,
 }
 
 /// Which export to open.

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Error, Linger, uri};
+use super::{DetectZeroes, Error, Linger, uri};
 use crate::proto::codec::printable;
 use crate::proto::name::ExportName;
 use crate::transport::resolve::knows_service;
@@ -311,6 +311,16 @@ pub fn size(key: &'static str, value: &[u8]) -> Result<u64, Error> {
         .ok_or_else(|| bad(key, value, SIZE_TOO_LARGE))
 }
 
+/// What becomes of writes that are all zeroes.
+pub fn detect_zeroes(value: &[u8]) -> Result<DetectZeroes, Error> {
+    match value {
+        b"off" => Ok(DetectZeroes::Off),
+        b"on" => Ok(DetectZeroes::On),
+        b"unmap" => Ok(DetectZeroes::Unmap),
+        _ => Err(bad("detect-zeroes", value, "must be off, on or unmap")),
+    }
+}
+
 /// A value that means nothing, or what must not be.
 pub fn bad(key: &'static str, value: &[u8], why: &'static str) -> Error {
     Error::Value {
@@ -544,6 +554,25 @@ mod tests {
             keepalive(b"32768").expect_err("too long").to_string(),
             "keepalive=32768: must be at most 32767 seconds, which is as long as Linux waits"
         );
+    }
+
+    #[test]
+    fn detection_has_three_words() {
+        for (text, expected) in [
+            ("off", DetectZeroes::Off),
+            ("on", DetectZeroes::On),
+            ("unmap", DetectZeroes::Unmap),
+        ] {
+            assert_eq!(detect_zeroes(text.as_bytes()), Ok(expected));
+        }
+        for text in ["", "yes", "true", "On", "unmap "] {
+            assert_eq!(
+                detect_zeroes(text.as_bytes())
+                    .expect_err("none")
+                    .to_string(),
+                format!("detect-zeroes={text}: must be off, on or unmap")
+            );
+        }
     }
 
     #[test]

@@ -113,17 +113,17 @@ impl Handle {
 
     /// Trims.
     pub fn trim(&self, length: u32, offset: u64, fua: bool) -> Result<(), Failure> {
-        self.explained(self.client.trim(length, offset, fua))
+        self.explained(self.client.trim(length.into(), offset, fua))
     }
 
     /// Zeroes.
     pub fn zero(&self, length: u32, offset: u64, how: Zeroing) -> Result<(), Failure> {
-        self.explained(self.client.zero(length, offset, how))
+        self.explained(self.client.zero(length.into(), offset, how))
     }
 
     /// Prefetches.
     pub fn cache(&self, length: u32, offset: u64) -> Result<(), Failure> {
-        self.explained(self.client.cache(length, offset))
+        self.explained(self.client.cache(length.into(), offset))
     }
 
     /// Reports extents. The last one may pass the end of the query, and of the export, where nbdkit
@@ -136,11 +136,11 @@ impl Handle {
         list: &mut Extents,
     ) -> Result<(), Failure> {
         let mut at = offset;
-        for extent in self.explained(self.client.block_status(length, offset, one))? {
-            if !list.add(at, u64::from(extent.length), extent.status) {
+        for extent in self.explained(self.client.block_status(length.into(), offset, one))? {
+            if !list.add(at, extent.length, extent.status) {
                 return Err(Failure::by_host());
             }
-            at += u64::from(extent.length);
+            at = at.saturating_add(extent.length);
         }
         Ok(())
     }

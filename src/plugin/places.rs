@@ -8,8 +8,9 @@ use crate::client::Options;
 use crate::client::fleet::{Another, Fleet, Plan};
 use crate::client::manners::Manners;
 use crate::client::resume::Terms;
+use crate::client::zeroes::Detect;
 use crate::config::target::Place;
-use crate::config::{Config, servers};
+use crate::config::{Config, DetectZeroes, servers};
 use crate::host::params;
 use crate::proto::handshake::TlsPolicy;
 use crate::transport::Target;
@@ -80,7 +81,12 @@ fn at(
         wanted: Some(params::is_wanted),
         connections: config.connections,
         fleet: None,
-        manners: Manners::default(),
+        manners: Manners::new(config.quirks.ladder, config.quirks.limits),
+        detect_zeroes: match config.detect_zeroes {
+            DetectZeroes::Off => Detect::Off,
+            DetectZeroes::On => Detect::On,
+            DetectZeroes::Unmap => Detect::Unmap,
+        },
     })
 }
 

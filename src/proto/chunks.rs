@@ -17,6 +17,7 @@ use super::consts::{
 };
 use super::coverage::Coverage;
 use super::errno::NbdErrno;
+use super::framing::Framing;
 use super::reply::{Header, MAX_HEADER_LENGTH};
 use super::request::Request;
 use super::{Fault, Violation, WireError};
@@ -62,7 +63,7 @@ pub enum Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptor {
     /// Bytes; never zero.
-    pub length: u32,
+    pub length: u64,
     /// What is known of them; unknown bits are masked.
     pub status: Allocation,
 }
@@ -93,13 +94,15 @@ struct Status {
     seen: bool,
     /// A descriptor of no length came before the range was covered.
     empty: bool,
+    /// The descriptors at hand are those of `NBD_REPLY_TYPE_BLOCK_STATUS_EXT`.
+    wide: bool,
 }
 
 impl Status {
     /// Whether it is all that `request` needs.
     fn suffices(&self, request: Request) -> bool {
         let one = request.flags.contains(CommandFlags::REQ_ONE) && self.described > 0;
-        one || self.described >= u64::from(request.length)
+        one || self.described >= request.length
     }
 }
 
@@ -118,6 +121,8 @@ enum Body {
     Zeroes { at: u32, left: u32 },
     /// The context id in front of `left` bytes of descriptors.
     ContextId { left: u32 },
+    /// The same, and how many descriptors there are, in an extended chunk.
+    ContextIdExt { left: u32 },
     /// Descriptors.
     Descriptors { left: u32 },
     /// The fixed part of an error; `left` bytes follow it, the last `offset` of them an offset.
@@ -138,7 +143,8 @@ impl Reply {
     /// Expects the reply to `request`. `context` is the id of `base:allocation`, where agreed.
     pub fn new(request: Request, context: Option<u32>) -> Self {
         let length = match request.command {
-            Command::READ => request.length,
+            // Payload is below 4 GiB.
+            Command::READ => request.length as u32,
             _ => 0,
         };
         Self {
@@ -168,6 +174,7 @@ impl Reply {
             Body::Data { at, left } => Step::Fill { at, len: left },
             Body::Zeroes { at, left } => Step::Zero { at, len: left },
             Body::ContextId { .. } => Step::Take(4),
+            Body::ContextIdExt { .. } => Step::Take(8),
             Body::Descriptors { left } => Step::Take(left.min(DESCRIPTOR_STEP) as usize),
             Body::Error { .. } => Step::Take(6),
             Body::ErrorText { text, .. } => Step::Take(text as usize),
@@ -175,17 +182,37 @@ impl Reply {
         }
     }
 
-    /// Begins a simple reply or the next chunk. `structured` tells whether structured replies were
-    /// agreed.
-    pub fn begin(&mut self, header: Header, structured: bool) -> Result<(), Violation> {
+    /// Begins a simple reply or the next chunk, as they are framed.
+    #[inline]
+    pub fn begin(&mut self, header: Header, framing: Framing) -> Result<(), Violation> {
         match header {
-            Header::Simple { error, .. } => self.begin_simple(error, structured),
+            Header::Simple { error, .. } => self.begin_simple(error, framing.has_chunks()),
             Header::Chunk {
                 flags,
                 kind,
                 length,
                 ..
-            } => self.begin_chunk(flags, kind, length),
+            } => self.begin_chunk(flags, kind, length, false),
+            Header::Extended {
+                flags,
+                kind,
+                offset,
+                length,
+                ..
+            } => {
+                // Whoever mixes up requests may do so with their cookies, too.
+                if offset != self.request.offset {
+                    return Err(Violation::Offset {
+                        command: self.request.command,
+                        wanted: self.request.offset,
+                        got: offset,
+                    });
+                }
+                match u32::try_from(length) {
+                    Ok(length) => self.begin_chunk(flags, kind, length, true),
+                    Err(_) => Err(self.too_long(kind, length)),
+                }
+            }
         }
     }
 
@@ -227,7 +254,7 @@ impl Reply {
         if !self.coverage.is_complete() {
             return Err(WireError::Incomplete {
                 got: self.coverage.answered(),
-                wanted: self.request.length,
+                wanted: self.request.length as u32,
             });
         }
         let Some(status) = self.status else {
@@ -253,11 +280,11 @@ impl Reply {
             None if reading => {
                 self.body = Body::Data {
                     at: 0,
-                    left: self.request.length,
+                    left: self.request.length as u32,
                 };
                 // Structured replies were not agreed, so this is the only reply and nothing
                 // overlaps.
-                let _ = self.coverage.add(0, self.request.length);
+                let _ = self.coverage.add(0, self.request.length as u32);
                 return Ok(());
             }
             None => (),
@@ -271,14 +298,11 @@ impl Reply {
         flags: ChunkFlags,
         chunk: ChunkType,
         length: u32,
+        wide: bool,
     ) -> Result<(), Violation> {
         let command = self.request.command;
         if length > self.longest() {
-            return Err(Violation::ChunkLength {
-                command,
-                chunk,
-                length,
-            });
+            return Err(self.too_long(chunk, length.into()));
         }
         self.last = flags.contains(ChunkFlags::DONE);
         if chunk == ChunkType::NONE && !self.last {
@@ -290,13 +314,16 @@ impl Reply {
         match (chunk, command) {
             (ChunkType::NONE, _) if length == 0 => self.end_chunk(),
             (ChunkType::OFFSET_DATA, Command::READ)
-                if (9..=self.request.length.saturating_add(8)).contains(&length) =>
+                if (9..=self.request.length.saturating_add(8)).contains(&length.into()) =>
             {
                 self.body = Body::DataOffset { data: length - 8 };
             }
             (ChunkType::OFFSET_HOLE, Command::READ) if length == 12 => self.body = Body::Hole,
-            (ChunkType::BLOCK_STATUS, Command::BLOCK_STATUS) if length % 8 == 4 => {
+            (ChunkType::BLOCK_STATUS, Command::BLOCK_STATUS) if !wide && length % 8 == 4 => {
                 self.body = Body::ContextId { left: length - 4 };
+            }
+            (ChunkType::BLOCK_STATUS_EXT, Command::BLOCK_STATUS) if wide && length % 16 == 8 => {
+                self.body = Body::ContextIdExt { left: length - 8 };
             }
             // spec: Structured reply types: MUST: an unknown type of error is an error
             (error, _) if error.is_error() && length >= 6 => {
@@ -311,9 +338,14 @@ impl Reply {
                     offset,
                 };
             }
+            (ChunkType::BLOCK_STATUS | ChunkType::BLOCK_STATUS_EXT, Command::BLOCK_STATUS)
+                if wide != (chunk == ChunkType::BLOCK_STATUS_EXT) =>
+            {
+                self.refuse(Fault::Chunk(chunk), length)?;
+            }
             (ChunkType::NONE, _)
             | (ChunkType::OFFSET_DATA | ChunkType::OFFSET_HOLE, Command::READ)
-            | (ChunkType::BLOCK_STATUS, Command::BLOCK_STATUS) => {
+            | (ChunkType::BLOCK_STATUS | ChunkType::BLOCK_STATUS_EXT, Command::BLOCK_STATUS) => {
                 self.refuse(Fault::Length { chunk, length }, length)?;
             }
             (error, _) if error.is_error() => {
@@ -322,6 +354,15 @@ impl Reply {
             _ => self.refuse(Fault::Chunk(chunk), length)?,
         }
         Ok(())
+    }
+
+    #[cold]
+    fn too_long(&self, chunk: ChunkType, length: u64) -> Violation {
+        Violation::ChunkLength {
+            command: self.request.command,
+            chunk,
+            length,
+        }
     }
 
     /// Pays for a chunk that does not bring the reply nearer to its end: nobody is kept busy by such
@@ -339,7 +380,7 @@ impl Reply {
     /// of all order.
     fn longest(&self) -> u32 {
         let asked = match self.request.command {
-            Command::READ => self.request.length,
+            Command::READ => self.request.length as u32,
             _ => 0,
         };
         // spec: Size constraints: SHOULD NOT: 32 MiB are no attack
@@ -366,6 +407,17 @@ impl Reply {
                 }
             }
             Body::ContextId { left } => return Some(self.begin_status(reader.u32()?, left)),
+            Body::ContextIdExt { left } => {
+                let (context, told) = (reader.u32()?, reader.u32()?);
+                let room = left / 16;
+                if let Some(status) = &mut self.status {
+                    status.wide = true;
+                }
+                return Some(match told == room {
+                    true => self.begin_status(context, left),
+                    false => self.refuse(Fault::Count { told, room }, left),
+                });
+            }
             Body::Descriptors { left } => self.descriptors(reader, left),
             Body::Error { left, offset } => {
                 let (errno, text) = (reader.u32()?, u32::from(reader.u16()?));
@@ -397,7 +449,7 @@ impl Reply {
             .checked_sub(self.request.offset)
             .ok_or(outside.clone())?;
         let end = at.checked_add(u64::from(length)).ok_or(outside.clone())?;
-        if length == 0 || end > u64::from(self.request.length) {
+        if length == 0 || end > self.request.length {
             return Err(outside);
         }
         // Below the request's length, which is 32 bits wide.
@@ -432,7 +484,12 @@ impl Reply {
         let Some(status) = &mut self.status else {
             return self.skip(left);
         };
-        while let (Some(length), Some(bits)) = (reader.u32(), reader.u32()) {
+        let wide = status.wide;
+        let mut field = || match wide {
+            true => reader.u64(),
+            false => reader.u32().map(u64::from),
+        };
+        while let (Some(length), Some(bits)) = (field(), field()) {
             if status.suffices(self.request) {
                 return self.skip(left);
             }
@@ -440,13 +497,14 @@ impl Reply {
                 status.empty = true;
                 continue;
             }
-            status.described += u64::from(length);
+            status.described = status.described.saturating_add(length);
             if status.descriptors.len() < MAX_DESCRIPTORS {
                 // spec: `base:allocation` metadata context: MUST: unknown status flags are ignored
                 // spec: Request types: SHOULD: neighbouring descriptors may have the same status
                 status.descriptors.push(Descriptor {
                     length,
-                    status: Allocation::from_bits_truncate(bits),
+                    // The flags that we know are among the lower half.
+                    status: Allocation::from_bits_truncate(bits as u32),
                 });
             }
         }

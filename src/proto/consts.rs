@@ -23,6 +23,10 @@ pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// First four bytes of a structured reply chunk.
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// First four bytes of a request with extended headers.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// First four bytes of a structured reply chunk with extended headers.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Zero bytes that follow the flags of an oldstyle greeting, and of an `NBD_OPT_EXPORT_NAME`
 /// answer where `NBD_FLAG_C_NO_ZEROES` was not agreed.
@@ -186,6 +190,8 @@ codes! {
         OFFSET_HOLE = 2 => "NBD_REPLY_TYPE_OFFSET_HOLE",
         /// Block descriptors of one metadata context.
         BLOCK_STATUS = 5 => "NBD_REPLY_TYPE_BLOCK_STATUS",
+        /// The same in 64 bits each, with extended headers.
+        BLOCK_STATUS_EXT = 6 => "NBD_REPLY_TYPE_BLOCK_STATUS_EXT",
         /// The request failed.
         ERROR = 0x8001 => "NBD_REPLY_TYPE_ERROR",
         /// The request failed at an offset.
@@ -272,6 +278,9 @@ bitflags! {
         // spec: Command flags: MUST NOT: no NBD_CMD_FLAG_FAST_ZERO unless the server has it
         /// Fail rather than write zeroes slowly.
         const FAST_ZERO = 1 << 4;
+        // spec: Request message: MUST NOT: no NBD_CMD_FLAG_PAYLOAD_LEN in a compact header
+        /// The length is that of a payload. Set by the encoding, never by who asks.
+        const PAYLOAD_LEN = 1 << 5;
     }
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! What a handshake agreed on: the export's size and abilities, made consistent.
 
-use super::consts::{DEFAULT_MAX_PAYLOAD, TransmissionFlags};
+use super::consts::{Command, DEFAULT_MAX_PAYLOAD, TransmissionFlags};
+use super::framing::Framing;
 use super::name::ExportName;
 
 /// An export as the server described it, after everything that contradicts the rest was masked.
@@ -19,26 +20,41 @@ pub struct Export {
     pub canonical_name: Option<ExportName>,
     /// A text for people, where the server sent one.
     pub description: Option<String>,
-    /// Whether reads are answered by structured replies.
-    pub structured: bool,
+    /// How requests and replies are framed on this connection.
+    pub framing: Framing,
     // spec: Metadata querying: MUST NOT: no NBD_CMD_BLOCK_STATUS without a context, agreed for this export
     // spec: Option types: MUST NOT: no NBD_CMD_BLOCK_STATUS unless the last NBD_OPT_SET_META_CONTEXT gave a context
     // spec: Request types: MUST NOT: no NBD_CMD_BLOCK_STATUS without a context, agreed for this export
     /// Identity of the `base:allocation` metadata context on this connection.
     pub base_allocation: Option<u32>,
+    /// What the user allows, beside what the server does.
+    pub limits: Limits,
+}
+
+/// Longest requests by the user's will, bytes, where it sets limits. Servers have limits that they do not
+/// tell. What is less than a block is one block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Payload of reads and writes.
+    pub payload: Option<u32>,
+    /// Status queries.
+    pub status: Option<u64>,
+    /// Trims, zeroes and cache.
+    pub zero: Option<u64>,
 }
 
 impl Export {
     /// Joins the pieces that a handshake collected.
-    pub fn new(size: u64, flags: TransmissionFlags, structured: bool) -> Self {
+    pub fn new(size: u64, flags: TransmissionFlags, framing: Framing) -> Self {
         Self {
             size,
-            flags: consistent(flags, structured),
+            flags: consistent(flags, framing),
             block_sizes: None,
             canonical_name: None,
             description: None,
-            structured,
+            framing,
             base_allocation: None,
+            limits: Limits::default(),
         }
     }
 
@@ -82,16 +98,36 @@ impl Export {
     /// Largest length of one read or write, bytes: a whole number of minimum blocks.
     pub fn maximum_payload(&self) -> u32 {
         // spec: Size constraints: MUST NOT: no payload above the maximum
-        match self.block_sizes {
-            Some(sizes) => sizes.maximum - sizes.maximum % sizes.minimum,
-            None => DEFAULT_MAX_PAYLOAD,
-        }
+        let maximum = self
+            .block_sizes
+            .map_or(DEFAULT_MAX_PAYLOAD, |sizes| sizes.maximum);
+        let allowed = self.limits.payload.unwrap_or(u32::MAX);
+        let block = self.minimum_block();
+        let most = maximum.min(allowed).max(block);
+        most - most % block
+    }
+
+    /// Longest range of a request without payload, bytes, that there is a reason to begin with: a whole
+    /// number of minimum blocks.
+    pub fn longest(&self, command: Command) -> u64 {
+        let allowed = match command {
+            Command::BLOCK_STATUS => self.limits.status,
+            _ => self.limits.zero,
+        };
+        let most = allowed.unwrap_or(u64::MAX).max(self.minimum_block().into());
+        self.whole_blocks(most.min(self.framing.longest()))
+    }
+
+    /// As much of a length as is whole minimum blocks.
+    pub fn whole_blocks(&self, length: u64) -> u64 {
+        // A power of two.
+        length & !(u64::from(self.minimum_block()) - 1)
     }
 }
 
 /// Removes abilities that cannot be meant: all of them without `NBD_FLAG_HAS_FLAGS`, writing to a
 /// read-only export, modifiers without what they modify ("Transmission flags").
-fn consistent(mut flags: TransmissionFlags, structured: bool) -> TransmissionFlags {
+fn consistent(mut flags: TransmissionFlags, framing: Framing) -> TransmissionFlags {
     if !flags.contains(TransmissionFlags::HAS_FLAGS) {
         // A restriction is worth believing even from a server that forgot the first bit.
         return flags & TransmissionFlags::READ_ONLY;
@@ -102,7 +138,7 @@ fn consistent(mut flags: TransmissionFlags, structured: bool) -> TransmissionFla
     if !flags.contains(TransmissionFlags::SEND_WRITE_ZEROES) {
         flags -= TransmissionFlags::SEND_FAST_ZERO;
     }
-    if !structured {
+    if !framing.has_chunks() {
         flags -= TransmissionFlags::SEND_DF;
     }
     flags
@@ -144,13 +180,13 @@ mod tests {
 
     #[test]
     fn without_has_flags_there_are_no_abilities() {
-        let export = Export::new(1, ALL - TransmissionFlags::HAS_FLAGS, true);
+        let export = Export::new(1, ALL - TransmissionFlags::HAS_FLAGS, Framing::Structured);
         assert_eq!(export.flags, TransmissionFlags::READ_ONLY);
     }
 
     #[test]
     fn read_only_wins_over_write_abilities() {
-        let export = Export::new(1, ALL, true);
+        let export = Export::new(1, ALL, Framing::Structured);
         assert!(export.can(TransmissionFlags::SEND_FLUSH));
         for lost in [
             TransmissionFlags::SEND_TRIM,
@@ -164,7 +200,7 @@ mod tests {
     #[test]
     fn modifiers_go_with_what_they_modify() {
         let flags = ALL - TransmissionFlags::READ_ONLY - TransmissionFlags::SEND_WRITE_ZEROES;
-        let export = Export::new(1, flags, false);
+        let export = Export::new(1, flags, Framing::Simple);
         assert!(!export.can(TransmissionFlags::SEND_FAST_ZERO));
         assert!(!export.can(TransmissionFlags::SEND_DF));
     }
@@ -187,7 +223,7 @@ mod tests {
     #[test]
     fn what_is_within_the_export_depends_on_its_blocks() {
         let blocks = |minimum| {
-            let mut export = Export::new(10_000, ALL, true);
+            let mut export = Export::new(10_000, ALL, Framing::Structured);
             export.block_sizes = BlockSizes::checked(minimum, 4096, 65536 + 100);
             export
         };

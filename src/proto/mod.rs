@@ -18,6 +18,7 @@ pub mod consts;
 pub mod coverage;
 pub mod errno;
 pub mod export;
+pub mod framing;
 pub mod handshake;
 pub mod name;
 pub mod reply;
@@ -26,6 +27,7 @@ pub mod request;
 use self::codec::quoted;
 use self::consts::{ChunkType, Command, OptionReply, OptionType};
 use self::errno::NbdErrno;
+use self::framing::Framing;
 use self::name::ExportName;
 
 /// The server broke the protocol in a way that leaves what follows on the connection without a
@@ -85,6 +87,26 @@ pub enum Violation {
     /// A reply starts with bytes that no reply starts with.
     #[error("reply with wrong magic 0x{0:08x}")]
     ReplyMagic(u32),
+    /// A reply that is framed as was not agreed.
+    #[error(
+        "a message of {got} although {agreed} were agreed (quirks=no-extended does without them)"
+    )]
+    Framing {
+        /// How the message is framed.
+        got: Framing,
+        /// How it should be.
+        agreed: Framing,
+    },
+    /// A reply repeats another offset than that of its request.
+    #[error("{command}: the reply is about offset {got} instead of {wanted}")]
+    Offset {
+        /// The request's command.
+        command: Command,
+        /// The request's offset.
+        wanted: u64,
+        /// What came.
+        got: u64,
+    },
     /// A reply answers a request that is not in flight.
     #[error("reply with unknown cookie 0x{0:016x}")]
     Cookie(u64),
@@ -100,7 +122,7 @@ pub enum Violation {
         /// The chunk that came.
         chunk: ChunkType,
         /// Its length, bytes.
-        length: u32,
+        length: u64,
     },
     /// Chunk after chunk that is no answer.
     #[error("{0}: a reply without end")]
@@ -130,6 +152,14 @@ pub enum Fault {
     /// A chunk of a type that is unknown, or that the command cannot have.
     #[error("unexpected chunk {0}")]
     Chunk(ChunkType),
+    /// A status chunk of another number of descriptors than it says.
+    #[error("{chunk} of {told} descriptors with room for {room}", chunk = ChunkType::BLOCK_STATUS_EXT)]
+    Count {
+        /// How many it says there are.
+        told: u32,
+        /// How many there are.
+        room: u32,
+    },
     /// A chunk of a length that its type cannot have.
     #[error("{chunk} with a payload of {length} bytes")]
     Length {
@@ -176,6 +206,8 @@ pub struct Refusal {
     pub export: ExportName,
     /// Whether it was asked under TLS.
     pub protected: bool,
+    /// Whether it was asked after extended headers were agreed.
+    pub extended: bool,
 }
 
 impl Refusal {
@@ -198,6 +230,11 @@ impl Refusal {
             }
             OptionReply::ERR_POLICY => "forbidden by the server's policy".to_owned(),
             OptionReply::ERR_SHUTDOWN => "the server is shutting down".to_owned(),
+            OptionReply::ERR_UNSUP if self.extended => {
+                "the server does not know it, although it agreed to extended headers \
+                 (quirks=no-extended)"
+                    .to_owned()
+            }
             OptionReply::ERR_UNSUP => "the server does not know it".to_owned(),
             OptionReply::ERR_EXT_HEADER_REQD => "the export needs extended headers".to_owned(),
             other => other.to_string(),
@@ -229,6 +266,8 @@ pub enum WireError {
     },
     /// A status query ended without any status.
     NoStatus,
+    /// It was not sent, as it is longer than the headers of this connection can say.
+    TooLong,
     /// The reply came to its end, but was not in order.
     Malformed(Fault),
 }
@@ -252,6 +291,7 @@ impl WireError {
     pub fn errno(&self) -> i32 {
         match self {
             Self::Server { errno, .. } => errno.local(),
+            Self::TooLong => libc::EINVAL,
             Self::Incomplete { .. } | Self::NoStatus | Self::Malformed(_) => libc::EIO,
         }
     }
@@ -268,6 +308,7 @@ impl fmt::Display for WireError {
                 write!(f, "server answered only {got} of {wanted} bytes")
             }
             Self::NoStatus => f.write_str("server answered without a status"),
+            Self::TooLong => f.write_str("the server has no extended headers"),
             Self::Malformed(fault) => write!(f, "the server's answer is wrong: {fault}"),
         }
     }

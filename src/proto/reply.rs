@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: BSD-3-Clause
-//! Reply headers: the four bytes that tell simple from structured, and the fields behind them.
+//! Reply headers: the four bytes that tell one kind from another, and the fields behind them.
 //!
-//! The header is read by need. A simple reply is 16 bytes, a structured chunk 20; whoever waits
-//! for 20 when the server sent 16 waits for ever.
+//! The header is read by need. A simple reply is 16 bytes, a structured chunk 20, or 32 with extended
+//! headers; whoever waits for 32 when the server sent 16 waits for ever.
 
 use std::fmt;
 
 use super::Violation;
 use super::codec::Reader;
-use super::consts::{ChunkFlags, ChunkType, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC};
+use super::consts::{
+    ChunkFlags, ChunkType, EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
+};
 use super::errno::NbdErrno;
+use super::framing::Framing;
 use super::request::Cookie;
 
 /// Longest reply header, bytes.
-pub const MAX_HEADER_LENGTH: usize = 20;
+pub const MAX_HEADER_LENGTH: usize = 32;
 
 /// The start of a reply or of one chunk of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,19 @@ pub enum Header {
         /// Length of the payload, bytes; as the server claims, unchecked.
         length: u32,
     },
+    /// The same with extended headers.
+    Extended {
+        /// The request that is answered.
+        cookie: Cookie,
+        /// Whether this is the last chunk.
+        flags: ChunkFlags,
+        /// What the payload is.
+        kind: ChunkType,
+        /// The offset of the request that is answered; unchecked.
+        offset: u64,
+        /// Length of the payload, bytes; as the server claims, unchecked.
+        length: u64,
+    },
 }
 
 /// What [`decode`] made of the bytes.
@@ -51,7 +67,9 @@ impl Header {
     /// The request that is answered.
     pub fn cookie(&self) -> Cookie {
         match self {
-            Self::Simple { cookie, .. } | Self::Chunk { cookie, .. } => *cookie,
+            Self::Simple { cookie, .. }
+            | Self::Chunk { cookie, .. }
+            | Self::Extended { cookie, .. } => *cookie,
         }
     }
 }
@@ -69,30 +87,57 @@ impl fmt::Display for Header {
                 kind,
                 length,
                 ..
-            } => {
-                let done = match flags.contains(ChunkFlags::DONE) {
-                    true => ", done",
-                    false => "",
-                };
-                write!(f, "{kind}, {length} bytes{done}")
-            }
+            } => chunk_text(f, *kind, u64::from(*length), *flags),
+            Self::Extended {
+                flags,
+                kind,
+                length,
+                ..
+            } => chunk_text(f, *kind, *length, *flags),
         }
     }
 }
 
-/// Decodes the header at the start of `bytes`. `structured` tells whether structured replies were
-/// agreed; a chunk is a violation otherwise.
-pub fn decode(bytes: &[u8], structured: bool) -> Result<Decoded, Violation> {
+fn chunk_text(
+    f: &mut fmt::Formatter<'_>,
+    kind: ChunkType,
+    length: u64,
+    flags: ChunkFlags,
+) -> fmt::Result {
+    let done = match flags.contains(ChunkFlags::DONE) {
+        true => ", done",
+        false => "",
+    };
+    write!(f, "{kind}, {length} bytes{done}")
+}
+
+/// Decodes the header at the start of `bytes`. Only what `framing` allows is no violation, and that is
+/// judged by the first four bytes: what follows them may be fewer than are waited for.
+#[inline]
+pub fn decode(bytes: &[u8], framing: Framing) -> Result<Decoded, Violation> {
     let mut reader = Reader::new(bytes);
     let Some(magic) = reader.u32() else {
         return Ok(Decoded::Need);
     };
-    match magic {
-        SIMPLE_REPLY_MAGIC => Ok(simple(reader).map_or(Decoded::Need, |h| Decoded::Header(h, 16))),
-        STRUCTURED_REPLY_MAGIC if structured => {
-            Ok(chunk(reader).map_or(Decoded::Need, |h| Decoded::Header(h, 20)))
-        }
-        _ => Err(Violation::ReplyMagic(magic)),
+    let (header, length) = match (magic, framing) {
+        (SIMPLE_REPLY_MAGIC, Framing::Simple | Framing::Structured) => (simple(reader), 16),
+        (STRUCTURED_REPLY_MAGIC, Framing::Structured) => (chunk(reader), 20),
+        (EXTENDED_REPLY_MAGIC, Framing::Extended) => (extended(reader), 32),
+        _ => return Err(unframed(magic, framing)),
+    };
+    Ok(header.map_or(Decoded::Need, |header| Decoded::Header(header, length)))
+}
+
+#[cold]
+fn unframed(magic: u32, agreed: Framing) -> Violation {
+    let got = match magic {
+        SIMPLE_REPLY_MAGIC => Framing::Simple,
+        STRUCTURED_REPLY_MAGIC => Framing::Structured,
+        _ => return Violation::ReplyMagic(magic),
+    };
+    match agreed {
+        Framing::Extended => Violation::Framing { got, agreed },
+        Framing::Simple | Framing::Structured => Violation::ReplyMagic(magic),
     }
 }
 
@@ -119,6 +164,21 @@ fn chunk(mut reader: Reader<'_>) -> Option<Header> {
     })
 }
 
+fn extended(mut reader: Reader<'_>) -> Option<Header> {
+    let flags = ChunkFlags::from_bits_truncate(reader.u16()?);
+    let kind = ChunkType(reader.u16()?);
+    let cookie = Cookie(reader.u64()?);
+    let offset = reader.u64()?;
+    let length = reader.u64()?;
+    Some(Header::Extended {
+        cookie,
+        flags,
+        kind,
+        offset,
+        length,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,17 +196,20 @@ mod tests {
             cookie: Cookie(7),
             error: Some(NbdErrno::ENOSPC),
         };
-        assert_eq!(decode(&bytes, true), Ok(Decoded::Header(header, 16)));
-        assert_eq!(decode(&bytes[..3], true), Ok(Decoded::Need));
-        assert_eq!(decode(&bytes[..15], true), Ok(Decoded::Need));
+        assert_eq!(
+            decode(&bytes, Framing::Structured),
+            Ok(Decoded::Header(header, 16))
+        );
+        assert_eq!(decode(&bytes[..3], Framing::Structured), Ok(Decoded::Need));
+        assert_eq!(decode(&bytes[..15], Framing::Structured), Ok(Decoded::Need));
     }
 
     #[test]
     fn a_chunk_is_a_violation_unless_agreed() {
         let bytes = Writer::default().u32(STRUCTURED_REPLY_MAGIC).finish();
-        assert_eq!(decode(&bytes, true), Ok(Decoded::Need));
+        assert_eq!(decode(&bytes, Framing::Structured), Ok(Decoded::Need));
         assert_eq!(
-            decode(&bytes, false),
+            decode(&bytes, Framing::Simple),
             Err(Violation::ReplyMagic(STRUCTURED_REPLY_MAGIC))
         );
     }
@@ -166,7 +229,10 @@ mod tests {
             kind: ChunkType::OFFSET_DATA,
             length: 100,
         };
-        assert_eq!(decode(&bytes, true), Ok(Decoded::Header(header, 20)));
+        assert_eq!(
+            decode(&bytes, Framing::Structured),
+            Ok(Decoded::Header(header, 20))
+        );
     }
 
     #[test]
@@ -197,12 +263,93 @@ mod tests {
         );
     }
 
+    #[test]
+    fn an_extended_chunk_is_all_there_is_where_headers_are_extended() {
+        let bytes = Writer::default()
+            .u32(EXTENDED_REPLY_MAGIC)
+            .u16(0xfffe)
+            .u16(6)
+            .u64(9)
+            .u64(1 << 40)
+            .u64(1 << 33)
+            .finish();
+        let header = Header::Extended {
+            cookie: Cookie(9),
+            flags: ChunkFlags::empty(),
+            kind: ChunkType::BLOCK_STATUS_EXT,
+            offset: 1 << 40,
+            length: 1 << 33,
+        };
+        let decoded = decode(&bytes, Framing::Extended);
+        assert_eq!(decoded, Ok(Decoded::Header(header, 32)));
+        for short in [3, 4, 16, 20, 31] {
+            assert_eq!(
+                decode(&bytes[..short], Framing::Extended),
+                Ok(Decoded::Need)
+            );
+        }
+        assert_eq!(
+            header.to_string(),
+            "reply to cookie 0x9: NBD_REPLY_TYPE_BLOCK_STATUS_EXT, 8589934592 bytes"
+        );
+        for agreed in [Framing::Simple, Framing::Structured] {
+            let magic = Violation::ReplyMagic(EXTENDED_REPLY_MAGIC);
+            assert_eq!(decode(&bytes, agreed), Err(magic));
+        }
+    }
+
+    #[test]
+    fn other_headers_are_told_by_their_first_four_bytes() {
+        let agreed = Framing::Extended;
+        for (magic, got) in [
+            (SIMPLE_REPLY_MAGIC, Framing::Simple),
+            (STRUCTURED_REPLY_MAGIC, Framing::Structured),
+        ] {
+            let violation = Violation::Framing { got, agreed };
+            assert_eq!(decode(&magic.to_be_bytes(), agreed), Err(violation));
+        }
+        let nobodys = decode(&[0; 4], agreed);
+        assert_eq!(nobodys, Err(Violation::ReplyMagic(0)));
+    }
+
+    fn any_framing() -> impl Strategy<Value = Framing> {
+        prop::sample::select(vec![
+            Framing::Simple,
+            Framing::Structured,
+            Framing::Extended,
+        ])
+    }
+
     proptest! {
         #[test]
-        fn any_bytes_decode_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..32), structured: bool) {
-            if let Ok(Decoded::Header(_, used)) = decode(&bytes, structured) {
+        fn any_bytes_decode_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..48), framing in any_framing()) {
+            if let Ok(Decoded::Header(_, used)) = decode(&bytes, framing) {
                 prop_assert!(used <= bytes.len());
             }
+        }
+
+        /// The right magic first, or else random bytes hardly ever have a header behind it.
+        #[test]
+        fn an_extended_header_is_read_field_by_field(
+            flags: u16, kind: u16, cookie: u64, offset: u64, length: u64, tail: [u8; 8],
+        ) {
+            let bytes = Writer::default()
+                .u32(EXTENDED_REPLY_MAGIC)
+                .u16(flags)
+                .u16(kind)
+                .u64(cookie)
+                .u64(offset)
+                .u64(length)
+                .bytes(&tail)
+                .finish();
+            let header = Header::Extended {
+                cookie: Cookie(cookie),
+                flags: ChunkFlags::from_bits_truncate(flags),
+                kind: ChunkType(kind),
+                offset,
+                length,
+            };
+            prop_assert_eq!(decode(&bytes, Framing::Extended), Ok(Decoded::Header(header, 32)));
         }
     }
 }

@@ -72,6 +72,7 @@ pub fn difference(was: (&Export, Protection), is: (&Export, Protection)) -> Opti
 mod tests {
     use super::*;
     use crate::proto::export::BlockSizes;
+    use crate::proto::framing::Framing;
     use crate::proto::name::ExportName;
 
     const CLEAR: Protection = Protection { tls: false };
@@ -81,7 +82,7 @@ mod tests {
         let mut export = Export::new(
             1 << 20,
             TransmissionFlags::all() - TransmissionFlags::READ_ONLY,
-            true,
+            Framing::Extended,
         );
         export.block_sizes = BlockSizes::checked(512, 4096, 1 << 20);
         export.canonical_name = ExportName::new(b"disk".to_vec());
@@ -100,13 +101,13 @@ mod tests {
         assert_eq!(told(|_| ()), None);
         assert_eq!(told(|e| e.base_allocation = Some(7)), None);
         assert_eq!(told(|e| e.description = Some("other".to_owned())), None);
-        assert_eq!(told(|e| e.structured = false), None);
+        assert_eq!(told(|e| e.framing = Framing::Simple), None);
         assert_eq!(
             told(|e| e.block_sizes = BlockSizes::checked(1, 512, 4096)),
             None
         );
         assert_eq!(difference((&export(), CLEAR), (&export(), SECURE)), None);
-        let read_only = Export::new(1 << 20, TransmissionFlags::all(), true);
+        let read_only = Export::new(1 << 20, TransmissionFlags::all(), Framing::Structured);
         let mut better = read_only.clone();
         better.flags -= TransmissionFlags::READ_ONLY;
         assert_eq!(difference((&read_only, CLEAR), (&better, CLEAR)), None);

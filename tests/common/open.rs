@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nbdkit_nbd_plugin::client::error::Error;
 use nbdkit_nbd_plugin::client::manners::Manners;
+use nbdkit_nbd_plugin::client::zeroes::Detect;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
 use nbdkit_nbd_plugin::proto::name::ExportName;
@@ -31,6 +32,7 @@ pub fn open(socket: &Path) -> Result<Client, Error> {
         connections: 1,
         fleet: None,
         manners: Manners::default(),
+        detect_zeroes: Detect::Off,
     };
     Client::open(&Arc::new(options), &ExportName::default())
 }

@@ -21,6 +21,8 @@ const KEPT: usize = 64 << 10;
 pub struct Recording {
     pub to_server: Vec<u8>,
     pub from_server: Vec<u8>,
+    /// How many bytes went to the server in all.
+    pub sent: u64,
 }
 
 /// A listener that connects whoever comes to the server behind it.
@@ -253,6 +255,9 @@ impl Wire {
 
     fn record(&self, direction: Direction, bytes: &[u8]) {
         let mut recording = lock(&self.recording);
+        if direction == Direction::ToServer {
+            recording.sent += bytes.len() as u64;
+        }
         let kept = match direction {
             Direction::ToServer => &mut recording.to_server,
             Direction::FromServer => &mut recording.from_server,

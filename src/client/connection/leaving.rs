@@ -56,7 +56,7 @@ impl Connection {
         self.await_idle(deadline, &goes_on);
         let mut good = true;
         if flush {
-            let request = Request::new(Command::FLUSH, 0, 0);
+            let request = Request::new(Command::FLUSH, 0, 0_u32);
             let answer = self.carry_out(request, &mut Buffer::None, &deadline, true);
             if let Err(error) = &answer {
                 log::debug!("{error}");
@@ -112,8 +112,8 @@ impl Connection {
         if self.disconnected.swap(true, Ordering::AcqRel) {
             return;
         }
-        let goodbye = Request::new(Command::DISC, 0, 0).encode(Cookie(0));
-        if let Err(error) = self.stream.send_all(&goodbye, deadline) {
+        let goodbye = Request::new(Command::DISC, 0, 0_u32).encode(Cookie(0), self.framing);
+        if let Err(error) = self.stream.send_all(goodbye.bytes(), deadline) {
             log::debug!("{}: NBD_CMD_DISC: {error}", self.server);
         }
         // spec: Request types: MUST NOT: nothing is sent after NBD_CMD_DISC

@@ -56,7 +56,7 @@ impl Lasting {
         since: Option<u64>,
     ) -> Result<(), Error> {
         let resume = self.resume();
-        let request = Request::new(Command::FLUSH, 0, 0);
+        let request = Request::new(Command::FLUSH, 0, 0_u32);
         let asked: Moment = resume.lock().core.moment();
         loop {
             let may = |core: &Core| core.may_flush();

@@ -49,10 +49,15 @@ impl Appetite {
                 length,
                 ..
             } => self.last = length,
+            Header::Extended {
+                kind: ChunkType::OFFSET_DATA,
+                length,
+                ..
+            } => self.last = u32::try_from(length).unwrap_or(u32::MAX),
             Header::Simple { error: None, .. } if request.command == Command::READ => {
-                self.last = request.length;
+                self.last = request.length as u32;
             }
-            Header::Simple { .. } | Header::Chunk { .. } => (),
+            Header::Simple { .. } | Header::Chunk { .. } | Header::Extended { .. } => (),
         }
     }
 
@@ -120,6 +125,17 @@ mod tests {
         assert_eq!(ahead(&appetite), SIP);
         for (length, wanted) in [(LARGE - 1, GULP), (LARGE, SIP), (9, GULP), (1 << 20, SIP)] {
             appetite.learn(chunk(ChunkType::OFFSET_DATA, length), read);
+            assert_eq!(ahead(&appetite), wanted, "{length}");
+        }
+        for (length, wanted) in [(9, GULP), (1 << 20, SIP), (10, GULP), (u64::MAX, SIP)] {
+            let header = Header::Extended {
+                cookie: COOKIE,
+                flags: ChunkFlags::empty(),
+                kind: ChunkType::OFFSET_DATA,
+                offset: 0,
+                length,
+            };
+            appetite.learn(header, read);
             assert_eq!(ahead(&appetite), wanted, "{length}");
         }
     }

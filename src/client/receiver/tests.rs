@@ -6,7 +6,8 @@ use super::*;
 use crate::client::loan::Buffer;
 use crate::proto::codec::Writer;
 use crate::proto::consts::{
-    ChunkFlags, ChunkType, Command, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
+    ChunkFlags, ChunkType, Command, EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_MAGIC,
+    STRUCTURED_REPLY_MAGIC,
 };
 use crate::proto::request::Request;
 use crate::transport::{Deadline, Doorbell, Target};
@@ -24,7 +25,7 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(structured: bool, large_reads: bool) -> Self {
+    fn new(framing: Framing, large_reads: bool) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
         let socket = directory.path().join("socket");
         let listener = UnixListener::bind(&socket).expect("listen on a fresh socket");
@@ -37,18 +38,19 @@ impl Rig {
         Self {
             server,
             stream,
-            inflight: Inflight::new(Receiver::new(structured), doorbell, None),
+            inflight: Inflight::new(Receiver::new(framing), doorbell, None),
             large_reads,
         }
     }
 
     /// A read in flight. Its buffer outlives its ticket, see `loan.rs`.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Read<'_> {
-        let request = Request::new(Command::READ, offset, buffer.len() as u32);
+        let request = Request::new(Command::READ, offset, buffer.len() as u64);
+        let framing = Framing::Structured;
         let mut cookie = None;
         let ticket = self.inflight.claim(&Deadline::NEVER, |own| {
             cookie = Some(own);
-            Flight::new(request, own, None, &mut Buffer::Target(buffer))
+            Flight::new(request, own, framing, None, &mut Buffer::Target(buffer))
         });
         Read {
             ticket: ticket.expect("a free slot"),
@@ -130,6 +132,20 @@ fn chunk(cookie: Cookie, offset: u64, length: usize, last: bool) -> Vec<u8> {
         .finish()
 }
 
+/// The same with an extended header, to a request for `asked`.
+fn extended(cookie: Cookie, asked: u64, offset: u64, length: usize, last: bool) -> Vec<u8> {
+    Writer::default()
+        .u32(EXTENDED_REPLY_MAGIC)
+        .u16(u16::from(last))
+        .u16(ChunkType::OFFSET_DATA.0)
+        .u64(cookie.0)
+        .u64(asked)
+        .u64(8 + length as u64)
+        .u64(offset)
+        .bytes(&pattern(offset, length))
+        .finish()
+}
+
 /// The whole answer to a read, in chunks of one length.
 fn chunks(cookie: Cookie, offset: u64, length: usize, each: usize) -> Vec<Vec<u8>> {
     (0..length)
@@ -153,7 +169,7 @@ fn simple(cookie: Cookie, offset: u64, length: usize) -> Vec<u8> {
 /// How many receives a read takes that is answered in chunks of one length, all of which have
 /// arrived, when the one before it was answered likewise.
 fn receives(length: usize, each: usize) -> usize {
-    let rig = Rig::new(true, true);
+    let rig = Rig::new(Framing::Structured, true);
     let mut buffer = vec![0; length];
     let mut last = 0;
     for offset in [0, 1 << 20] {
@@ -184,7 +200,7 @@ fn a_large_chunk_takes_one_receive_and_the_next_header_comes_with_it() {
 
 #[test]
 fn large_payload_does_not_pass_through_the_buffer() {
-    let rig = Rig::new(true, true);
+    let rig = Rig::new(Framing::Structured, true);
     let mut buffer = vec![0; 128 << 10];
     let length = buffer.len();
     for each in [length, length / 4, LARGE as usize] {
@@ -198,17 +214,18 @@ fn large_payload_does_not_pass_through_the_buffer() {
 
 #[test]
 fn a_small_read_beside_a_large_one_takes_one_receive() {
-    for structured in [true, false] {
-        let rig = Rig::new(structured, true);
+    for framing in [Framing::Simple, Framing::Structured, Framing::Extended] {
+        let rig = Rig::new(framing, true);
         let mut large = vec![0; 256 << 10];
         let waiting = rig.read(0, &mut large);
         for round in 0..20 {
             let mut small = vec![0; 8192];
             let offset = 4096 * round;
             let read = rig.read(offset, &mut small);
-            rig.send(&match structured {
-                true => chunk(read.cookie, offset, 8192, true),
-                false => simple(read.cookie, offset, 8192),
+            rig.send(&match framing {
+                Framing::Simple => simple(read.cookie, offset, 8192),
+                Framing::Structured => chunk(read.cookie, offset, 8192, true),
+                Framing::Extended => extended(read.cookie, offset, offset, 8192, true),
             });
             let most = if round == 0 { 2 } else { 1 };
             assert_eq!(rig.receives_until(&read), most, "{round}");
@@ -222,7 +239,7 @@ fn a_small_read_beside_a_large_one_takes_one_receive() {
 /// Servers send header and payload apart.
 #[test]
 fn payload_behind_its_header_goes_where_it_belongs() {
-    let rig = Rig::new(true, false);
+    let rig = Rig::new(Framing::Structured, false);
     let mut buffer = vec![0; 4096];
     let read = rig.read(0, &mut buffer);
     let bytes = chunk(read.cookie, 0, 4096, true);
@@ -238,7 +255,7 @@ fn payload_behind_its_header_goes_where_it_belongs() {
 
 #[test]
 fn foreign_bytes_to_skip_are_received_together() {
-    let rig = Rig::new(true, true);
+    let rig = Rig::new(Framing::Structured, true);
     let mut buffer = vec![0; 512];
     let read = rig.read(0, &mut buffer);
     // An error with much text, of which only the first part is kept.
@@ -268,8 +285,10 @@ proptest! {
         dealt: u8,
         arrivals in prop::collection::vec(1_usize..50_000, 1..12),
         large_reads: bool,
+        wide: bool,
     ) {
-        let rig = Rig::new(true, large_reads);
+        let framing = if wide { Framing::Extended } else { Framing::Structured };
+        let rig = Rig::new(framing, large_reads);
         let halves = lengths.split_at(lengths.len() / 2);
         let totals = [halves.0, halves.1].map(|lengths| lengths.iter().sum::<usize>());
         let mut buffers = totals.map(|total| vec![0; total]);
@@ -290,7 +309,11 @@ proptest! {
             let at = offsets[who] + done[who] as u64;
             done[who] += length;
             let last = done[who] == totals[who];
-            bytes.extend(chunk(reads[who].cookie, at, length, last));
+            let cookie = reads[who].cookie;
+            bytes.extend(match wide {
+                true => extended(cookie, offsets[who], at, length, last),
+                false => chunk(cookie, at, length, last),
+            });
         }
         let mut sizes = arrivals.iter().cycle();
         let mut rest = &bytes[..];

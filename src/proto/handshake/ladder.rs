@@ -7,13 +7,17 @@
 //! was not answered; the last rung, `NBD_OPT_EXPORT_NAME` alone, is known to every server.
 
 use crate::proto::consts::OptionType;
+use crate::proto::framing::Framing;
 
-/// The questions that may be asked; all of them at first. A question that is newer than these stands
-/// on a rung above and is the first to go.
+/// The questions that may be asked, the newest first, which is the first to go; all of them at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ladder {
-    /// `NBD_OPT_STRUCTURED_REPLY`, and the contexts that need it.
+    /// `NBD_OPT_EXTENDED_HEADERS`, which only `NBD_OPT_GO` may follow.
+    pub(super) extended: bool,
+    /// `NBD_OPT_STRUCTURED_REPLY`.
     pub(super) structured: bool,
+    /// `NBD_OPT_SET_META_CONTEXT`, after one of these was agreed.
+    pub(super) meta: bool,
     /// `NBD_OPT_GO`, or else `NBD_OPT_EXPORT_NAME`.
     pub(super) go: bool,
 }
@@ -21,7 +25,9 @@ pub struct Ladder {
 impl Default for Ladder {
     fn default() -> Self {
         Self {
+            extended: true,
             structured: true,
+            meta: true,
             go: true,
         }
     }
@@ -34,19 +40,56 @@ impl Ladder {
         self.go
     }
 
+    /// Without `NBD_OPT_EXTENDED_HEADERS`.
+    pub fn without_extended(self) -> Self {
+        Self {
+            extended: false,
+            ..self
+        }
+    }
+
+    /// Without everything that structured replies are asked for with, and what needs them.
+    pub fn without_structured(self) -> Self {
+        Self {
+            extended: false,
+            structured: false,
+            meta: false,
+            ..self
+        }
+    }
+
+    /// Without metadata contexts.
+    pub fn without_meta(self) -> Self {
+        Self {
+            meta: false,
+            ..self
+        }
+    }
+
+    /// By `NBD_OPT_EXPORT_NAME`, which may not follow `NBD_OPT_EXTENDED_HEADERS`.
+    pub fn without_go(self) -> Self {
+        Self {
+            extended: false,
+            go: false,
+            ..self
+        }
+    }
+
     /// What is left without the question that was not answered; `None` if nobody can do without it.
     /// What was refused before need not be asked again: the server may have lost its place over that
-    /// already. `structured` tells whether structured replies were agreed.
-    pub(super) fn without(self, unanswered: OptionType, structured: bool) -> Option<Self> {
-        match unanswered {
-            OptionType::STRUCTURED_REPLY | OptionType::SET_META_CONTEXT => Some(Self {
-                structured: false,
-                ..self
-            }),
-            OptionType::GO => Some(Self {
-                structured,
-                go: false,
-            }),
+    /// already. `agreed` is how transmission would be framed, as far as that is agreed.
+    pub(super) fn without(self, unanswered: OptionType, agreed: Framing) -> Option<Self> {
+        match (unanswered, agreed) {
+            (OptionType::EXTENDED_HEADERS, _) => Some(self.without_extended()),
+            // Perhaps its consent was none; and what comes next might have to be NBD_OPT_EXPORT_NAME.
+            (OptionType::SET_META_CONTEXT | OptionType::GO, Framing::Extended) => {
+                Some(self.without_extended())
+            }
+            (OptionType::STRUCTURED_REPLY | OptionType::SET_META_CONTEXT, _) => {
+                Some(self.without_structured())
+            }
+            (OptionType::GO, Framing::Structured) => Some(self.without_go()),
+            (OptionType::GO, Framing::Simple) => Some(self.without_structured().without_go()),
             _ => None,
         }
     }

@@ -2,8 +2,8 @@
 //! The handshake as a machine: it returns steps and is handed bytes, and never waits for anything.
 //!
 //! It begins with the greeting that both styles share and passes to `oldstyle` or `newstyle`.
-//! The order of options is the one that works with every server met so far: structured replies,
-//! the metadata context, then `NBD_OPT_GO`; `NBD_OPT_EXPORT_NAME` where the server knows no
+//! The order of options is the one that works with every server met so far: extended headers, or else
+//! structured replies, the metadata context, then `NBD_OPT_GO`; `NBD_OPT_EXPORT_NAME` where the server knows no
 //! better. Servers that cannot stand being asked are what `ladder` is for. Everything said in answer to
 //! an option counts only if that option succeeds.
 //!
@@ -23,6 +23,7 @@ use super::consts::{
     INIT_MAGIC, MAX_EXPORT_SIZE, NEWSTYLE_MAGIC, OLDSTYLE_MAGIC, OptionType, TransmissionFlags,
 };
 use super::export::{BlockSizes, Export};
+use super::framing::Framing;
 use super::name::ExportName;
 use super::request::encode_option;
 use super::{Refusal, Violation};
@@ -390,13 +391,13 @@ fn style(bytes: &[u8], goal: &Goal) -> Result<State, Error> {
 }
 
 /// Size and flags, as both `NBD_OPT_EXPORT_NAME` and oldstyle servers send them.
-fn enter(size: u64, flags: u16, structured: bool) -> Result<Export, Violation> {
+fn enter(size: u64, flags: u16, framing: Framing) -> Result<Export, Violation> {
     if size > MAX_EXPORT_SIZE {
         return Err(Violation::Size(size));
     }
     // spec: Transmission flags: SHOULD: unknown flags are ignored
     let flags = TransmissionFlags::from_bits_truncate(flags);
-    Ok(Export::new(size, flags, structured))
+    Ok(Export::new(size, flags, framing))
 }
 
 /// What a newstyle server told before the option that was asked succeeded.
@@ -410,12 +411,12 @@ struct Info {
 }
 
 impl Info {
-    fn enter(self, structured: bool, context: Option<u32>) -> Result<Export, Violation> {
+    fn enter(self, framing: Framing, context: Option<u32>) -> Result<Export, Violation> {
         let (size, flags) = self.export.ok_or(Violation::OptionContent(
             OptionType::GO,
             "NBD_REP_ACK without NBD_INFO_EXPORT",
         ))?;
-        let mut export = enter(size, flags, structured)?;
+        let mut export = enter(size, flags, framing)?;
         export.block_sizes = self.block_sizes;
         export.canonical_name = self.canonical_name;
         export.description = self.description;

@@ -13,6 +13,7 @@ use crate::proto::codec::{Reader, quoted};
 use crate::proto::consts::{
     BASE_ALLOCATION, HandshakeFlags, OPTION_REPLY_MAGIC, OptionReply, OptionType, PADDING,
 };
+use crate::proto::framing::Framing;
 use crate::proto::request::encode_option;
 use crate::proto::{Refusal, Violation};
 
@@ -40,9 +41,9 @@ pub struct Newstyle {
     asking: OptionType,
     replies: u32,
     listed_bytes: usize,
-    /// The server has said whether it has structured replies.
+    /// The server has said how messages are framed.
     settled: bool,
-    structured: bool,
+    framing: Framing,
     context: Option<u32>,
     info: Info,
 }
@@ -74,7 +75,7 @@ impl Newstyle {
             replies: 0,
             listed_bytes: 0,
             settled: false,
-            structured: false,
+            framing: Framing::Simple,
             context: None,
             info: Info::default(),
         }
@@ -102,7 +103,14 @@ impl Newstyle {
             Stage::StartTls => "its side of the TLS handshake".to_owned(),
             Stage::Rest => "nothing".to_owned(),
             Stage::ReplyHeader | Stage::ReplyPayload { .. } => {
-                format!("its reply to {}", self.asking)
+                let quirk = match self.asking {
+                    OptionType::EXTENDED_HEADERS => "; quirks=no-extended does not ask",
+                    OptionType::STRUCTURED_REPLY => "; quirks=no-structured does not ask",
+                    OptionType::SET_META_CONTEXT => "; quirks=no-meta does not ask",
+                    OptionType::GO => "; quirks=no-opt-go does not ask",
+                    _ => "",
+                };
+                format!("its reply to {}{quirk}", self.asking)
             }
         }
     }
@@ -180,14 +188,39 @@ impl Newstyle {
         self.context = None;
         self.listed_bytes = 0;
         self.ask(match self.goal.purpose {
-            Purpose::Open if self.structured => OptionType::SET_META_CONTEXT,
-            Purpose::Open if self.goal.ladder.structured && !self.settled => {
-                OptionType::STRUCTURED_REPLY
-            }
-            Purpose::Open => self.opening(),
+            Purpose::Open if self.settled => self.framed(),
+            Purpose::Open if self.goal.ladder.extended => OptionType::EXTENDED_HEADERS,
+            Purpose::Open => self.first_compact(),
             Purpose::List => OptionType::LIST,
             Purpose::Describe => OptionType::INFO,
         })
+    }
+
+    /// The first option where headers are compact.
+    fn first_compact(&self) -> OptionType {
+        match self.goal.ladder.structured {
+            true => OptionType::STRUCTURED_REPLY,
+            false => self.opening(),
+        }
+    }
+
+    /// How messages are framed is settled; the option to ask then.
+    fn settle(&mut self, framing: Framing) -> Progress {
+        self.framing = framing;
+        self.settled = true;
+        Progress::Say(self.ask(self.framed()))
+    }
+
+    /// The first option where it is.
+    fn framed(&self) -> OptionType {
+        // spec: Metadata querying: MUST: structured replies before metadata contexts
+        // spec: Metadata querying: MUST: contexts are chosen before they are asked about
+        // spec: Option types: MUST NOT: no NBD_OPT_SET_META_CONTEXT before structured replies
+        // spec: Option types: MUST NOT: nothing that needs structured replies without them
+        match self.framing.has_chunks() && self.goal.ladder.meta {
+            true => OptionType::SET_META_CONTEXT,
+            false => self.opening(),
+        }
     }
 
     /// The option that opens the export.
@@ -195,7 +228,8 @@ impl Newstyle {
         // spec: Option types: SHOULD: NBD_OPT_GO rather than NBD_OPT_EXPORT_NAME
         // spec: Client-side requirements: SHOULD: NBD_OPT_GO rather than NBD_OPT_EXPORT_NAME, if the client has TLS
         // spec: Size constraints: MUST: NBD_OPT_GO where the server knows it, if size constraints are honoured
-        match self.goal.ladder.go {
+        // spec: Option types: MUST NOT: no NBD_OPT_EXPORT_NAME after extended headers were agreed
+        match self.goal.ladder.go || self.framing == Framing::Extended {
             true => OptionType::GO,
             false => OptionType::EXPORT_NAME,
         }
@@ -212,7 +246,7 @@ impl Newstyle {
         let unanswered = matches!(self.stage, Stage::ReplyHeader) && self.replies == 0;
         let to_blame = unanswered && !self.may_be_refused();
         match self.goal.purpose {
-            Purpose::Open if to_blame => self.goal.ladder.without(self.asking, self.structured),
+            Purpose::Open if to_blame => self.goal.ladder.without(self.asking, self.framing),
             _ => None,
         }
     }
@@ -263,6 +297,7 @@ impl Newstyle {
         // spec: Option types: MUST NOT: NBD_OPT_LIST has no data
         // spec: Option types: MUST NOT: NBD_OPT_STARTTLS has no data
         // spec: Option types: MUST NOT: NBD_OPT_STRUCTURED_REPLY has no data
+        // spec: Option types: MUST NOT: NBD_OPT_EXTENDED_HEADERS has no data
         let data = match option {
             OptionType::GO | OptionType::INFO => options::go(export),
             OptionType::SET_META_CONTEXT => options::set_meta_context(export),
@@ -346,15 +381,8 @@ impl Newstyle {
                 self.stage = Stage::StartTls;
                 Ok(Progress::Say(Vec::new()))
             }
-            OptionType::STRUCTURED_REPLY => {
-                // spec: Metadata querying: MUST: structured replies before metadata contexts
-                // spec: Metadata querying: MUST: contexts are chosen before they are asked about
-                // spec: Option types: MUST NOT: no NBD_OPT_SET_META_CONTEXT before structured replies
-                // spec: Option types: MUST NOT: nothing that needs structured replies without them
-                self.structured = true;
-                self.settled = true;
-                Ok(Progress::Say(self.ask(OptionType::SET_META_CONTEXT)))
-            }
+            OptionType::EXTENDED_HEADERS => Ok(self.settle(Framing::Extended)),
+            OptionType::STRUCTURED_REPLY => Ok(self.settle(Framing::Structured)),
             OptionType::SET_META_CONTEXT => {
                 if self.context.is_none() {
                     log::info!("the server has no {BASE_ALLOCATION} context: no extents");
@@ -372,7 +400,7 @@ impl Newstyle {
             _ => {
                 // spec: Option types: MUST NOT: no option after an NBD_OPT_GO that succeeded
                 let info = std::mem::take(&mut self.info);
-                let export = Box::new(info.enter(self.structured, self.context)?);
+                let export = Box::new(info.enter(self.framing, self.context)?);
                 Ok(Progress::Finish(Vec::new(), Outcome::Export(export)))
             }
         }
@@ -399,15 +427,15 @@ impl Newstyle {
             text: quoted(text),
             export: self.goal.export.clone(),
             protected: self.tls.is_some(),
+            extended: self.framing == Framing::Extended,
         };
         log::debug!("{refusal}");
         match self.asking {
             OptionType::STARTTLS => self.tls_refused(refusal),
+            // spec: Option types: SHOULD: NBD_REP_ERR_UNSUP to NBD_OPT_EXTENDED_HEADERS means compact headers
+            OptionType::EXTENDED_HEADERS => Ok(Progress::Say(self.ask(self.first_compact()))),
             // spec: Option types: SHOULD: NBD_REP_ERR_UNSUP to NBD_OPT_STRUCTURED_REPLY means simple replies
-            OptionType::STRUCTURED_REPLY => {
-                self.settled = true;
-                Ok(Progress::Say(self.ask(self.opening())))
-            }
+            OptionType::STRUCTURED_REPLY => Ok(self.settle(Framing::Simple)),
             OptionType::SET_META_CONTEXT => {
                 // Contexts named before the error are void.
                 self.context = None;
@@ -415,7 +443,9 @@ impl Newstyle {
             }
             // spec: Option types: SHOULD: NBD_REP_ERR_UNSUP to NBD_OPT_GO leads to NBD_OPT_EXPORT_NAME
             // spec: Maximum interoperability: SHOULD: NBD_OPT_EXPORT_NAME beside NBD_OPT_GO
-            OptionType::GO if reply == OptionReply::ERR_UNSUP => {
+            OptionType::GO
+                if reply == OptionReply::ERR_UNSUP && self.framing != Framing::Extended =>
+            {
                 self.info = Info::default();
                 Ok(Progress::Say(self.ask(OptionType::EXPORT_NAME)))
             }
@@ -489,7 +519,7 @@ impl Newstyle {
             .into());
         }
         let flags = reader.u16().unwrap_or_default();
-        let mut export = enter(size, flags, self.structured)?;
+        let mut export = enter(size, flags, self.framing)?;
         export.base_allocation = self.context;
         let outcome = Outcome::Export(Box::new(export));
         Ok(Progress::Finish(Vec::new(), outcome))

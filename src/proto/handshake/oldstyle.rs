@@ -4,6 +4,7 @@
 use super::{Error, Goal, Outcome, Progress, enter};
 use crate::proto::codec::Reader;
 use crate::proto::consts::PADDING;
+use crate::proto::framing::Framing;
 
 /// What follows the two magics: size, flags, padding.
 pub const LENGTH: usize = 8 + 4 + PADDING;
@@ -24,6 +25,6 @@ pub fn received(bytes: &[u8], goal: &Goal) -> Result<Progress, Error> {
             goal.export
         );
     }
-    let export = Box::new(enter(size, flags, false)?);
+    let export = Box::new(enter(size, flags, Framing::Simple)?);
     Ok(Progress::Finish(Vec::new(), Outcome::Export(export)))
 }

@@ -2,6 +2,7 @@
 //! Conversations in memory: a list of what the server says, and what must come of it.
 
 mod again;
+mod ladder;
 
 use super::*;
 use crate::proto::codec::Writer;
@@ -60,6 +61,12 @@ fn newstyle(flags: HandshakeFlags) -> Writer {
         .u16(flags.bits())
 }
 
+/// The greeting of a server that knows no extended headers, and its answer to who asks for them.
+fn compact(flags: HandshakeFlags) -> Writer {
+    let unknown = reply(OptionType::EXTENDED_HEADERS, OptionReply::ERR_UNSUP, b"");
+    newstyle(flags).bytes(&unknown)
+}
+
 fn reply(option: OptionType, reply: OptionReply, payload: &[u8]) -> Vec<u8> {
     Writer::default()
         .u64(OPTION_REPLY_MAGIC)
@@ -80,6 +87,15 @@ fn info_export(size: u64) -> Vec<u8> {
 
 /// A server with everything: structured replies, the context with id 7, block sizes, texts.
 fn full_server() -> Vec<u8> {
+    let unknown = reply(OptionType::EXTENDED_HEADERS, OptionReply::ERR_UNSUP, b"");
+    full_server_with(&[
+        unknown,
+        reply(OptionType::STRUCTURED_REPLY, OptionReply::ACK, b""),
+    ])
+}
+
+/// The same, with other answers to the first questions.
+fn full_server_with(framing: &[Vec<u8>]) -> Vec<u8> {
     let context = Writer::default().u32(7).bytes(b"base:allocation").finish();
     let sizes = Writer::default()
         .u16(InfoType::BLOCK_SIZE.0)
@@ -92,7 +108,7 @@ fn full_server() -> Vec<u8> {
         .bytes(b"a disk")
         .finish();
     newstyle(HandshakeFlags::all())
-        .bytes(&reply(OptionType::STRUCTURED_REPLY, OptionReply::ACK, b""))
+        .bytes(&framing.concat())
         .bytes(&reply(
             OptionType::SET_META_CONTEXT,
             OptionReply::META_CONTEXT,
@@ -110,7 +126,7 @@ fn full_server() -> Vec<u8> {
 fn a_full_server_is_understood() {
     let (export, _) = play("disk", &full_server()).expect("handshake");
     assert_eq!(export.size, 1 << 30);
-    assert!(export.structured);
+    assert_eq!(export.framing, Framing::Structured);
     assert_eq!(export.base_allocation, Some(7));
     assert_eq!(export.description.as_deref(), Some("a disk"));
     assert_eq!(export.block_sizes, BlockSizes::checked(1, 4096, 1 << 20));
@@ -127,7 +143,7 @@ fn an_oldstyle_server_is_understood() {
         .finish();
     let (export, sent) = play("ignored", &server).expect("handshake");
     assert_eq!(export.size, 12345);
-    assert!(!export.structured);
+    assert_eq!(export.framing, Framing::Simple);
     assert!(sent.is_empty(), "an oldstyle client says nothing");
 }
 
@@ -152,7 +168,7 @@ fn without_fixed_newstyle_only_export_name_is_sent() {
 
 #[test]
 fn unsupported_go_falls_back_to_export_name() {
-    let server = newstyle(HandshakeFlags::FIXED_NEWSTYLE)
+    let server = compact(HandshakeFlags::FIXED_NEWSTYLE)
         .bytes(&reply(
             OptionType::STRUCTURED_REPLY,
             OptionReply::ERR_UNSUP,
@@ -170,7 +186,7 @@ fn unsupported_go_falls_back_to_export_name() {
 
 #[test]
 fn a_refusal_carries_the_servers_text_made_printable() {
-    let server = newstyle(HandshakeFlags::all())
+    let server = compact(HandshakeFlags::all())
         .bytes(&reply(
             OptionType::STRUCTURED_REPLY,
             OptionReply::ERR_POLICY,
@@ -214,6 +230,7 @@ fn a_server_that_insists_on_tls_is_told_with_what_to_do() {
     };
     let insists = |option| reply(option, OptionReply::ERR_TLS_REQD, b"");
     let opening = [
+        insists(OptionType::EXTENDED_HEADERS),
         insists(OptionType::STRUCTURED_REPLY),
         insists(OptionType::GO),
     ];
@@ -254,7 +271,7 @@ fn who_greets_like_another_is_recognised() {
 
 #[test]
 fn an_option_that_never_stops_is_a_violation() {
-    let mut server = newstyle(HandshakeFlags::all())
+    let mut server = compact(HandshakeFlags::all())
         .bytes(&reply(
             OptionType::STRUCTURED_REPLY,
             OptionReply::ERR_UNSUP,
@@ -450,119 +467,6 @@ fn sizes_above_two_to_the_63_are_refused() {
             Some(Some(Violation::Size(size).into()))
         );
     }
-}
-
-/// Plays `server` until it has no more to say, and the connection ends; the next rung then.
-fn rung_below(ladder: Ladder, server: &[u8]) -> Option<Ladder> {
-    let mut machine = Handshake::new(Goal::open(&name("")).with_ladder(ladder));
-    let mut rest = server;
-    loop {
-        match machine.step() {
-            Step::Send(_) => (),
-            Step::Receive(n) => match rest.split_at_checked(n) {
-                Some((head, tail)) if machine.received(head).is_ok() => rest = tail,
-                _ => return machine.step_down(),
-            },
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-#[test]
-fn the_question_that_was_not_answered_is_dropped() {
-    const ALL: Ladder = Ladder {
-        structured: true,
-        go: true,
-    };
-    const NO_STRUCTURED: Ladder = Ladder {
-        structured: false,
-        ..ALL
-    };
-    const NO_GO: Ladder = Ladder { go: false, ..ALL };
-    const NOTHING: Ladder = Ladder {
-        structured: false,
-        go: false,
-    };
-    let greeting = newstyle(HandshakeFlags::all()).finish();
-    let then = |replies: &[Vec<u8>]| [&greeting[..], &replies.concat()].concat();
-    let ack = |option| reply(option, OptionReply::ACK, b"");
-    let unknown = |option| reply(option, OptionReply::ERR_UNSUP, b"");
-    let structured = ack(OptionType::STRUCTURED_REPLY);
-    let plain = unknown(OptionType::STRUCTURED_REPLY);
-    let context = ack(OptionType::SET_META_CONTEXT);
-
-    for (said, from, below) in [
-        (then(&[]), ALL, Some(NO_STRUCTURED)),
-        (
-            then(std::slice::from_ref(&structured)),
-            ALL,
-            Some(NO_STRUCTURED),
-        ),
-        (
-            then(&[structured.clone(), context.clone()]),
-            ALL,
-            Some(NO_GO),
-        ),
-        // What was refused is not asked again.
-        (then(std::slice::from_ref(&plain)), ALL, Some(NOTHING)),
-        (then(&[]), NO_STRUCTURED, Some(NOTHING)),
-        (then(&[]), NO_GO, Some(NOTHING)),
-        // Garbage instead of a reply, and the reply to another option.
-        (then(&[vec![0; 20]]), ALL, Some(NO_STRUCTURED)),
-        (then(&[plain.clone(), plain.clone()]), ALL, Some(NOTHING)),
-        // A refusal by closing, a server that knew the question, and what is no option's fault.
-        (then(&[]), NOTHING, None),
-        (then(&[plain, unknown(OptionType::GO)]), ALL, None),
-        (then(&[structured, context, info_export(1)]), ALL, None),
-        (greeting[..17].to_vec(), ALL, None),
-        (vec![0; 20], ALL, None),
-    ] {
-        assert_eq!(rung_below(from, &said), below, "{from:?} {said:02x?}");
-    }
-}
-
-#[test]
-fn no_more_is_asked_than_the_ladder_allows() {
-    let goal = |structured, go| Goal::open(&name("x")).with_ladder(Ladder { structured, go });
-    let greeting = newstyle(HandshakeFlags::all());
-    let options = |sent: &[u8]| {
-        sent[4..]
-            .windows(12)
-            .filter(|window| window.starts_with(b"IHAVEOPT"))
-            .map(|window| u32::from(window[11]))
-            .collect::<Vec<_>>()
-    };
-    let server = full_server();
-    let (_, sent) = pursue(goal(true, true), &server).expect("handshake");
-    assert_eq!(options(&sent), [8, 10, 7]);
-
-    let server = newstyle(HandshakeFlags::all())
-        .bytes(&info_export(5))
-        .bytes(&reply(OptionType::GO, OptionReply::ACK, b""))
-        .finish();
-    let (_, sent) = pursue(goal(false, true), &server).expect("handshake");
-    assert_eq!(options(&sent), [7]);
-
-    let server = greeting.u64(5).u16(FLAGS).finish();
-    let (_, sent) = pursue(goal(false, false), &server).expect("handshake");
-    assert_eq!(options(&sent), [1]);
-
-    let context = Writer::default().u32(7).bytes(b"base:allocation").finish();
-    let server = newstyle(HandshakeFlags::all())
-        .bytes(&reply(OptionType::STRUCTURED_REPLY, OptionReply::ACK, b""))
-        .bytes(&reply(
-            OptionType::SET_META_CONTEXT,
-            OptionReply::META_CONTEXT,
-            &context,
-        ))
-        .bytes(&reply(OptionType::SET_META_CONTEXT, OptionReply::ACK, b""))
-        .u64(5)
-        .u16(FLAGS)
-        .finish();
-    let (outcome, sent) = pursue(goal(true, false), &server).expect("handshake");
-    assert_eq!(options(&sent), [8, 10, 1]);
-    let structured = |export: &Export| export.structured && export.base_allocation == Some(7);
-    assert!(matches!(outcome, Outcome::Export(export) if structured(&export)));
 }
 
 /// Nobody knows how large such an export is.

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::disk::{Disk, pattern, piece};
 use super::peer::{Offer, Peer, Request};
-use super::wire::{MAX_STRING, cmd, cmd_flag, errno};
+use super::wire::{self, MAX_STRING, cmd, cmd_flag, errno};
 use super::{Script, Scripted, Ticket};
 use crate::common::front::{Front, Refused};
 use crate::common::nbdkit::{Nbdkit, forward};
@@ -282,7 +282,8 @@ impl Bench {
     }
 
     /// A row about one request, with a second one in flight that is the measure of the connection's health.
-    /// `reply` makes the bytes that answer the request. Played twice, the second time one byte at a time.
+    /// `reply` makes the bytes that answer the request. Played twice, the second time one byte at a time; and
+    /// once more with extended headers, if that is possible.
     pub fn row(
         &mut self,
         row: &str,
@@ -291,20 +292,49 @@ impl Bench {
         verdict: Verdict,
         reply: impl Fn(&Request) -> Vec<u8> + Send + Sync + 'static,
     ) {
-        let offer = offer.clone();
-        let script = Arc::new(move |peer: &mut Peer| {
-            peer.negotiate(&offer)?;
-            let mut disk = Disk::new(offer.size);
-            let (asked, bystander) = both(peer)?;
-            peer.send(&reply(&asked))?;
-            if verdict.kills() {
-                return peer.expect_closed();
-            }
-            peer.answered(&asked);
-            peer.answer(&bystander, &mut disk)?;
-            peer.serve(&mut disk)
-        });
-        self.play_row(row, ask, verdict, script);
+        let wide = offer.structured && !offer.extended && {
+            let request = Request {
+                flags: ask.flags,
+                kind: ask.kind,
+                cookie: 1,
+                offset: ask.offset,
+                length: ask.length,
+                payload: Vec::new(),
+            };
+            wire::extended(&reply(&request), ask.offset).is_some()
+        };
+        let reply = Arc::new(reply);
+        let script = |offer: &Offer| {
+            let (offer, reply) = (offer.clone(), Arc::clone(&reply));
+            Arc::new(move |peer: &mut Peer| {
+                peer.negotiate(&offer)?;
+                let mut disk = Disk::new(offer.size);
+                let (asked, bystander) = both(peer)?;
+                let compact = reply(&asked);
+                match wide && offer.extended {
+                    true => {
+                        let wide = wire::extended(&compact, asked.offset);
+                        peer.send(&wide.expect("as before"))?;
+                    }
+                    false => peer.send(&compact)?,
+                }
+                if verdict.kills() {
+                    return peer.expect_closed();
+                }
+                peer.answered(&asked);
+                peer.answer(&bystander, &mut disk)?;
+                peer.serve(&mut disk)
+            })
+        };
+        self.play_row(row, ask, verdict, script(offer));
+        if wide {
+            let offer = Offer {
+                extended: true,
+                ..offer.clone()
+            };
+            let row = &format!("{row}, extended headers");
+            self.play_row_as(row, ask, verdict, script(&offer), false);
+        }
     }
 
     /// [`Bench::row`] about a read from a server with structured replies; `reply` gets its cookie.
@@ -344,61 +374,72 @@ impl Bench {
     fn play_row(&mut self, row: &str, ask: &Ask, verdict: Verdict, script: Script) {
         for dribble in [false, true] {
             let row = &named(row, dribble);
-            eprintln!("row {row}");
-            let ticket = self.server.play_as(Arc::clone(&script), dribble);
-            let mut front = match ask.needs_structured() {
-                true => self.open_structured(),
-                false => self.open(),
-            };
-            let payload = if ask.kind == cmd::WRITE {
-                vec![0x5a; ask.length as usize]
-            } else {
-                Vec::new()
-            };
-            let asked = front.submit(ask.kind, ask.flags, ask.offset, ask.length, &payload);
-            let bystander = front.submit_read(BYSTANDER, LENGTH);
-
-            let answer = front.wait_success(asked);
-            let witness = front.wait_read(bystander);
-            match verdict {
-                Verdict::Fine if ask.kind == cmd::READ => {
-                    let data = answer.map(|success| success.data);
-                    assert_eq!(data, Ok(pattern(ask.offset, ask.length as usize)), "{row}");
-                }
-                Verdict::Fine => assert_eq!(answer.map(drop), Ok(()), "{row}"),
-                Verdict::Extents(extents) => {
-                    assert_eq!(
-                        answer.map(|success| success.extents),
-                        Ok(extents.to_vec()),
-                        "{row}"
-                    );
-                }
-                Verdict::Fails(error) => assert_eq!(answer.map(drop), Err(error), "{row}"),
-                Verdict::Dead => lost(row, answer.map(drop)),
-                Verdict::DeadAfter(expected) => {
-                    let answer = answer.map(drop);
-                    if answer != expected {
-                        lost(row, answer);
-                    }
-                }
-            }
-            if verdict.kills() {
-                lost(row, witness.map(drop));
-                still_lost(row, &mut front);
-                ticket.ended(row);
-                front.close();
-            } else {
-                assert_eq!(
-                    witness,
-                    Ok(pattern(BYSTANDER, LENGTH as usize)),
-                    "{row}: the other request"
-                );
-                assert_eq!(front.flush(), Ok(()), "{row}: the connection lives");
-                front.close();
-                ticket.finished(row);
-            }
-            self.serves_the_next(row);
+            self.play_row_as(row, ask, verdict, Arc::clone(&script), dribble);
         }
+    }
+
+    fn play_row_as(
+        &mut self,
+        row: &str,
+        ask: &Ask,
+        verdict: Verdict,
+        script: Script,
+        dribble: bool,
+    ) {
+        eprintln!("row {row}");
+        let ticket = self.server.play_as(script, dribble);
+        let mut front = match ask.needs_structured() {
+            true => self.open_structured(),
+            false => self.open(),
+        };
+        let payload = if ask.kind == cmd::WRITE {
+            vec![0x5a; ask.length as usize]
+        } else {
+            Vec::new()
+        };
+        let asked = front.submit(ask.kind, ask.flags, ask.offset, ask.length, &payload);
+        let bystander = front.submit_read(BYSTANDER, LENGTH);
+
+        let answer = front.wait_success(asked);
+        let witness = front.wait_read(bystander);
+        match verdict {
+            Verdict::Fine if ask.kind == cmd::READ => {
+                let data = answer.map(|success| success.data);
+                assert_eq!(data, Ok(pattern(ask.offset, ask.length as usize)), "{row}");
+            }
+            Verdict::Fine => assert_eq!(answer.map(drop), Ok(()), "{row}"),
+            Verdict::Extents(extents) => {
+                assert_eq!(
+                    answer.map(|success| success.extents),
+                    Ok(extents.to_vec()),
+                    "{row}"
+                );
+            }
+            Verdict::Fails(error) => assert_eq!(answer.map(drop), Err(error), "{row}"),
+            Verdict::Dead => lost(row, answer.map(drop)),
+            Verdict::DeadAfter(expected) => {
+                let answer = answer.map(drop);
+                if answer != expected {
+                    lost(row, answer);
+                }
+            }
+        }
+        if verdict.kills() {
+            lost(row, witness.map(drop));
+            still_lost(row, &mut front);
+            ticket.ended(row);
+            front.close();
+        } else {
+            assert_eq!(
+                witness,
+                Ok(pattern(BYSTANDER, LENGTH as usize)),
+                "{row}: the other request"
+            );
+            assert_eq!(front.flush(), Ok(()), "{row}: the connection lives");
+            front.close();
+            ticket.finished(row);
+        }
+        self.serves_the_next(row);
     }
 }
 

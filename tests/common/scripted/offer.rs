@@ -12,6 +12,7 @@ pub struct Offer {
     pub handshake_flags: u16,
     pub block_sizes: Option<(u32, u32, u32)>,
     pub structured: bool,
+    pub extended: bool,
     /// Contexts with their ids; empty: SET_META_CONTEXT gives none.
     pub contexts: Vec<(u32, String)>,
     /// False: a server from before GO, which only knows EXPORT_NAME.
@@ -33,6 +34,7 @@ impl Default for Offer {
             handshake_flags: FIXED_NEWSTYLE | NO_ZEROES,
             block_sizes: None,
             structured: true,
+            extended: false,
             contexts: vec![(0x1234_5678, "base:allocation".to_owned())],
             go: true,
         }
@@ -40,6 +42,14 @@ impl Default for Offer {
 }
 
 impl Offer {
+    /// A server with extended headers.
+    pub fn extended() -> Self {
+        Self {
+            extended: true,
+            ..Self::default()
+        }
+    }
+
     /// A server without structured replies.
     pub fn simple() -> Self {
         Self {

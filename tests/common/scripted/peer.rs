@@ -32,6 +32,7 @@ pub struct Peer {
     client_flags: u32,
     offer: Offer,
     structured: bool,
+    extended: bool,
     context: Option<u32>,
     /// Cookies that were received and not yet answered by [`Peer::answer`].
     open_cookies: HashSet<u64>,
@@ -53,6 +54,7 @@ impl Peer {
             client_flags: 0,
             offer: Offer::default(),
             structured: false,
+            extended: false,
             context: None,
             open_cookies: HashSet::new(),
         }
@@ -306,6 +308,7 @@ impl Peer {
         let option = asked.option;
         match option {
             opt::EXPORT_NAME => {
+                assert!(!self.extended, "extended headers need GO");
                 self.promise(offer);
                 let mut answer =
                     wire::join(&[&offer.size.to_be_bytes(), &offer.flags.to_be_bytes()]);
@@ -328,8 +331,17 @@ impl Peer {
                 self.reply(option, rep::ACK, &[])?;
                 Ok(false)
             }
+            opt::EXTENDED_HEADERS if offer.extended => {
+                assert!(asked.data.is_empty());
+                self.extended = true;
+                self.reply(option, rep::ACK, &[])?;
+                Ok(false)
+            }
             opt::SET_META_CONTEXT if offer.structured => {
-                assert!(self.structured, "contexts need structured replies first");
+                assert!(
+                    self.structured || self.extended,
+                    "contexts need structured replies first"
+                );
                 let (_, queries) = asked.set_meta_context();
                 self.context = None;
                 for (id, name) in &offer.contexts {
@@ -378,21 +390,32 @@ impl Peer {
 
     /// Receives a request without its payload, and checks that the plugin was allowed to send it.
     pub fn request_header(&mut self) -> io::Result<Request> {
-        let header = self.receive(28)?;
+        let (magic, length) = match self.extended {
+            true => (wire::EXTENDED_REQUEST_MAGIC, 32),
+            false => (wire::REQUEST_MAGIC, 28),
+        };
+        let header = self.receive(length)?;
         let mut fields = Fields(&header);
-        assert_eq!(
-            fields.u32(),
-            wire::REQUEST_MAGIC,
-            "every request starts with the magic"
-        );
-        let request = Request {
+        assert_eq!(fields.u32(), magic, "every request starts with the magic");
+        let mut request = Request {
             flags: fields.u16(),
             kind: fields.u16(),
             cookie: fields.u64(),
             offset: fields.u64(),
-            length: fields.u32(),
+            length: match self.extended {
+                true => u32::try_from(fields.u64()).expect("nbdkit never asks for more"),
+                false => fields.u32(),
+            },
             payload: Vec::new(),
         };
+        if self.extended && request.kind == cmd::WRITE {
+            assert_ne!(
+                request.flags & cmd_flag::PAYLOAD_LEN,
+                0,
+                "the length is that of a payload: {request:?}"
+            );
+            request.flags &= !cmd_flag::PAYLOAD_LEN;
+        }
         self.check(&request);
         if request.kind != cmd::DISC {
             assert!(
@@ -418,9 +441,20 @@ impl Peer {
         Ok(request)
     }
 
+    /// The answer to a request as it should be.
+    pub fn right_answer(&self, request: &Request, disk: &mut Disk) -> Vec<u8> {
+        match self.extended {
+            true => {
+                let reply = disk.answer(request, true, self.context);
+                wire::extended(&reply, request.offset).expect("chunks")
+            }
+            false => disk.answer(request, self.structured, self.context),
+        }
+    }
+
     /// Answers one request as it should be.
     pub fn answer(&mut self, request: &Request, disk: &mut Disk) -> io::Result<()> {
-        let reply = disk.answer(request, self.structured, self.context);
+        let reply = self.right_answer(request, disk);
         self.answered(request);
         self.send(&reply)
     }
@@ -444,6 +478,11 @@ impl Peer {
     /// Notes that a script agreed on structured replies by itself.
     pub fn agree_structured(&mut self) {
         self.structured = true;
+    }
+
+    /// Notes that a script agreed on extended headers by itself.
+    pub fn agree_extended(&mut self) {
+        self.extended = true;
     }
 
     /// Notes that a script agreed on a context by itself.

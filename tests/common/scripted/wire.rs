@@ -9,6 +9,7 @@ pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 pub const SIMPLE_MAGIC: u32 = 0x6744_6698;
 pub const CHUNK_MAGIC: u32 = 0x668e_33ef;
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 pub const EXTENDED_CHUNK_MAGIC: u32 = 0x6e8a_278c;
 /// Values that the specification sets aside and no message may ever start with.
 pub const RESERVED_MAGICS: [u32; 3] = [0x1256_0953, 0x9674_4668, 0x2560_9514];
@@ -90,6 +91,7 @@ pub mod cmd_flag {
     pub const DF: u16 = 1 << 2;
     pub const REQ_ONE: u16 = 1 << 3;
     pub const FAST_ZERO: u16 = 1 << 4;
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Chunk types of structured replies.
@@ -98,6 +100,7 @@ pub mod chunk_type {
     pub const OFFSET_DATA: u16 = 1;
     pub const OFFSET_HOLE: u16 = 2;
     pub const BLOCK_STATUS: u16 = 5;
+    pub const BLOCK_STATUS_EXT: u16 = 6;
     pub const ERROR: u16 = 0x8001;
     pub const ERROR_OFFSET: u16 = 0x8002;
 }
@@ -272,6 +275,84 @@ pub fn status(flags: u16, cookie: u64, id: u32, extents: &[(u32, u32)]) -> Vec<u
         payload.extend(status.to_be_bytes());
     }
     chunk(flags, chunk_type::BLOCK_STATUS, cookie, &payload)
+}
+
+pub fn extended_header(flags: u16, kind: u16, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
+    join(&[
+        &EXTENDED_CHUNK_MAGIC.to_be_bytes(),
+        &flags.to_be_bytes(),
+        &kind.to_be_bytes(),
+        &cookie.to_be_bytes(),
+        &offset.to_be_bytes(),
+        &length.to_be_bytes(),
+    ])
+}
+
+/// A chunk with an extended header, in reply to a request for `offset`.
+pub fn extended_chunk(flags: u16, kind: u16, cookie: u64, offset: u64, payload: &[u8]) -> Vec<u8> {
+    let length = u64::from(length(payload));
+    join(&[
+        &extended_header(flags, kind, cookie, offset, length),
+        payload,
+    ])
+}
+
+/// The payload of an extended block status chunk, of a number of descriptors that may be a lie.
+pub fn extended_status(id: u32, count: u32, extents: &[(u64, u64)]) -> Vec<u8> {
+    let mut payload = join(&[&id.to_be_bytes(), &count.to_be_bytes()]);
+    for (length, status) in extents {
+        payload.extend(length.to_be_bytes());
+        payload.extend(status.to_be_bytes());
+    }
+    payload
+}
+
+/// Replies to a request for `offset` as a server says the same with extended headers: chunks, the last of which
+/// may be cut, and simple replies without data. `None` if they are anything else.
+pub fn extended(replies: &[u8], offset: u64) -> Option<Vec<u8>> {
+    let mut rest = Fields(replies);
+    let mut wide = Vec::new();
+    while !rest.0.is_empty() {
+        if rest.0.len() < 16 {
+            return None;
+        }
+        match rest.u32() {
+            SIMPLE_MAGIC => {
+                let (error, cookie) = (rest.u32(), rest.u64());
+                wide.extend(match error {
+                    0 => extended_chunk(DONE, chunk_type::NONE, cookie, offset, &[]),
+                    _ => {
+                        let payload = error_payload(error, b"");
+                        extended_chunk(DONE, chunk_type::ERROR, cookie, offset, &payload)
+                    }
+                });
+            }
+            CHUNK_MAGIC if rest.0.len() >= 16 => {
+                let (flags, kind) = (rest.u16(), rest.u16());
+                if kind == chunk_type::BLOCK_STATUS_EXT {
+                    return None;
+                }
+                let (cookie, length) = (rest.u64(), rest.u32());
+                let payload = rest.bytes(rest.0.len().min(length as usize));
+                if kind == chunk_type::BLOCK_STATUS && length % 8 == 4 {
+                    let mut fields = Fields(payload);
+                    let (id, count) = (fields.u32(), length / 8);
+                    let extents: Vec<_> = (0..count)
+                        .map(|_| (u64::from(fields.u32()), u64::from(fields.u32())))
+                        .collect();
+                    let payload = extended_status(id, count, &extents);
+                    let kind = chunk_type::BLOCK_STATUS_EXT;
+                    wide.extend(extended_chunk(flags, kind, cookie, offset, &payload));
+                } else {
+                    let length = u64::from(length);
+                    wide.extend(extended_header(flags, kind, cookie, offset, length));
+                    wide.extend(payload);
+                }
+            }
+            _ => return None,
+        }
+    }
+    Some(wide)
 }
 
 /// Takes big-endian integers and byte strings off the front of a message.

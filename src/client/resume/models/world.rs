@@ -50,7 +50,7 @@ pub(super) struct World {
 impl World {
     /// With a way for each thread, all of them up, and without a rule.
     pub(super) fn new(ways: usize, flags: TransmissionFlags, forget: fn(&mut Rules)) -> Self {
-        let export = Export::new(1, flags, true);
+        let export = Export::new(1, flags, crate::proto::framing::Framing::Structured);
         assert!(export.can(flags));
         let terms = Terms {
             limit: None,

@@ -69,6 +69,7 @@ fn a_list_and_a_description_are_followed_by_transmission() {
     assert_eq!(options(&sent), [6]);
 
     let opened = [
+        refusal(OptionType::EXTENDED_HEADERS, OptionReply::ERR_UNSUP),
         ack(OptionType::STRUCTURED_REPLY),
         context(7),
         ack(OptionType::SET_META_CONTEXT),
@@ -76,7 +77,7 @@ fn a_list_and_a_description_are_followed_by_transmission() {
         ack(OptionType::GO),
     ];
     let (outcome, sent) = ask(&mut machine, Goal::open(&name("disk")), &opened).expect("go");
-    assert_eq!(options(&sent), [8, 10, 7]);
+    assert_eq!(options(&sent), [11, 8, 10, 7]);
     let export = export(outcome);
     assert_eq!((export.size, export.base_allocation), (4096, Some(7)));
     assert_eq!(export.canonical_name, None, "that was told of another");
@@ -86,38 +87,61 @@ fn a_list_and_a_description_are_followed_by_transmission() {
 
 #[test]
 fn after_a_refusal_another_export_can_be_opened() {
+    let unknown = refusal(OptionType::EXTENDED_HEADERS, OptionReply::ERR_UNSUP);
+    for (agreed, framing) in [
+        (
+            [unknown, ack(OptionType::STRUCTURED_REPLY)].concat(),
+            Framing::Structured,
+        ),
+        (ack(OptionType::EXTENDED_HEADERS), Framing::Extended),
+    ] {
+        let mut machine = Handshake::new(Goal::open(&name("no")));
+        let server = newstyle(HandshakeFlags::all())
+            .bytes(&agreed)
+            .bytes(&context(7))
+            .bytes(&ack(OptionType::SET_META_CONTEXT))
+            .bytes(&info_export(1))
+            .bytes(&refusal(OptionType::GO, OptionReply::ERR_UNKNOWN));
+        let error = go_on(&mut machine, &server.finish()).expect_err("refused");
+        assert!(matches!(error, Some(Error::Refused(_))));
+
+        let opened = [
+            ack(OptionType::SET_META_CONTEXT),
+            info_export(2),
+            ack(OptionType::GO),
+        ];
+        // What was learnt elsewhere meanwhile does not undo what is agreed here.
+        let goal = Goal::open(&name("yes")).with_ladder(Ladder::default().without_extended());
+        let (outcome, sent) = ask(&mut machine, goal, &opened).expect("go");
+        assert_eq!(options(&sent), [10, 7], "{framing} are agreed already");
+        let export = export(outcome);
+        assert_eq!(export.framing, framing);
+        assert_eq!(
+            export.base_allocation, None,
+            "a context counts for the export that it was chosen for"
+        );
+    }
+}
+
+#[test]
+fn with_extended_headers_there_is_no_way_back_to_export_name() {
     let mut machine = Handshake::new(Goal::open(&name("no")));
     let server = newstyle(HandshakeFlags::all())
-        .bytes(&ack(OptionType::STRUCTURED_REPLY))
-        .bytes(&context(7))
+        .bytes(&ack(OptionType::EXTENDED_HEADERS))
         .bytes(&ack(OptionType::SET_META_CONTEXT))
-        .bytes(&info_export(1))
         .bytes(&refusal(OptionType::GO, OptionReply::ERR_UNKNOWN));
-    let error = go_on(&mut machine, &server.finish()).expect_err("refused");
-    assert!(matches!(error, Some(Error::Refused(_))));
-
-    let opened = [
-        ack(OptionType::SET_META_CONTEXT),
-        info_export(2),
-        ack(OptionType::GO),
-    ];
-    let (outcome, sent) = ask(&mut machine, Goal::open(&name("yes")), &opened).expect("go");
-    assert_eq!(
-        options(&sent),
-        [10, 7],
-        "structured replies are agreed already"
-    );
-    assert_eq!(
-        export(outcome).base_allocation,
-        None,
-        "a context counts for the export that it was chosen for"
-    );
+    go_on(&mut machine, &server.finish()).expect_err("refused");
+    let ladder = Ladder::default().without_go().without_meta();
+    let goal = Goal::open(&name("yes")).with_ladder(ladder);
+    let opened = [info_export(2), ack(OptionType::GO)];
+    let (_, sent) = ask(&mut machine, goal, &opened).expect("go");
+    assert_eq!(options(&sent), [7]);
 }
 
 #[test]
 fn what_was_refused_is_not_asked_again() {
     let mut machine = Handshake::new(Goal::open(&name("no")));
-    let server = newstyle(HandshakeFlags::all())
+    let server = compact(HandshakeFlags::all())
         .bytes(&refusal(
             OptionType::STRUCTURED_REPLY,
             OptionReply::ERR_UNSUP,
@@ -149,13 +173,14 @@ fn tls_is_done_once_and_counts_for_all_that_follows() {
     let (_, sent) = go_on(&mut machine, &server.finish()).expect("list");
     assert_eq!(options(&sent), [5, 3]);
     let opened = [
+        refusal(OptionType::EXTENDED_HEADERS, OptionReply::ERR_UNSUP),
         refusal(OptionType::STRUCTURED_REPLY, OptionReply::ERR_UNSUP),
         info_export(2),
         ack(OptionType::GO),
     ];
     // Whatever this goal says of TLS.
     let (_, sent) = ask(&mut machine, Goal::open(&name("")), &opened).expect("go");
-    assert_eq!(options(&sent), [8, 7]);
+    assert_eq!(options(&sent), [11, 8, 7]);
 }
 
 #[test]

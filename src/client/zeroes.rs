@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//! Writes that are all zeroes, which need not travel as data.
+
+/// What becomes of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Detect {
+    /// They are writes like all others.
+    #[default]
+    Off,
+    /// The server is asked for zeroes that stay allocated.
+    On,
+    /// The server is asked for zeroes that may become a hole.
+    Unmap,
+}
+
+/// Shorter writes go as they are, bytes: a request for zeroes saves nothing there, and makes some
+/// servers read what is around them.
+const LEAST: usize = 4096;
+
+impl Detect {
+    /// If the payload is better asked for as zeroes: whether they may become a hole.
+    #[inline]
+    pub fn finds(self, payload: &[u8]) -> Option<bool> {
+        match self {
+            Self::Off => None,
+            Self::On => is_worth_it(payload).then_some(false),
+            Self::Unmap => is_worth_it(payload).then_some(true),
+        }
+    }
+}
+
+#[inline(never)]
+fn is_worth_it(payload: &[u8]) -> bool {
+    payload.len() >= LEAST && is_zero(payload)
+}
+
+/// Whether there is no other byte. What is data mostly shows that in its first bytes.
+fn is_zero(bytes: &[u8]) -> bool {
+    // A range is the same as itself one byte further on only if all its bytes are alike.
+    match bytes {
+        [0, rest @ ..] => {
+            bytes.iter().take(16).all(|byte| *byte == 0) && *rest == bytes[..rest.len()]
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn only_what_is_all_zeroes_and_not_short_is_found() {
+        let zeroes = vec![0; 2 * LEAST];
+        assert_eq!(Detect::Off.finds(&zeroes), None);
+        assert_eq!(Detect::On.finds(&zeroes), Some(false));
+        assert_eq!(Detect::Unmap.finds(&zeroes), Some(true));
+        assert_eq!(Detect::On.finds(&zeroes[..LEAST]), Some(false));
+        assert_eq!(Detect::On.finds(&zeroes[..LEAST - 1]), None);
+        assert_eq!(Detect::On.finds(&[]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn one_byte_is_enough_to_be_data(length in LEAST..3 * LEAST, at: prop::sample::Index, byte in 1u8..) {
+            let mut payload = vec![0; length];
+            payload[at.index(length)] = byte;
+            prop_assert_eq!(Detect::On.finds(&payload), None);
+            payload.fill(byte);
+            prop_assert_eq!(Detect::On.finds(&payload), None);
+        }
+    }
+}
