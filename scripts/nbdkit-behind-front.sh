@@ -74,9 +74,14 @@ for ((i = 0; i < ${#front[@]}; i++)); do
 done
 # shellcheck disable=SC2317 # serve_for calls it
 behind_daemon() {
-    local pid
+    local pid i
     "$NBDKIT" "${front[@]}" || { echo $? >"$place/started" && return; }
     echo 0 >"$place/started.new"
+    # The front writes it once it is in the background.
+    for ((i = 0; i < 200; i++)); do
+        [ ! -s "$pidfile" ] || break
+        sleep 0.05
+    done
     pid=$(cat "$pidfile")
     mv "$place/started.new" "$place/started"
     while kill -0 "$pid" 2>/dev/null; do sleep 0.2; done

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use common::clients::{LIMIT, attempt, nbdsh_command, nbdsh_unconnected, program};
 use common::counted::Counted;
-use common::nbdkit::Nbdkit;
+use common::nbdkit::{Nbdkit, forward};
 use common::pair::Pair;
+use common::pki::keys;
 use common::process::{Guarded, eventually};
 use common::relay::Relay;
 use common::{need, need_all};
@@ -114,6 +115,40 @@ h.shutdown()
     assert_eq!(negotiate(&pair.front, script), "['disk', 'other']\ndisk\n");
     assert_eq!(pair.server.visits().0, 1, "{}", pair.front.stderr());
     assert_eq!(pair.server.count("list_exports"), 1);
+}
+
+#[test]
+fn with_tls_it_is_done_once() {
+    if !need_all(&["nbdkit", "psktool", "nbdinfo"]) {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let keys = keys(directory.path(), "keys", &["alice"]);
+    let psk = format!("tls-psk={}", keys.display());
+    let server = Counted::with(directory.path(), &["--tls=require", &format!("--{psk}")]);
+    for extra in [
+        &["dynamic-export=true"][..],
+        &["dynamic-export=true", "linger=9"],
+    ] {
+        let parameters = [&["tls=require", &psk, "tls-username=alice"], extra].concat();
+        let mut front = forward(directory.path(), upstream(&server), &parameters);
+        let before = server.visits();
+        negotiate(
+            &front,
+            "
+h.opt_list(lambda *args: 0)
+h.set_export_name('')
+h.opt_info()
+h.opt_go()
+h.pread(512, 0)
+h.shutdown()
+",
+        );
+        front.ends_well();
+        assert_eq!(server.visits().0, before.0 + 1, "{}", front.stderr());
+        let log = front.stderr();
+        assert!(!log.contains("error: "), "{log}");
+    }
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl Negotiation {
             .map_err(OpenError::Connect)?;
         let deadline = limit(options, options.handshake_timeout, most);
         if let Some(instead) = at_hand.instead {
-            await_room(&stream, deadline, instead)?;
+            await_room(server, options, &stream, deadline, instead)?;
         }
         await_greeting(server, options, &stream, deadline)?;
         let mut this = Self {
@@ -216,11 +216,19 @@ impl Negotiation {
                 Step::Receive(n) => {
                     // The machine bounds n.
                     bytes.resize(n, 0);
-                    remind(server, stream, machine, &mut reminder)
-                        .map_err(|error| broken(machine, error))?;
-                    stream
-                        .receive_exact(&mut bytes, deadline)
-                        .map_err(|error| broken(machine, error))?;
+                    // Most of what a server says in one go is there at once.
+                    let there = match deadline.has_passed() {
+                        true => Err(deadline.passed()),
+                        false => stream.receive(&mut bytes, Blocking::No),
+                    };
+                    let there = there.map_err(|error| broken(machine, error))?.unwrap_or(0);
+                    if there < n {
+                        remind(server, stream, machine, &mut reminder)
+                            .map_err(|error| broken(machine, error))?;
+                        stream
+                            .receive_exact(&mut bytes[there..], deadline)
+                            .map_err(|error| broken(machine, error))?;
+                    }
                     machine.received(&bytes).map_err(OpenError::Handshake)?;
                 }
                 Step::StartTls => {
@@ -249,14 +257,17 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Waits until the server has said something, unless something else comes up before.
 fn await_room(
+    server: &Server,
+    options: &Options,
     stream: &Stream,
     deadline: Deadline,
     instead: &dyn Fn(Duration) -> bool,
 ) -> Result<(), OpenError> {
     let begun = Instant::now();
+    let mut reminder = Some(deadline.third());
     let waits = |error| OpenError::Broken {
         error,
-        awaited: "its greeting".to_owned(),
+        awaited: options.target.awaited(),
     };
     loop {
         let ready = stream
@@ -268,6 +279,9 @@ fn await_room(
         }
         if instead(begun.elapsed()) {
             return Err(OpenError::Superseded);
+        }
+        if let Some(third) = reminder.take_if(|third| third.has_passed()) {
+            say_what_is_awaited(server, third, &options.target.awaited());
         }
     }
 }
