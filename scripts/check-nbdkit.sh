@@ -10,6 +10,7 @@
 #     REFERENCE=FILE     compare with this one (default: the distribution's)
 #     TESTS="NAME..."    only these (default: every test script that uses the plugin)
 #     BEHIND="NAME..."   only these through the plugin (default: those that count who comes)
+#     RETRIED="NAME..."  only these with the retry filter before the plugin (default: all of it)
 #     LOGS=DIR           what the tests said (default: target/check-nbdkit)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -123,8 +124,13 @@ settings=(PATH=/usr/sbin:/usr/bin:/sbin:/bin:"$(dirname "$nbdkit")" HOME=/nonexi
 
 # What stands for nbdkit where a test is to go through the plugin.
 through() { # WHICH PLUGIN TREE
-    [ "$1" = behind ] || return 0
-    echo "NBDKIT=$nbdkit" "PLUGIN=$2" "PATH=$3/front:${settings[0]#PATH=}"
+    local where=front
+    case $1 in
+    behind) where=behind ;;
+    retried) ;;
+    *) return 0 ;;
+    esac
+    echo "NBDKIT=$nbdkit" "PLUGIN=$2" "RETRY=$where" "PATH=$3/front:${settings[0]#PATH=}"
 }
 
 # shellcheck disable=SC2016 # the inner shell expands these
@@ -210,12 +216,14 @@ if [ -n "${TESTS:-}" ]; then
 else
     tests=$(tests_of_the_plugin)
 fi
-# They count connections, opens and requests, and so what is asked of a server on the way to them. One
-# more counts them, test-retry-reopen-fail.sh: it wants a client to see NBD_ESHUTDOWN and to go on over
-# the same connection. The plugin answers that by another connection, as the protocol demands, and the
-# client sees nothing.
+# They count connections, opens and requests, and so what is asked of a server on the way to them.
 behind=${BEHIND-$(printf 'test-%s.sh ' fua log log-error log-script retry retry-extents \
     retry-readonly retry-request-open retry-size retry-zero-flags)}
+# These once more with the retry filter in the front, which opens the plugin anew, and the one that
+# wants a client to see NBD_ESHUTDOWN: where that comes from the server, the plugin goes on over another
+# connection, as the protocol demands, and the client sees nothing.
+retried=${RETRIED-$(printf 'test-retry%s.sh ' '' -extents -readonly -reopen-fail -request-open -size \
+    -zero-flags)}
 [ -n "$tests" ] || die "no test in $src/tests uses the nbd plugin"
 [ ${#isolate[@]} -gt 0 ] || echo "without namespaces: a wrapper named nbdkit is used instead"
 
@@ -240,6 +248,8 @@ line test nbdkit ours reason
 for test in $tests; do compare nbdkit ours "$test"; done
 line test alone behind reason
 for test in $behind; do compare alone behind "$test"; done
+line test alone retried reason
+for test in $retried; do compare alone retried "$test"; done
 echo "$passed passed, $failed failed, $skipped skipped (or failed with both); logs: $logs"
 # A run in which everything was skipped has shown nothing.
 [ $failed = 0 ] && [ $passed -gt 0 ]

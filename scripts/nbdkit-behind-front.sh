@@ -6,6 +6,7 @@
 #
 #     NBDKIT=PROGRAM    the real nbdkit
 #     PLUGIN=FILE       the plugin
+#     RETRY=front       the retry filter is for the front, too
 #
 # What is about listening, clients and going into the background is for the front; filters, the plugin and
 # its parameters for the server behind it.
@@ -13,8 +14,12 @@ set -euo pipefail
 
 : "${NBDKIT:?}" "${PLUGIN:?}"
 
-front=() behind=() stdio=no foreground=no
+front=() parameters=() behind=() stdio=no foreground=no
 while [ $# -gt 0 ]; do
+    case ${RETRY:-behind}:$1 in
+    front:--filter=retry) front+=("$1") && shift && continue ;;
+    front:retries=* | front:retry-delay=* | front:retry-exponential=* | front:retry-readonly=*) parameters+=("$1") && shift && continue ;;
+    esac
     case $1 in
     -U | --unix | -P | --pidfile | -p | --port | -i | --ip-addr | --ipaddr | -e | --export | --export-name | --run)
         front+=("$1" "$2")
@@ -37,7 +42,7 @@ while [ $# -gt 0 ]; do
 done
 
 place=$(mktemp -d /tmp/behind.XXXXXX)
-front+=("$PLUGIN" "socket=$place/sock" dynamic-export=true)
+front+=("$PLUGIN" "socket=$place/sock" dynamic-export=true "${parameters[@]}")
 
 # The script of `sh -` comes on standard input, which with -s is the client.
 exec 3<&0
