@@ -13,7 +13,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PAGES := plugin plugin-examples
 
 .PHONY: help deps build run check check-nbdkit check-compat check-packages lint bench
-.PHONY: bench-micro bench-instructions torture man html dist deb rpm install uninstall clean
+.PHONY: bench-micro bench-instructions torture fuzz man html dist deb rpm install uninstall clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +52,10 @@ check-packages: ## make and try the release and its packages (root; minutes)
 torture: ## random writers before a server that is killed (KILLS=300, TORTURE_SEED=)
 	@scripts/deps.sh build test
 	KILLS=$(or $(KILLS),300) cargo test --locked --test survive_torture
+
+fuzz: ## fuzz URIs, handshake, replies, connection, journal (SECONDS=60 each, TARGETS=)
+	@scripts/deps.sh build
+	SECONDS_EACH=$(or $(SECONDS),60) TARGETS="$(TARGETS)" scripts/fuzz.sh
 
 lint: ## rustfmt, clippy, rustdoc, manual, citations, units, scripts, licences of all crates
 	@scripts/deps.sh build lint
