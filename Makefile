@@ -13,7 +13,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PAGES := plugin plugin-examples
 
 .PHONY: help deps build run check check-nbdkit check-compat check-packages lint bench
-.PHONY: bench-micro bench-instructions torture fuzz man html dist deb rpm install uninstall clean
+.PHONY: bench-micro bench-instructions torture fuzz check-valgrind man html dist deb rpm install uninstall clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -56,6 +56,10 @@ torture: ## random writers before a server that is killed (KILLS=300, TORTURE_SE
 fuzz: ## fuzz URIs, handshake, replies, connection, journal (SECONDS=60 each, TARGETS=)
 	@scripts/deps.sh build
 	SECONDS_EACH=$(or $(SECONDS),60) TARGETS="$(TARGETS)" scripts/fuzz.sh
+
+check-valgrind: build ## a smoke test under valgrind: no error, no leak (PLUGIN=)
+	@scripts/deps.sh build test
+	@scripts/check-valgrind.sh
 
 lint: ## rustfmt, clippy, rustdoc, manual, citations, units, scripts, licences of all crates
 	@scripts/deps.sh build lint
