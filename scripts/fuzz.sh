@@ -18,7 +18,7 @@ export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address --cfg fuzzing"
 made=$PWD/target/fuzz
-cargo +nightly build --release --locked --target "$host" --target-dir "$made" --manifest-path fuzz/Cargo.toml --bins
+cargo +nightly build --release --target "$host" --target-dir "$made" --manifest-path fuzz/Cargo.toml --bins
 
 if [ $# -gt 0 ]; then
     exec "$made/$host/release/$1" "${@:2}"
