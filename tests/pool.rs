@@ -441,6 +441,45 @@ fn who_leaves_waits_for_all_of_them_at_once() {
     }
 }
 
+/// The same with something to flush, which is asked of one of them after another.
+#[test]
+fn who_leaves_what_was_written_has_one_close_timeout() {
+    if !need("nbdkit") {
+        return;
+    }
+    for mode in MODES {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let upstream = Nbdkit::start(
+            directory.path(),
+            &["--filter=delay", "memory", "1M", "rdelay=5ms"],
+        );
+        let relay = Relay::unix(directory.path(), "relay", upstream.socket());
+        let extra = [&["connections=8", "close-timeout=3"], mode].concat();
+        let mut front = quiet(directory.path(), relay.socket(), &extra);
+        let mut client = open(&front);
+        eventually("eight connections", LIMIT, || {
+            let reads: Vec<_> = (0..24).map(|n| client.submit_read(n * 512, 512)).collect();
+            for read in reads {
+                assert!(client.wait_read(read).is_ok());
+            }
+            (relay.recordings().len() == 8).then_some(())
+        });
+        assert_eq!(client.write(0, &[7; 512]), Ok(()));
+        upstream.signal(libc::SIGSTOP);
+        eventually("the server has stopped", LIMIT, || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", upstream.pid()));
+            stat.is_ok_and(|stat| stat.contains(") T ")).then_some(())
+        });
+        // One after another they would take longer than a client waits here.
+        front.signal(libc::SIGTERM);
+        drop(client);
+        // One after another they would take 24 seconds.
+        let status = front.wait_timeout(Duration::from_secs(12));
+        assert!(status.is_some(), "{extra:?}\n{}", front.stderr());
+        upstream.signal(libc::SIGCONT);
+    }
+}
+
 #[test]
 fn a_disk_is_copied_over_several_connections() {
     if !need_all(&["nbdkit", "nbdcopy"]) {

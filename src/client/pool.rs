@@ -111,6 +111,15 @@ struct Member {
     buried: AtomicBool,
 }
 
+/// What a request's time is for.
+#[derive(Clone, Copy, Debug)]
+enum Renewal {
+    /// For one connection: the next one has as much.
+    Each,
+    /// For all that is done.
+    Never,
+}
+
 /// What is to be done with a request whose connection is gone.
 enum Next {
     /// It is made once more over another.
@@ -174,16 +183,20 @@ impl Pool {
         buffer: Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<Vec<Descriptor>, Error> {
-        self.carry_out(request, buffer, deadline, false)
+        self.carry_out(request, buffer, deadline, Renewal::Each, false)
     }
 
     /// Makes every answered change permanent, over whichever connection.
-    // spec: Ordering of messages and writes: MUST NOT: with several connections no flush before the replies to the writes
     pub(super) fn flush(self: &Arc<Self>, deadline: &Deadline) -> Result<(), Error> {
+        self.flush_within(deadline, Renewal::Each)
+    }
+
+    // spec: Ordering of messages and writes: MUST NOT: with several connections no flush before the replies to the writes
+    fn flush_within(self: &Arc<Self>, deadline: &Deadline, renewal: Renewal) -> Result<(), Error> {
         // Whoever writes from now on is not covered.
         let wrote = self.take_wrote();
         let request = Request::new(Command::FLUSH, 0, 0u32);
-        let result = self.carry_out(request, Buffer::None, deadline, wrote);
+        let result = self.carry_out(request, Buffer::None, deadline, renewal, wrote);
         if result.is_err() && wrote {
             self.all().for_each(|member| member.plain.note_wrote());
         }
@@ -196,6 +209,7 @@ impl Pool {
         request: Request,
         mut buffer: Buffer<'_>,
         deadline: &Deadline,
+        renewal: Renewal,
         wrote: bool,
     ) -> Result<Vec<Descriptor>, Error> {
         let cost = cost(request);
@@ -225,9 +239,12 @@ impl Pool {
             let lost = lost.clone();
             match self.leave_out(member, &lost, request) {
                 Next::Over => {
+                    match renewal {
+                        Renewal::Each => until = Deadline::after_maybe(deadline.length()),
+                        Renewal::Never if deadline.has_passed() => return Err(Error::Lost(lost)),
+                        Renewal::Never => (),
+                    }
                     moved.get_or_insert(lost);
-                    // Its time was for one connection.
-                    until = Deadline::after_maybe(deadline.length());
                 }
                 Next::Alone => {
                     if wrote || self.take_wrote() {
@@ -422,7 +439,8 @@ impl Pool {
             self.all().for_each(|member| member.plain.note_wrote());
         }
         let flush = flush && self.volume.export().can(TransmissionFlags::SEND_FLUSH);
-        fit() && (!flush || self.flush(&deadline).is_ok()) && fit()
+        let flushed = || self.flush_within(&deadline, Renewal::Never).is_ok();
+        fit() && (!flush || flushed()) && fit()
     }
 
     pub(super) fn is_gone(&self) -> bool {
@@ -459,7 +477,7 @@ impl Pool {
         if !self.volume.export().can(TransmissionFlags::SEND_FLUSH) {
             return;
         }
-        if let Err(error) = self.flush(&deadline) {
+        if let Err(error) = self.flush_within(&deadline, Renewal::Never) {
             // Not once for each kind: every time it is other data.
             log::error!("warning: {error}; what was written since the last flush may be lost");
         }
