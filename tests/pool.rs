@@ -480,6 +480,28 @@ fn who_leaves_what_was_written_has_one_close_timeout() {
     }
 }
 
+/// What is kept is written over a new connection before it is used, and nothing else is sent meanwhile.
+#[test]
+fn a_new_one_over_which_nothing_is_answered_holds_nobody_for_long() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let farm = Farm::start(directory.path());
+    let extra = ["connections=2", "reconnect=forever", "close-timeout=1"];
+    let front = quiet(directory.path(), farm.socket(), &extra);
+    let mut client = open(&front);
+    farm.meets(1, Fate::Hang);
+    assert_eq!(client.write(0, &[7; 512]), Ok(()));
+    eventually("the new one is asked to write", LIMIT, || {
+        farm.load(&mut client);
+        (!farm.asked(1).is_empty()).then_some(())
+    });
+    assert_eq!(client.read(0, 512), Ok(vec![7; 512]));
+    (0..20).for_each(|_| farm.load(&mut client));
+    assert_eq!(farm.accepted(), 2, "and no other is tried");
+}
+
 #[test]
 fn a_disk_is_copied_over_several_connections() {
     if !need_all(&["nbdkit", "nbdcopy"]) {

@@ -29,6 +29,8 @@ pub enum Fate {
     Die,
     /// This and all that follow are answered by ESHUTDOWN, but for flushes.
     Go,
+    /// Nothing is answered any more.
+    Hang,
 }
 
 /// The server, and what it was asked for.
@@ -149,6 +151,7 @@ impl State {
             match lock(&self.fates).remove(&number) {
                 Some(Fate::Die) => return Ok(()),
                 Some(Fate::Go) => goes = true,
+                Some(Fate::Hang) => return peer.expect_closed(),
                 None => (),
             }
             let answer = match goes && request.kind != cmd::FLUSH {
