@@ -28,6 +28,7 @@ use super::loan::Buffer;
 use super::opener::{Entered, Opener};
 use super::plain::{Plain, changes};
 use super::volume::Volume;
+use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, TransmissionFlags};
 use crate::proto::request::Request;
@@ -228,7 +229,7 @@ impl Pool {
                 member.plain.attempt(request, &mut buffer, &until)
             };
             let Err(Error::Lost(lost)) = &result else {
-                if trial != 0 {
+                if trial != 0 && is_answer(&result) {
                     self.admit(trial);
                 }
                 if let Some(lost) = moved {
@@ -373,16 +374,21 @@ impl Pool {
     /// Waits until nothing that was sent over a lost connection will be carried out any more. False if
     /// nobody waits for what comes then.
     fn await_burial(&self, member: &Member) -> bool {
+        self.hold(|_| member.buried.load(Ordering::Acquire))
+    }
+
+    /// Waits until that is so. False if this thread's client does not wait for it.
+    fn hold(&self, is_so: impl Fn(&State) -> bool) -> bool {
         let wanted = self.opener.options.wanted;
         let mut asked = Instant::now();
         let mut state = self.lock();
-        while !member.buried.load(Ordering::Acquire) {
+        while !is_so(&state) {
             state = self
                 .changed
                 .wait_timeout(state, SLICE)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
-            if asked.elapsed() < ASK || member.buried.load(Ordering::Acquire) {
+            if asked.elapsed() < ASK || is_so(&state) {
                 continue;
             }
             asked = Instant::now();
@@ -521,10 +527,19 @@ impl Member {
     }
 }
 
+/// Whether it came from the server, and not from somebody who did not even ask.
+fn is_answer<T>(result: &Result<T, Error>) -> bool {
+    match result {
+        Ok(_) => true,
+        Err(Error::Failed { error, .. }) => !matches!(error, WireError::TooLong),
+        Err(_) => false,
+    }
+}
+
 /// What a request counts as while it is outstanding.
 pub(super) fn cost(request: Request) -> u64 {
     match request.command {
-        Command::READ | Command::WRITE => REQUEST + u64::from(request.length),
+        Command::READ | Command::WRITE => REQUEST + request.length,
         _ => REQUEST,
     }
 }
@@ -555,5 +570,33 @@ impl Drop for Burial<'_> {
         self.1.buried.store(true, Ordering::Release);
         drop(state);
         self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::errno::NbdErrno;
+
+    #[test]
+    fn only_what_the_server_said_tells_that_it_is_there() {
+        let server: Server = "server".into();
+        let request = Request::new(Command::TRIM, 0, 1_u64 << 32);
+        let failed = |error| {
+            Err::<(), _>(Error::Failed {
+                server: server.clone(),
+                request,
+                error,
+            })
+        };
+        assert!(is_answer(&Ok(())));
+        assert!(is_answer(&failed(WireError::server(NbdErrno::EIO, b""))));
+        let crowded = Error::Crowded {
+            server: server.clone(),
+            request,
+            timeout: Deadline::after(Duration::ZERO).passed(),
+        };
+        assert!(!is_answer(&Err::<(), _>(crowded)));
+        assert!(!is_answer(&failed(WireError::TooLong)));
     }
 }
