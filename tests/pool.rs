@@ -201,6 +201,55 @@ fn the_last_one_that_is_told_of_the_end_is_left_for_a_new_one() {
     });
 }
 
+/// What one that was left before them still owes is flushed with the rest.
+#[test]
+fn what_is_owed_by_one_that_was_left_is_flushed_before_the_last_one_is() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let farm = Farm::start(directory.path());
+    let front = quiet(directory.path(), farm.socket(), &["connections=2"]);
+    let mut client = open(&front);
+    farm.grow(&mut client, 2);
+    farm.meets(0, Fate::GoOwing);
+    let owed = eventually("a write goes over the first one", LIMIT, || {
+        assert_eq!(client.flush(), Ok(()));
+        let count = farm.count(cmd::WRITE);
+        let write = client.submit_write(0, &[7; 512]);
+        eventually("it arrives", LIMIT, || {
+            (farm.count(cmd::WRITE) > count).then_some(())
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        match farm.owes() {
+            true => Some(write),
+            false => {
+                assert_eq!(client.wait(write), Ok(()));
+                None
+            }
+        }
+    });
+    let before = farm.asked(0).len();
+    eventually("the first one is known to go", LIMIT, || {
+        farm.load(&mut client);
+        (farm.asked(0).len() > before).then_some(())
+    });
+    let flushes = |number| {
+        let asked = farm.asked(number);
+        asked.iter().filter(|kind| **kind == cmd::FLUSH).count()
+    };
+    let before = flushes(1);
+    farm.meets(1, Fate::Go);
+    let read = client.submit_read(4096, 512);
+    // It is not to be so soon: whoever does not wait for the first one is quicker.
+    std::thread::sleep(Duration::from_millis(300));
+    farm.pays();
+    assert_eq!(client.wait(owed), Ok(()));
+    assert_eq!(client.wait_read(read), Ok(pattern(4096, 512)));
+    assert_eq!(flushes(1), before + 1, "nothing is lost with the server");
+    assert_eq!(client.read(0, 512), Ok(vec![7; 512]));
+}
+
 /// What was written is in doubt: there is no other that could tell.
 #[test]
 fn without_coming_back_it_is_over_with_the_last() {

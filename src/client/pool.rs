@@ -325,7 +325,10 @@ impl Pool {
         if announced && !others && !member.is_gone() {
             drop(state);
             self.see_off(candidate);
-            return Next::Alone;
+            return match self.await_all_left() {
+                true => Next::Alone,
+                false => Next::Fail(Error::Lost(lost.clone())),
+            };
         }
         let first = !member.gone.swap(true, Ordering::AcqRel);
         if !others {
@@ -375,6 +378,16 @@ impl Pool {
     /// nobody waits for what comes then.
     fn await_burial(&self, member: &Member) -> bool {
         self.hold(|_| member.buried.load(Ordering::Acquire))
+    }
+
+    /// Waits until nothing is answered any more over those that were left: the last one is left for another
+    /// server, perhaps, and what was written is flushed before. False if nobody waits for what comes then.
+    fn await_all_left(&self) -> bool {
+        let left = || self.all().filter(|member| member.is_gone());
+        let buried = left().all(|member| self.await_burial(member));
+        // Whoever has just been answered notes what it has written.
+        left().for_each(|member| member.plain.await_notes());
+        buried
     }
 
     /// Waits until that is so. False if this thread's client does not wait for it.
