@@ -4,14 +4,20 @@
 mod common;
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use common::clients::{LIMIT, attempt, nbdsh_command, nbdsh_unconnected, program};
 use common::counted::Counted;
+use common::front::Front;
 use common::nbdkit::{Nbdkit, forward};
 use common::pair::Pair;
 use common::pki::keys;
 use common::process::{Guarded, eventually};
 use common::relay::Relay;
+use common::scripted::Scripted;
+use common::scripted::disk::{Disk, pattern};
+use common::scripted::peer::Offer;
+use common::scripted::wire::{self, cmd, opt, rep};
 use common::{need, need_all};
 
 const PLAIN: &[&str] = &["export=disk"];
@@ -427,4 +433,71 @@ for g in handles: g.shutdown()
 ";
     nbdsh_unconnected(&script.replace("URI", &pair.front.uri()));
     assert_eq!(pair.server.visits(), (4, 4));
+}
+
+/// "The information item MAY be omitted if the client option request already used the canonical name."
+#[test]
+fn a_name_that_is_told_only_where_it_is_news_is_the_same_name_again() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let server = Scripted::start(directory.path());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let disk = Arc::new(Mutex::new(Disk::new(1 << 20)));
+    let tickets: Vec<_> = [1, usize::MAX]
+        .into_iter()
+        .map(|answers| {
+            let (asked, disk) = (asked.clone(), disk.clone());
+            server.play(move |peer| {
+                let offer = Offer::simple();
+                peer.greet(offer.handshake_flags)?;
+                let go = loop {
+                    let option = peer.option()?;
+                    if option.option == opt::GO {
+                        break option;
+                    }
+                    peer.answer_option(&option, &offer)?;
+                };
+                let (name, _) = go.go();
+                if name.is_empty() {
+                    peer.reply(opt::GO, rep::INFO, &wire::info_payload(1, b"disk"))?;
+                }
+                asked.lock().expect("no panic").push(name);
+                peer.send_infos(&offer)?;
+                peer.accept_go(&offer)?;
+                for _ in 0..answers {
+                    let request = peer.request()?;
+                    if request.kind == cmd::DISC {
+                        break;
+                    }
+                    peer.answer(&request, &mut disk.lock().expect("no panic"))?;
+                }
+                Ok(())
+            })
+        })
+        .collect();
+    let extra = [
+        "dynamic-export=true",
+        "reconnect=20",
+        "reconnect-delay=10ms:100ms",
+    ];
+    let front = forward(directory.path(), server.socket(), &extra);
+    let mut client = Front::open(front.socket()).expect("an export");
+    for n in 0..4 {
+        assert_eq!(
+            client.read(n * 512, 512),
+            Ok(pattern(n * 512, 512)),
+            "{}",
+            front.stderr()
+        );
+    }
+    client.close();
+    assert_eq!(
+        *asked.lock().expect("no panic"),
+        [b"".to_vec(), b"disk".to_vec()]
+    );
+    for ticket in tickets {
+        ticket.finished("a connection");
+    }
 }

@@ -201,6 +201,55 @@ fn the_last_one_that_is_told_of_the_end_is_left_for_a_new_one() {
     });
 }
 
+/// What one that was left before them still owes is flushed with the rest.
+#[test]
+fn what_is_owed_by_one_that_was_left_is_flushed_before_the_last_one_is() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let farm = Farm::start(directory.path());
+    let front = quiet(directory.path(), farm.socket(), &["connections=2"]);
+    let mut client = open(&front);
+    farm.grow(&mut client, 2);
+    farm.meets(0, Fate::GoOwing);
+    let owed = eventually("a write goes over the first one", LIMIT, || {
+        assert_eq!(client.flush(), Ok(()));
+        let count = farm.count(cmd::WRITE);
+        let write = client.submit_write(0, &[7; 512]);
+        eventually("it arrives", LIMIT, || {
+            (farm.count(cmd::WRITE) > count).then_some(())
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        match farm.owes() {
+            true => Some(write),
+            false => {
+                assert_eq!(client.wait(write), Ok(()));
+                None
+            }
+        }
+    });
+    let before = farm.asked(0).len();
+    eventually("the first one is known to go", LIMIT, || {
+        farm.load(&mut client);
+        (farm.asked(0).len() > before).then_some(())
+    });
+    let flushes = |number| {
+        let asked = farm.asked(number);
+        asked.iter().filter(|kind| **kind == cmd::FLUSH).count()
+    };
+    let before = flushes(1);
+    farm.meets(1, Fate::Go);
+    let read = client.submit_read(4096, 512);
+    // It is not to be so soon: whoever does not wait for the first one is quicker.
+    std::thread::sleep(Duration::from_millis(300));
+    farm.pays();
+    assert_eq!(client.wait(owed), Ok(()));
+    assert_eq!(client.wait_read(read), Ok(pattern(4096, 512)));
+    assert_eq!(flushes(1), before + 1, "nothing is lost with the server");
+    assert_eq!(client.read(0, 512), Ok(vec![7; 512]));
+}
+
 /// What was written is in doubt: there is no other that could tell.
 #[test]
 fn without_coming_back_it_is_over_with_the_last() {
@@ -439,6 +488,67 @@ fn who_leaves_waits_for_all_of_them_at_once() {
         client.close();
         upstream.signal(libc::SIGCONT);
     }
+}
+
+/// The same with something to flush, which is asked of one of them after another.
+#[test]
+fn who_leaves_what_was_written_has_one_close_timeout() {
+    if !need("nbdkit") {
+        return;
+    }
+    for mode in MODES {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let upstream = Nbdkit::start(
+            directory.path(),
+            &["--filter=delay", "memory", "1M", "rdelay=5ms"],
+        );
+        let relay = Relay::unix(directory.path(), "relay", upstream.socket());
+        let extra = [&["connections=8", "close-timeout=3"], mode].concat();
+        let mut front = quiet(directory.path(), relay.socket(), &extra);
+        let mut client = open(&front);
+        eventually("eight connections", LIMIT, || {
+            let reads: Vec<_> = (0..24).map(|n| client.submit_read(n * 512, 512)).collect();
+            for read in reads {
+                assert!(client.wait_read(read).is_ok());
+            }
+            (relay.recordings().len() == 8).then_some(())
+        });
+        assert_eq!(client.write(0, &[7; 512]), Ok(()));
+        upstream.signal(libc::SIGSTOP);
+        eventually("the server has stopped", LIMIT, || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", upstream.pid()));
+            stat.is_ok_and(|stat| stat.contains(") T ")).then_some(())
+        });
+        // One after another they would take longer than a client waits here.
+        front.signal(libc::SIGTERM);
+        drop(client);
+        // One after another they would take 24 seconds.
+        let status = front.wait_timeout(Duration::from_secs(12));
+        assert!(status.is_some(), "{extra:?}\n{}", front.stderr());
+        upstream.signal(libc::SIGCONT);
+    }
+}
+
+/// What is kept is written over a new connection before it is used, and nothing else is sent meanwhile.
+#[test]
+fn a_new_one_over_which_nothing_is_answered_holds_nobody_for_long() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let farm = Farm::start(directory.path());
+    let extra = ["connections=2", "reconnect=forever", "close-timeout=1"];
+    let front = quiet(directory.path(), farm.socket(), &extra);
+    let mut client = open(&front);
+    farm.meets(1, Fate::Hang);
+    assert_eq!(client.write(0, &[7; 512]), Ok(()));
+    eventually("the new one is asked to write", LIMIT, || {
+        farm.load(&mut client);
+        (!farm.asked(1).is_empty()).then_some(())
+    });
+    assert_eq!(client.read(0, 512), Ok(vec![7; 512]));
+    (0..20).for_each(|_| farm.load(&mut client));
+    assert_eq!(farm.accepted(), 2, "and no other is tried");
 }
 
 #[test]

@@ -12,7 +12,8 @@ use common::front::Front;
 use common::nbdkit::{Nbdkit, plugin_args};
 use common::process::{Guarded, eventually};
 use common::relay::Relay;
-use common::scripted::disk::pattern;
+use common::scripted::Scripted;
+use common::scripted::disk::{Disk, pattern};
 use common::scripted::farm::{self, Farm, Fate};
 use common::scripted::peer::Offer;
 use common::scripted::wire::{cmd, errno, flag};
@@ -291,6 +292,40 @@ fn when_all_are_gone_one_that_was_not_tried_is() {
     assert_eq!(client.read(4096, 512), Ok(pattern(4096, 512)));
     assert_eq!(client.read(8192, 512), Ok(pattern(8192, 512)));
     assert_eq!(farms[0].accepted(), 1);
+}
+
+/// It has looked for itself alone, and what it has not waited for is there for others.
+#[test]
+fn who_leaves_while_it_looks_for_another_has_looked_in_vain_for_itself_alone() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let [farm]: [Farm; 1] = farms(directory.path(), good);
+    let slow = Scripted::start(directory.path());
+    // One connection is made aside, and one by the client that leaves.
+    for _ in 0..2 {
+        slow.play(|peer| peer.expect_closed());
+    }
+    slow.play(|peer| {
+        peer.negotiate(&farm::offer())?;
+        peer.serve(&mut Disk::new(1 << 20))
+    });
+    let places = [farm.socket(), slow.socket()];
+    let front = front(
+        directory.path(),
+        &places,
+        &["servers=spread", "shared=true"],
+    );
+    let mut clients = [open(&front), open(&front)];
+    farm.meets(0, Fate::Die);
+    clients[0].submit_read(4096, 512);
+    eventually("another one is looked for", LIMIT, || {
+        (slow.accepted() == 2).then_some(())
+    });
+    let [first, mut second] = clients;
+    drop(first);
+    assert_eq!(second.read(8192, 512), Ok(pattern(8192, 512)));
 }
 
 #[test]

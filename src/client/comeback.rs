@@ -12,6 +12,7 @@ use super::error::{Cause, Error, Outage, Server};
 use super::lasting::{ASK, Lasting};
 use super::loan::Buffer;
 use super::opener::Entered;
+use super::pool::PATIENCE;
 use super::resume::{Inner, Phase, SLICE, Up, Way};
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::export::Export;
@@ -318,7 +319,10 @@ impl Lasting {
             }
         };
         drop(inner);
-        let written = self.rewrite(&up.connection, up.maximum, &pieces, wanted);
+        let written = self.rewrite(&up.connection, up.maximum, &pieces, || {
+            // Others are served, but for now: one that hangs is not to hold them.
+            wanted() && (!beside || resume.lock().makes_progress(PATIENCE))
+        });
         let took = begun.elapsed();
         if written.is_err() {
             self.forget(&up);

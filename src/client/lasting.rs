@@ -114,6 +114,7 @@ impl Lasting {
             asked: Duration::ZERO,
             again: false,
             hurried: false,
+            end: None,
         }
     }
 

@@ -143,13 +143,18 @@ fn reach(
         let Some(ladder) = end.lower.filter(|_| hung_up(&cause)) else {
             // That the server was gone meanwhile says less than how it went, unless it left last words.
             let last_words = matches!(cause, OpenError::Connect(transport::Error::ServerEnded(_)));
-            let told = first.filter(|_| !end.asked && !last_words);
+            let told = first.filter(|_| !end.asked && !last_words && !is_superseded(&cause));
             return Err(failed(server, told.unwrap_or(cause)));
         };
         log::info!("{server}: {cause}; trying again without this question");
         goal = goal.with_ladder(ladder);
         first.get_or_insert(cause);
     }
+}
+
+/// Whether it is no failure at all.
+fn is_superseded(cause: &OpenError) -> bool {
+    matches!(cause, OpenError::Superseded)
 }
 
 /// Whether the server hung up or lost its place, and was not just silent.

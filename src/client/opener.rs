@@ -129,6 +129,8 @@ impl Opener {
             );
             // The same disk may have another name there.
             offer.canonical_name.take_if(|name| name == export);
+        } else {
+            self.name(&mut offer);
         }
         self.entered(server, options, stream, offer, at)
     }
@@ -140,8 +142,18 @@ impl Opener {
             return self.open(None, None);
         }
         let (server, options) = (self.server.clone(), &self.options);
-        let (stream, offer) = open::enter_over(&server, options, &self.export, at_hand)?;
+        let (stream, mut offer) = open::enter_over(&server, options, &self.export, at_hand)?;
+        self.name(&mut offer);
         self.entered(server, options, stream, offer, 0)
+    }
+
+    /// A server need not repeat the name that it was asked for, if that is the canonical one ("Option
+    /// types"). It may have been told when it was asked for its default.
+    fn name(&self, offer: &mut Export) {
+        if !self.export.is_empty() {
+            let asked = || self.export.clone();
+            offer.canonical_name.get_or_insert_with(asked);
+        }
     }
 
     fn entered(

@@ -342,6 +342,12 @@ impl Plain {
         self.wrote.load(Ordering::Acquire) && self.wrote.swap(false, Ordering::AcqRel)
     }
 
+    /// Waits until everybody has noted what was written over a connection on which nothing is in flight.
+    pub(super) fn await_notes(&self) {
+        let deadline = Deadline::after_maybe(self.opener.options.close_timeout);
+        come_to_rest(deadline, || self.changing.load(Ordering::Acquire) == 0);
+    }
+
     /// Something was, as far as this connection is to know.
     pub(super) fn note_wrote(&self) {
         self.wrote.store(true, Ordering::Release);

@@ -28,6 +28,7 @@ use super::loan::Buffer;
 use super::opener::{Entered, Opener};
 use super::plain::{Plain, changes};
 use super::volume::Volume;
+use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, TransmissionFlags};
 use crate::proto::request::Request;
@@ -111,6 +112,15 @@ struct Member {
     buried: AtomicBool,
 }
 
+/// What a request's time is for.
+#[derive(Clone, Copy, Debug)]
+enum Renewal {
+    /// For one connection: the next one has as much.
+    Each,
+    /// For all that is done.
+    Never,
+}
+
 /// What is to be done with a request whose connection is gone.
 enum Next {
     /// It is made once more over another.
@@ -174,16 +184,20 @@ impl Pool {
         buffer: Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<Vec<Descriptor>, Error> {
-        self.carry_out(request, buffer, deadline, false)
+        self.carry_out(request, buffer, deadline, Renewal::Each, false)
     }
 
     /// Makes every answered change permanent, over whichever connection.
-    // spec: Ordering of messages and writes: MUST NOT: with several connections no flush before the replies to the writes
     pub(super) fn flush(self: &Arc<Self>, deadline: &Deadline) -> Result<(), Error> {
+        self.flush_within(deadline, Renewal::Each)
+    }
+
+    // spec: Ordering of messages and writes: MUST NOT: with several connections no flush before the replies to the writes
+    fn flush_within(self: &Arc<Self>, deadline: &Deadline, renewal: Renewal) -> Result<(), Error> {
         // Whoever writes from now on is not covered.
         let wrote = self.take_wrote();
         let request = Request::new(Command::FLUSH, 0, 0u32);
-        let result = self.carry_out(request, Buffer::None, deadline, wrote);
+        let result = self.carry_out(request, Buffer::None, deadline, renewal, wrote);
         if result.is_err() && wrote {
             self.all().for_each(|member| member.plain.note_wrote());
         }
@@ -196,6 +210,7 @@ impl Pool {
         request: Request,
         mut buffer: Buffer<'_>,
         deadline: &Deadline,
+        renewal: Renewal,
         wrote: bool,
     ) -> Result<Vec<Descriptor>, Error> {
         let cost = cost(request);
@@ -214,7 +229,7 @@ impl Pool {
                 member.plain.attempt(request, &mut buffer, &until)
             };
             let Err(Error::Lost(lost)) = &result else {
-                if trial != 0 {
+                if trial != 0 && is_answer(&result) {
                     self.admit(trial);
                 }
                 if let Some(lost) = moved {
@@ -225,9 +240,12 @@ impl Pool {
             let lost = lost.clone();
             match self.leave_out(member, &lost, request) {
                 Next::Over => {
+                    match renewal {
+                        Renewal::Each => until = Deadline::after_maybe(deadline.length()),
+                        Renewal::Never if deadline.has_passed() => return Err(Error::Lost(lost)),
+                        Renewal::Never => (),
+                    }
                     moved.get_or_insert(lost);
-                    // Its time was for one connection.
-                    until = Deadline::after_maybe(deadline.length());
                 }
                 Next::Alone => {
                     if wrote || self.take_wrote() {
@@ -307,7 +325,10 @@ impl Pool {
         if announced && !others && !member.is_gone() {
             drop(state);
             self.see_off(candidate);
-            return Next::Alone;
+            return match self.await_all_left() {
+                true => Next::Alone,
+                false => Next::Fail(Error::Lost(lost.clone())),
+            };
         }
         let first = !member.gone.swap(true, Ordering::AcqRel);
         if !others {
@@ -356,16 +377,31 @@ impl Pool {
     /// Waits until nothing that was sent over a lost connection will be carried out any more. False if
     /// nobody waits for what comes then.
     fn await_burial(&self, member: &Member) -> bool {
+        self.hold(|_| member.buried.load(Ordering::Acquire))
+    }
+
+    /// Waits until nothing is answered any more over those that were left: the last one is left for another
+    /// server, perhaps, and what was written is flushed before. False if nobody waits for what comes then.
+    fn await_all_left(&self) -> bool {
+        let left = || self.all().filter(|member| member.is_gone());
+        let buried = left().all(|member| self.await_burial(member));
+        // Whoever has just been answered notes what it has written.
+        left().for_each(|member| member.plain.await_notes());
+        buried
+    }
+
+    /// Waits until that is so. False if this thread's client does not wait for it.
+    fn hold(&self, is_so: impl Fn(&State) -> bool) -> bool {
         let wanted = self.opener.options.wanted;
         let mut asked = Instant::now();
         let mut state = self.lock();
-        while !member.buried.load(Ordering::Acquire) {
+        while !is_so(&state) {
             state = self
                 .changed
                 .wait_timeout(state, SLICE)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
-            if asked.elapsed() < ASK || member.buried.load(Ordering::Acquire) {
+            if asked.elapsed() < ASK || is_so(&state) {
                 continue;
             }
             asked = Instant::now();
@@ -422,7 +458,8 @@ impl Pool {
             self.all().for_each(|member| member.plain.note_wrote());
         }
         let flush = flush && self.volume.export().can(TransmissionFlags::SEND_FLUSH);
-        fit() && (!flush || self.flush(&deadline).is_ok()) && fit()
+        let flushed = || self.flush_within(&deadline, Renewal::Never).is_ok();
+        fit() && (!flush || flushed()) && fit()
     }
 
     pub(super) fn is_gone(&self) -> bool {
@@ -459,7 +496,7 @@ impl Pool {
         if !self.volume.export().can(TransmissionFlags::SEND_FLUSH) {
             return;
         }
-        if let Err(error) = self.flush(&deadline) {
+        if let Err(error) = self.flush_within(&deadline, Renewal::Never) {
             // Not once for each kind: every time it is other data.
             log::error!("warning: {error}; what was written since the last flush may be lost");
         }
@@ -503,10 +540,19 @@ impl Member {
     }
 }
 
+/// Whether it came from the server, and not from somebody who did not even ask.
+fn is_answer<T>(result: &Result<T, Error>) -> bool {
+    match result {
+        Ok(_) => true,
+        Err(Error::Failed { error, .. }) => !matches!(error, WireError::TooLong),
+        Err(_) => false,
+    }
+}
+
 /// What a request counts as while it is outstanding.
 pub(super) fn cost(request: Request) -> u64 {
     match request.command {
-        Command::READ | Command::WRITE => REQUEST + u64::from(request.length),
+        Command::READ | Command::WRITE => REQUEST + request.length,
         _ => REQUEST,
     }
 }
@@ -537,5 +583,33 @@ impl Drop for Burial<'_> {
         self.1.buried.store(true, Ordering::Release);
         drop(state);
         self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::errno::NbdErrno;
+
+    #[test]
+    fn only_what_the_server_said_tells_that_it_is_there() {
+        let server: Server = "server".into();
+        let request = Request::new(Command::TRIM, 0, 1_u64 << 32);
+        let failed = |error| {
+            Err::<(), _>(Error::Failed {
+                server: server.clone(),
+                request,
+                error,
+            })
+        };
+        assert!(is_answer(&Ok(())));
+        assert!(is_answer(&failed(WireError::server(NbdErrno::EIO, b""))));
+        let crowded = Error::Crowded {
+            server: server.clone(),
+            request,
+            timeout: Deadline::after(Duration::ZERO).passed(),
+        };
+        assert!(!is_answer(&Err::<(), _>(crowded)));
+        assert!(!is_answer(&failed(WireError::TooLong)));
     }
 }

@@ -329,6 +329,11 @@ impl<C> Inner<C> {
         self.core.is_rewriting_well() && self.progress.elapsed() < STALLED
     }
 
+    /// Whether a piece of the journal was written in this time, or the writing began.
+    pub(super) fn makes_progress(&self, within: Duration) -> bool {
+        self.progress.elapsed() < within
+    }
+
     /// The journal begins to be written.
     pub(super) fn begin_progress(&mut self) {
         self.progress = Instant::now();

@@ -78,6 +78,9 @@ impl Lasting {
             let answer = self.send(&up, request, &mut Buffer::None, &deadline);
             if let Err(Error::Lost(lost)) = &answer {
                 self.lost(&up.connection, lost);
+                if operation.is_late() {
+                    return answer.map(drop);
+                }
                 operation.lost(begun.map_or(Duration::ZERO, |begun| begun.elapsed()));
                 continue;
             }

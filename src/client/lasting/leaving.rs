@@ -100,6 +100,7 @@ impl Lasting {
         }
         let mut operation = self.operation(&deadline);
         operation.timeout = deadline.remaining();
+        operation.end = Some(deadline);
         operation.wanted = None;
         operation.hurried = true;
         let flushed = self.flush_for(&mut operation, None);

@@ -162,8 +162,10 @@ impl Lasting {
         if let Err(error) = self.settle_in((connection, at), maximum, true, goes_on) {
             self.growth.rests.store(true, Ordering::Relaxed);
             log::debug!("{error}");
+            let hung =
+                matches!(&error, Error::Lost(lost) if matches!(lost.cause(), Cause::GivenUp(_)));
             self.growth
-                .failed(at, matches!(error, Error::Failed { .. }));
+                .failed(at, hung || matches!(error, Error::Failed { .. }));
         }
     }
 

@@ -25,11 +25,16 @@ pub(super) struct Operation {
     pub(super) again: bool,
     /// It waits for nothing: the client is leaving.
     pub(super) hurried: bool,
+    /// Until when all of them must be over, where there is such a time.
+    pub(super) end: Option<Deadline>,
 }
 
 impl Operation {
     /// Until when one sending must have been answered.
     pub(super) fn deadline(&self) -> Deadline {
+        if let Some(end) = self.end {
+            return end;
+        }
         match (self.timeout, self.limit) {
             (Some(timeout), Some(limit)) if self.again => {
                 let left = limit.saturating_sub(self.waited).max(LEAST);
@@ -45,6 +50,11 @@ impl Operation {
             self.waited += took;
         }
         self.again = true;
+    }
+
+    /// Whether there is no time for another sending.
+    pub(super) fn is_late(&self) -> bool {
+        self.end.is_some_and(|end| end.has_passed())
     }
 }
 

@@ -2,10 +2,10 @@
 //! How a pool gets another connection: aside as load asks, on trial where something may be written, and
 //! from a server that was not tried yet when all are gone.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
-use super::{Member, PATIENCE, Pool, SLICE};
+use super::{Member, PATIENCE, Pool};
 use crate::client::connection::Connection;
 use crate::transport::Deadline;
 
@@ -99,11 +99,11 @@ impl Pool {
         }
         let mut state = self.lock();
         while state.seeking {
-            state = self
-                .changed
-                .wait_timeout(state, SLICE)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            drop(state);
+            if !self.hold(|state| !state.seeking) {
+                return false;
+            }
+            state = self.lock();
         }
         if state.closed || self.living().next().is_some() {
             return !state.closed;
@@ -124,6 +124,8 @@ impl Pool {
                     }
                     Some(difference) => drop(self.opener.leave_out(opened, difference)),
                 },
+                // Whose client has left has looked in vain for itself alone.
+                Err(error) if error.is_unwanted() => return false,
                 Err(error) => log::debug!("{error}"),
             }
             self.lock().failed.insert(at);

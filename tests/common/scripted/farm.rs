@@ -29,6 +29,10 @@ pub enum Fate {
     Die,
     /// This and all that follow are answered by ESHUTDOWN, but for flushes.
     Go,
+    /// Nothing is answered any more.
+    Hang,
+    /// Its next write is answered when it is released; all else from then on as with [`Fate::Go`].
+    GoOwing,
 }
 
 /// The server, and what it was asked for.
@@ -42,6 +46,9 @@ struct State {
     log: Mutex<Vec<(usize, u16)>>,
     fates: Mutex<HashMap<usize, Fate>>,
     full: AtomicBool,
+    /// Somebody is owed an answer, and it may be given.
+    owes: AtomicBool,
+    pays: AtomicBool,
 }
 
 /// What a farm offers unless a test says otherwise.
@@ -72,6 +79,8 @@ impl Farm {
             log: Mutex::default(),
             fates: Mutex::default(),
             full: AtomicBool::new(false),
+            owes: AtomicBool::new(false),
+            pays: AtomicBool::new(false),
         });
         for number in 0..admits {
             let (state, offers) = (state.clone(), offers.clone());
@@ -113,6 +122,16 @@ impl Farm {
         self.state.full.store(true, Ordering::SeqCst);
     }
 
+    /// Whether a write waits for its answer.
+    pub fn owes(&self) -> bool {
+        self.state.owes.load(Ordering::SeqCst)
+    }
+
+    /// It is answered.
+    pub fn pays(&self) {
+        self.state.pays.store(true, Ordering::SeqCst);
+    }
+
     pub fn meets(&self, number: usize, fate: Fate) {
         lock(&self.state.fates).insert(number, fate);
     }
@@ -138,7 +157,16 @@ impl Farm {
 impl State {
     fn serve(&self, number: usize, peer: &mut Peer) -> io::Result<()> {
         let mut goes = false;
+        let mut owed: Option<Request> = None;
         loop {
+            while owed.is_some() && !peer.readable_within(Duration::from_millis(10)) {
+                let due = owed.take_if(|_| self.pays.load(Ordering::SeqCst));
+                if let Some(write) = due {
+                    peer.send(&self.answer(&write))?;
+                    peer.answered(&write);
+                    self.owes.store(false, Ordering::SeqCst);
+                }
+            }
             let request = peer.request()?;
             lock(&self.log).push((number, request.kind));
             if request.kind == cmd::DISC {
@@ -146,10 +174,23 @@ impl State {
             }
             // A server that is not busy for a moment gets no second connection.
             thread::sleep(Duration::from_millis(2));
-            match lock(&self.fates).remove(&number) {
+            let owing = self.is_owing(number);
+            if owing && request.kind == cmd::WRITE {
+                lock(&self.fates).remove(&number);
+                goes = true;
+                owed = Some(request);
+                self.owes.store(true, Ordering::SeqCst);
+                continue;
+            }
+            let fate = match owing {
+                true => None,
+                false => lock(&self.fates).remove(&number),
+            };
+            match fate {
                 Some(Fate::Die) => return Ok(()),
                 Some(Fate::Go) => goes = true,
-                None => (),
+                Some(Fate::Hang) => return peer.expect_closed(),
+                Some(Fate::GoOwing) | None => (),
             }
             let answer = match goes && request.kind != cmd::FLUSH {
                 true => wire::simple(request.cookie, errno::ESHUTDOWN),
@@ -158,6 +199,10 @@ impl State {
             peer.send(&answer)?;
             peer.answered(&request);
         }
+    }
+
+    fn is_owing(&self, number: usize) -> bool {
+        lock(&self.fates).get(&number) == Some(&Fate::GoOwing)
     }
 
     fn answer(&self, request: &Request) -> Vec<u8> {
