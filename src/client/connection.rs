@@ -26,8 +26,9 @@ use super::sync::lookout;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::Command;
+use crate::proto::context::Context;
 use crate::proto::errno::NbdErrno;
-use crate::proto::export::Export;
+use crate::proto::export::{Agreed, Export};
 use crate::proto::request::{Cookie, Request};
 use crate::transport::{self, Blocking, Deadline, Doorbell, PAUSE, Stream, Wanted};
 
@@ -53,7 +54,7 @@ pub struct Connection {
     stream: Stream,
     inflight: Inflight<Flight, Receiver>,
     outbox: Outbox,
-    context: Option<u32>,
+    context: Option<Context>,
     patience: Patience,
     /// Reads in flight that are too large for the receive buffer to be of use.
     large_reads: AtomicU32,
@@ -84,7 +85,7 @@ impl Connection {
             server,
             stream,
             outbox: Outbox::new(),
-            context: export.base_allocation,
+            context: export.context.as_ref().map(Agreed::read),
             patience,
             large_reads: AtomicU32::new(0),
             lost: OnceCell::new(),

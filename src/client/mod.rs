@@ -364,8 +364,8 @@ impl Client {
         offset: u64,
         one: bool,
     ) -> Result<Vec<Descriptor>, Error> {
-        if self.export().base_allocation.is_none() {
-            return Err(self.unsupported("no base:allocation context was agreed", libc::EINVAL));
+        if self.export().context.is_none() {
+            return Err(self.unsupported("no metadata context was agreed", libc::EINVAL));
         }
         // The answer may stop early, so the whole blocks of the longest query there is, 2^32-1 bytes,
         // will do.

@@ -165,12 +165,13 @@ fn hung_up(cause: &OpenError) -> bool {
 }
 
 fn describe(server: &Server, export: &Export) {
+    let name = export.context_name().map(ToString::to_string);
     log::debug!(
-        "{server}: export of {} bytes{}, structured replies {}, base:allocation {}",
+        "{server}: export of {} bytes{}, structured replies {}, context {}",
         export.size,
         export.flags,
         on(export.structured),
-        on(export.base_allocation.is_some()),
+        name.unwrap_or_else(|| "none".to_owned()),
     );
     if let Some(sizes) = export.block_sizes {
         log::debug!(

@@ -24,7 +24,7 @@ enum Outcome {
 
 /// Carries out the steps of the reply to `request` over `stream`, in a buffer full of 0xee.
 fn receive(request: Request, stream: &[u8]) -> Outcome {
-    let mut reply = Reply::new(request, Some(7));
+    let mut reply = Reply::new(request, Some(Context::allocation(7)));
     let mut buffer = vec![0xee; request.length as usize];
     match run(&mut reply, &mut buffer, stream) {
         Err(violation) => Outcome::Broken(violation),
@@ -293,7 +293,7 @@ fn status_of_our_context_is_kept_and_of_others_skipped() {
         status(7, &[(4096, 3), (8192, 0xffff_fffc)], true),
     ]
     .concat();
-    let mut reply = Reply::new(status_request(), Some(7));
+    let mut reply = Reply::new(status_request(), Some(Context::allocation(7)));
     assert_eq!(run(&mut reply, &mut [], &stream), Ok(true));
     let descriptors = reply.finish().expect("status");
     assert_eq!(descriptors.len(), 2);
@@ -308,7 +308,7 @@ fn status_of_our_context_is_kept_and_of_others_skipped() {
 /// What becomes of a status query for 100 bytes that is answered with these descriptors.
 fn described(flags: CommandFlags, descriptors: &[(u32, u32)]) -> Result<Vec<u32>, WireError> {
     let request = Request::new(Command::BLOCK_STATUS, OFFSET, 100).with(flags);
-    let mut reply = Reply::new(request, Some(7));
+    let mut reply = Reply::new(request, Some(Context::allocation(7)));
     assert_eq!(
         run(&mut reply, &mut [], &status(7, descriptors, true)),
         Ok(true)
@@ -380,7 +380,7 @@ fn success_without_a_status_is_a_failed_query() {
 
 #[test]
 fn more_descriptors_than_anybody_needs_are_forgotten() {
-    let mut reply = Reply::new(status_request(), Some(7));
+    let mut reply = Reply::new(status_request(), Some(Context::allocation(7)));
     let many = vec![(1, 0); MAX_DESCRIPTORS + 1];
     assert_eq!(run(&mut reply, &mut [], &status(7, &many, true)), Ok(true));
     assert_eq!(reply.finish().map(|d| d.len()), Ok(MAX_DESCRIPTORS));
@@ -465,7 +465,7 @@ fn chunks_that_are_no_answer_come_to_an_end() {
         data(900, &[1; 1000], false),
     ];
     for chunk in idle {
-        let mut reply = Reply::new(read(1000), Some(7));
+        let mut reply = Reply::new(read(1000), Some(Context::allocation(7)));
         let many = chunk.repeat(100);
         let end = (0..1000).find_map(|_| run(&mut reply, &mut [0; 1000], &many).err());
         assert_eq!(end, Some(Violation::Endless(Command::READ)));

@@ -39,7 +39,9 @@ impl Ladder {
     /// already. `structured` tells whether structured replies were agreed.
     pub(super) fn without(self, unanswered: OptionType, structured: bool) -> Option<Self> {
         match unanswered {
-            OptionType::STRUCTURED_REPLY | OptionType::SET_META_CONTEXT => Some(Self {
+            OptionType::STRUCTURED_REPLY
+            | OptionType::SET_META_CONTEXT
+            | OptionType::LIST_META_CONTEXT => Some(Self {
                 structured: false,
                 ..self
             }),

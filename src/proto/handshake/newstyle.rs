@@ -5,14 +5,17 @@
 //! may be asked next. Between two of them the server waits, and so may we: the handshake is at rest
 //! then.
 
+mod maps;
+
+use self::maps::Bitmaps;
+use super::contexts::Contexts;
 use super::{
-    Described, Error, Goal, IN_CLEAR, Info, Ladder, Outcome, Progress, Purpose, TlsEstablished,
-    TlsPolicy, enter, options,
+    Described, Error, Goal, IN_CLEAR, Info, Ladder, Listed, Outcome, Progress, Purpose,
+    TlsEstablished, TlsPolicy, enter, options,
 };
 use crate::proto::codec::{Reader, quoted};
-use crate::proto::consts::{
-    BASE_ALLOCATION, HandshakeFlags, OPTION_REPLY_MAGIC, OptionReply, OptionType, PADDING,
-};
+use crate::proto::consts::{HandshakeFlags, OPTION_REPLY_MAGIC, OptionReply, OptionType, PADDING};
+use crate::proto::name::ExportName;
 use crate::proto::request::encode_option;
 use crate::proto::{Refusal, Violation};
 
@@ -43,7 +46,10 @@ pub struct Newstyle {
     /// The server has said whether it has structured replies.
     settled: bool,
     structured: bool,
-    context: Option<u32>,
+    contexts: Contexts,
+    /// The name that was asked for, if the export goes by another now.
+    whole: Option<ExportName>,
+    bitmaps: Bitmaps,
     info: Info,
 }
 
@@ -75,7 +81,9 @@ impl Newstyle {
             listed_bytes: 0,
             settled: false,
             structured: false,
-            context: None,
+            contexts: Contexts::default(),
+            whole: None,
+            bitmaps: Bitmaps::default(),
             info: Info::default(),
         }
     }
@@ -140,7 +148,7 @@ impl Newstyle {
             if self.goal.tls == TlsPolicy::Allow {
                 log::warn!(target: IN_CLEAR, "the server has no TLS; going on in clear");
             }
-            return Ok(self.ask_without_options(say));
+            return self.ask_without_options(say);
         }
         if self.goal.tls == TlsPolicy::Off {
             say.extend(self.ask_for_goal());
@@ -154,34 +162,41 @@ impl Newstyle {
     }
 
     /// Goes on with another goal.
-    pub fn go_on(&mut self, goal: Goal) -> Progress {
+    pub fn go_on(&mut self, goal: Goal) -> Result<Progress, Error> {
         self.goal = goal;
+        if self.settled && !self.structured {
+            self.goal.check_unstructured()?;
+        }
         match self.can_abort() {
-            true => Progress::Say(self.ask_for_goal()),
+            true => Ok(Progress::Say(self.ask_for_goal())),
             false => self.ask_without_options(Vec::new()),
         }
     }
 
     /// Asks a server that knows one option only, which opens an export, if that is the goal. `say` is
     /// said first.
-    fn ask_without_options(&mut self, mut say: Vec<u8>) -> Progress {
+    fn ask_without_options(&mut self, mut say: Vec<u8>) -> Result<Progress, Error> {
         self.stage = Stage::Rest;
         if let Some(outcome) = self.goal.unanswered() {
-            return Progress::Finish(say, outcome);
+            return Ok(Progress::Finish(say, outcome));
         }
+        self.goal.check_unstructured()?;
         say.extend(self.ask(OptionType::EXPORT_NAME));
-        Progress::Say(say)
+        Ok(Progress::Say(say))
     }
 
     /// The first option after TLS was settled, or after the goal before this one.
     fn ask_for_goal(&mut self) -> Vec<u8> {
         // What was told of one export, or by a list, is not true of another; contexts neither.
         self.info = Info::default();
-        self.context = None;
+        self.contexts = Contexts::default();
+        self.whole = None;
+        self.bitmaps = Bitmaps::default();
         self.listed_bytes = 0;
         self.ask(match self.goal.purpose {
-            Purpose::Open if self.structured => OptionType::SET_META_CONTEXT,
-            Purpose::Open if self.goal.ladder.structured && !self.settled => {
+            Purpose::Open | Purpose::Contexts if self.structured => self.about_contexts(),
+            Purpose::Contexts => OptionType::STRUCTURED_REPLY,
+            Purpose::Open if self.goal.asks_structured() && !self.settled => {
                 OptionType::STRUCTURED_REPLY
             }
             Purpose::Open => self.opening(),
@@ -212,7 +227,13 @@ impl Newstyle {
         let unanswered = matches!(self.stage, Stage::ReplyHeader) && self.replies == 0;
         let to_blame = unanswered && !self.may_be_refused();
         match self.goal.purpose {
+            // What is demanded cannot be had with fewer questions.
+            Purpose::Open if self.goal.wish.demanded().is_some() => {
+                let ladder = self.goal.ladder.without(self.asking, self.structured);
+                ladder.filter(|_| to_blame && self.asking == OptionType::GO)
+            }
             Purpose::Open if to_blame => self.goal.ladder.without(self.asking, self.structured),
+            Purpose::List if to_blame => self.goal.ladder.without(self.asking, self.structured),
             _ => None,
         }
     }
@@ -265,7 +286,8 @@ impl Newstyle {
         // spec: Option types: MUST NOT: NBD_OPT_STRUCTURED_REPLY has no data
         let data = match option {
             OptionType::GO | OptionType::INFO => options::go(export),
-            OptionType::SET_META_CONTEXT => options::set_meta_context(export),
+            OptionType::SET_META_CONTEXT => options::set_meta_context(export, &self.wanted()),
+            OptionType::LIST_META_CONTEXT => options::list_meta_context(self.mapped()),
             OptionType::EXPORT_NAME => export.as_bytes().to_vec(),
             _ => Vec::new(),
         };
@@ -328,7 +350,10 @@ impl Newstyle {
                 self.listed(payload);
                 Ok(Progress::Say(Vec::new()))
             }
-            (OptionType::SET_META_CONTEXT, OptionReply::META_CONTEXT) => {
+            (
+                OptionType::SET_META_CONTEXT | OptionType::LIST_META_CONTEXT,
+                OptionReply::META_CONTEXT,
+            ) => {
                 self.meta_context(payload)?;
                 Ok(Progress::Say(Vec::new()))
             }
@@ -353,18 +378,11 @@ impl Newstyle {
                 // spec: Option types: MUST NOT: nothing that needs structured replies without them
                 self.structured = true;
                 self.settled = true;
-                Ok(Progress::Say(self.ask(OptionType::SET_META_CONTEXT)))
+                Ok(Progress::Say(self.ask(self.about_contexts())))
             }
-            OptionType::SET_META_CONTEXT => {
-                if self.context.is_none() {
-                    log::info!("the server has no {BASE_ALLOCATION} context: no extents");
-                }
-                Ok(Progress::Say(self.ask(self.opening())))
-            }
-            OptionType::LIST => {
-                let listing = std::mem::take(&mut self.info.listing);
-                Ok(self.rest(Outcome::Listing(listing)))
-            }
+            OptionType::LIST_META_CONTEXT => self.contexts_listed(),
+            OptionType::SET_META_CONTEXT => self.context_settled(),
+            OptionType::LIST => Ok(self.exports_listed()),
             OptionType::INFO => {
                 let canonical_name = self.info.canonical_name.take();
                 Ok(self.rest(Outcome::Described(Described { canonical_name })))
@@ -372,7 +390,7 @@ impl Newstyle {
             _ => {
                 // spec: Option types: MUST NOT: no option after an NBD_OPT_GO that succeeded
                 let info = std::mem::take(&mut self.info);
-                let export = Box::new(info.enter(self.structured, self.context)?);
+                let export = Box::new(info.enter(self.structured, self.contexts.take())?);
                 Ok(Progress::Finish(Vec::new(), Outcome::Export(export)))
             }
         }
@@ -383,6 +401,11 @@ impl Newstyle {
             log::debug!("ignoring an export whose listing does not add up");
             return;
         };
+        self.keep(entry);
+    }
+
+    /// Puts an entry into the list if there is room.
+    fn keep(&mut self, entry: Listed) {
         self.listed_bytes += entry.name.as_bytes().len() + entry.description.len();
         if self.info.listing.len() < MAX_LISTED && self.listed_bytes <= MAX_LISTED_BYTES {
             self.info.listing.push(entry);
@@ -406,12 +429,32 @@ impl Newstyle {
             // spec: Option types: SHOULD: NBD_REP_ERR_UNSUP to NBD_OPT_STRUCTURED_REPLY means simple replies
             OptionType::STRUCTURED_REPLY => {
                 self.settled = true;
-                Ok(Progress::Say(self.ask(self.opening())))
+                match self.goal.purpose {
+                    Purpose::Open => {
+                        self.stage = Stage::Rest;
+                        self.goal.check_unstructured()?;
+                        Ok(Progress::Say(self.ask(self.opening())))
+                    }
+                    Purpose::Contexts => Ok(self.rest(Outcome::Contexts(Vec::new()))),
+                    _ => Ok(self.rest_with_listing()),
+                }
             }
-            OptionType::SET_META_CONTEXT => {
+            OptionType::LIST_META_CONTEXT if self.goes_on_without_list(reply) => {
+                // spec: Option types: MUST: an error voids contexts that were listed, and their ids mean nothing
+                self.contexts.forget();
+                self.contexts_listed()
+            }
+            OptionType::SET_META_CONTEXT if self.goes_on_without_context(reply) => {
                 // Contexts named before the error are void.
-                self.context = None;
-                Ok(Progress::Say(self.ask(self.opening())))
+                self.contexts.forget();
+                self.context_settled()
+            }
+            OptionType::GO if self.may_stand_for_others(reply) => {
+                self.info = Info::default();
+                if !self.contexts.is_apart() {
+                    self.contexts.take_apart(&self.goal.export, refusal);
+                }
+                self.ask_apart()
             }
             // spec: Option types: SHOULD: NBD_REP_ERR_UNSUP to NBD_OPT_GO leads to NBD_OPT_EXPORT_NAME
             // spec: Maximum interoperability: SHOULD: NBD_OPT_EXPORT_NAME beside NBD_OPT_GO
@@ -462,11 +505,15 @@ impl Newstyle {
         if payload.len() < 4 {
             return Err(self.bad_length(OptionReply::META_CONTEXT, payload.len() as u32));
         }
-        let Some(id) = options::meta_context(payload) else {
-            log::debug!("ignoring a metadata context that was not asked for");
+        let wanted = self.wanted();
+        let Some((id, name)) = options::meta_context(payload) else {
             return Ok(());
         };
-        if self.context.replace(id).is_some() {
+        if self.asking == OptionType::LIST_META_CONTEXT {
+            self.contexts.list(name);
+        } else if name != wanted.as_bytes() {
+            log::debug!("ignoring a metadata context that was not asked for");
+        } else if !self.contexts.agree(wanted, id) {
             return Err(Violation::OptionContent(
                 self.asking,
                 "the same metadata context twice",
@@ -475,7 +522,7 @@ impl Newstyle {
         Ok(())
     }
 
-    fn export_name_answer(&self, bytes: &[u8]) -> Result<Progress, Error> {
+    fn export_name_answer(&mut self, bytes: &[u8]) -> Result<Progress, Error> {
         self.check_protected()?;
         let mut reader = Reader::new(bytes);
         let size = reader.u64().unwrap_or_default();
@@ -489,8 +536,8 @@ impl Newstyle {
             .into());
         }
         let flags = reader.u16().unwrap_or_default();
-        let mut export = enter(size, flags, self.structured)?;
-        export.base_allocation = self.context;
+        let export = enter(size, flags, self.structured)?;
+        let export = export.with_context(self.contexts.take());
         let outcome = Outcome::Export(Box::new(export));
         Ok(Progress::Finish(Vec::new(), outcome))
     }

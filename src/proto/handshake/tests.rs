@@ -2,6 +2,7 @@
 //! Conversations in memory: a list of what the server says, and what must come of it.
 
 mod again;
+mod contexts;
 
 use super::*;
 use crate::proto::codec::Writer;
@@ -111,7 +112,7 @@ fn a_full_server_is_understood() {
     let (export, _) = play("disk", &full_server()).expect("handshake");
     assert_eq!(export.size, 1 << 30);
     assert!(export.structured);
-    assert_eq!(export.base_allocation, Some(7));
+    assert_eq!(export.context.as_ref().map(|agreed| agreed.id), Some(7));
     assert_eq!(export.description.as_deref(), Some("a disk"));
     assert_eq!(export.block_sizes, BlockSizes::checked(1, 4096, 1 << 20));
 }
@@ -561,7 +562,7 @@ fn no_more_is_asked_than_the_ladder_allows() {
         .finish();
     let (outcome, sent) = pursue(goal(true, false), &server).expect("handshake");
     assert_eq!(options(&sent), [8, 10, 1]);
-    let structured = |export: &Export| export.structured && export.base_allocation == Some(7);
+    let structured = |export: &Export| export.structured && export.context.is_some();
     assert!(matches!(outcome, Outcome::Export(export) if structured(&export)));
 }
 

@@ -40,6 +40,10 @@ fn ask(
     go_on(machine, &server.concat())
 }
 
+fn context_id(export: &Export) -> Option<u32> {
+    export.context.as_ref().map(|agreed| agreed.id)
+}
+
 fn export(outcome: Outcome) -> Export {
     match outcome {
         Outcome::Export(export) => *export,
@@ -78,7 +82,7 @@ fn a_list_and_a_description_are_followed_by_transmission() {
     let (outcome, sent) = ask(&mut machine, Goal::open(&name("disk")), &opened).expect("go");
     assert_eq!(options(&sent), [8, 10, 7]);
     let export = export(outcome);
-    assert_eq!((export.size, export.base_allocation), (4096, Some(7)));
+    assert_eq!((export.size, context_id(&export)), (4096, Some(7)));
     assert_eq!(export.canonical_name, None, "that was told of another");
     assert!(!machine.is_at_rest());
     assert!(machine.goodbye().is_empty(), "transmission has begun");
@@ -108,7 +112,7 @@ fn after_a_refusal_another_export_can_be_opened() {
         "structured replies are agreed already"
     );
     assert_eq!(
-        export(outcome).base_allocation,
+        context_id(&export(outcome)),
         None,
         "a context counts for the export that it was chosen for"
     );
