@@ -102,6 +102,28 @@ const AT_START: &[Case] = &[
         happen: |dir| starting(dir, &["socket-fd=0", "reconnect=1"]),
     },
     Case {
+        item: "‘extents=by-name’ needs ‘dynamic-export=true’",
+        text: "‘extents=by-name’ needs ‘dynamic-export=true’",
+        happen: |dir| starting(dir, &["socket=s", "extents=by-name"]),
+    },
+    Case {
+        item: "cannot use ‘extents=list’ with ‘dynamic-export’: it is about one ‘export’",
+        text: "cannot use ‘extents=list’ with ‘dynamic-export’: it is about one ‘export’",
+        happen: |dir| starting(dir, &["socket=s", "dynamic-export=1", "extents=list"]),
+    },
+    Case {
+        item: "cannot use ‘extents=list’ with nbdkit -s: standard output is the client's",
+        text: "cannot use ‘extents=list’ with nbdkit -s: standard output is the client's",
+        happen: |_| {
+            let mut command = Command::new("nbdkit");
+            command.arg("-s").arg(plugin());
+            command.args(["socket=s", "extents=list"]);
+            last_error(&String::from_utf8_lossy(&run(&mut command, LIMIT).stderr))
+                .trim_end()
+                .to_owned()
+        },
+    },
+    Case {
         item: "uri: ...",
         text: "uri: unknown query key 'socke'",
         happen: |dir| starting(dir, &["nbd://localhost?socke=s"]),
@@ -182,6 +204,34 @@ const OPENING: &[Case] = &[
             let image = noise_file(dir, "image", 1 << 20, 301);
             let server = qemu_nbd(dir, &image, "raw", "right", &[]);
             opening(&forward(dir, server.socket(), &["export=wrong"]))
+        },
+    },
+    Case {
+        item: "handshake: the server has no context X for export \"X\": ...",
+        text: "DIR/scripted.sock: handshake: the server has no context qemu:dirty-bitmap:b for export \"\": it \
+               has none",
+        happen: |dir| {
+            let offer = Offer {
+                contexts: Vec::new(),
+                ..Offer::default()
+            };
+            let extents = ["extents=qemu:dirty-bitmap:b"];
+            scripted_opening(dir, &extents, move |peer| peer.negotiate(&offer))
+        },
+    },
+    Case {
+        item: "handshake: the server has several dirty bitmaps for export \"X\": ... name one of them",
+        text: "DIR/scripted.sock: handshake: the server has several dirty bitmaps for export \"\": \
+               qemu:dirty-bitmap:a, qemu:dirty-bitmap:b: name one of them",
+        happen: |dir| {
+            scripted_opening(dir, &["extents=qemu:dirty-bitmap:*"], |peer| {
+                let asked = peer.greet_until(opt::LIST_META_CONTEXT, &Offer::default())?;
+                for (id, name) in [(1, "qemu:dirty-bitmap:a"), (2, "qemu:dirty-bitmap:b")] {
+                    peer.reply(asked.option, rep::META_CONTEXT, &wire::context(id, name))?;
+                }
+                peer.reply(asked.option, rep::ACK, &[])?;
+                peer.expect_closed()
+            })
         },
     },
     Case {

@@ -445,6 +445,17 @@ impl Lasting {
                 .is_none_or(|way| matches!(way.phase, Phase::Over))
     }
 
+    /// Whether the server is there as far as can be seen.
+    pub(super) fn is_alive(&self) -> bool {
+        let inner = self.resume().lock();
+        let up = match inner.ways.get(&self.way).map(|way| &way.phase) {
+            Some(Phase::Up(up)) if inner.core.doom().is_none() => up.clone(),
+            _ => return false,
+        };
+        drop(inner);
+        !up.connection.is_over()
+    }
+
     /// Whether it was closed. Until then something may have to be said in the end.
     pub(super) fn is_closed(&self) -> bool {
         !self.resume().lock().ways.contains_key(&self.way)

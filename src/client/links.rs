@@ -125,6 +125,15 @@ impl Links {
         }
     }
 
+    /// Whether the server is there as far as can be seen without asking it. Looks for the end of the
+    /// stream if nobody else does.
+    pub(super) fn is_alive(&self) -> bool {
+        match &self.way {
+            Way::Plain(plain) => !plain.is_over(),
+            Way::Lasting(lasting) => lasting.is_alive(),
+        }
+    }
+
     /// Whether all connections are gone, or were left: nothing is to be done for them any more.
     pub(super) fn are_gone(&self) -> bool {
         match &self.way {

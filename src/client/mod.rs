@@ -19,11 +19,13 @@
 //!
 //! A `connection` is a live one with its requests in flight (`inflight`, `flight`, `outbox`, `receiver`,
 //! `loan`, `split`). [`upkeep`] is time, the one thread that is always there; [`helpers`] are threads for
-//! what waits for a server, such as coming back.
+//! what waits for a server, such as coming back. `extents` asks for extents, and [`maps`] is what is kept
+//! of the answers.
 
 mod comeback;
 mod connection;
 pub mod error;
+mod extents;
 mod flight;
 pub mod helpers;
 // Public for benches/micro alone.
@@ -33,6 +35,7 @@ pub mod links;
 #[allow(unsafe_code)]
 mod loan;
 pub mod manners;
+pub mod maps;
 mod negotiation;
 mod open;
 mod opener;
@@ -52,13 +55,14 @@ use self::error::{Error, Server};
 use self::links::Links;
 use self::loan::Buffer;
 use self::manners::Manners;
+use self::maps::{Map, Maps};
 use self::negotiation::Negotiation;
 use self::opener::Opener;
 pub use self::opener::connect;
 use self::resume::Terms;
 use crate::proto::WireError;
-use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
+use crate::proto::context::Wish;
 use crate::proto::errno::NbdErrno;
 use crate::proto::export::Export;
 use crate::proto::handshake::{Listed, TlsPolicy};
@@ -92,6 +96,10 @@ pub struct Options {
     pub wanted: Option<Wanted>,
     /// What was learnt about the server on earlier connections.
     pub manners: Manners,
+    /// Where extents come from.
+    pub wish: Wish,
+    /// What is kept of them.
+    pub maps: Arc<Maps>,
 }
 
 /// Asks a server which exports it has.
@@ -100,6 +108,14 @@ pub fn list(options: &Options) -> Result<Vec<Listed>, Error> {
     let listing = open::list(&server(options), options, &mut at_hand);
     at_hand.into_iter().for_each(Negotiation::leave);
     listing
+}
+
+/// Asks a server which metadata contexts it has for an export.
+pub fn contexts(options: &Options, export: &ExportName) -> Result<Vec<Vec<u8>>, Error> {
+    let mut at_hand = None;
+    let contexts = open::contexts(&server(options), options, export, &mut at_hand);
+    at_hand.into_iter().for_each(Negotiation::leave);
+    contexts
 }
 
 /// Asks a server for the canonical name of its default export.
@@ -124,6 +140,12 @@ pub struct Client {
     wanted: Option<Wanted>,
     /// What [`Links::losses`] said when it came.
     losses: u64,
+    /// What is kept of its extents, if anything is.
+    map: Option<Map>,
+    /// Whom to tell of changes.
+    changes: Option<Arc<Maps>>,
+    /// Who knows of ranges that need not be read.
+    zeroes: Option<Arc<Maps>>,
 }
 
 /// An operation in several pieces. Each of them may be quick where all of them are not, and a request
@@ -181,15 +203,21 @@ pub struct Zeroing {
 /// message.
 const ASK: Duration = Duration::from_secs(1);
 
-/// Most bytes that the extents of one answer cover. nbdkit joins neighbours that are alike, and its
-/// versions before 1.44 abort when one of 4 GiB comes of that (CVE-2025-47711).
-const MAX_DESCRIBED: u32 = u32::MAX;
-
 impl Client {
-    /// A client that goes by these links.
-    pub fn new(links: Arc<Links>, options: &Options) -> Self {
+    /// A client that goes by these links. Nothing is written by it if it is `readonly`.
+    pub fn new(links: Arc<Links>, options: &Options, readonly: bool) -> Self {
+        let maps = &options.maps;
+        let export = links.volume().export();
+        let readonly = readonly || export.can(TransmissionFlags::READ_ONLY);
+        let map = (readonly || maps.has_cache()) && export.context.is_some();
+        let name = export.context_name();
+        let true_map = name.is_some_and(|name| name.meaning().is_of_contents());
+        let zeroes = readonly && maps.has_cache() && true_map;
         Self {
             losses: links.losses(),
+            map: map.then(|| Map::new(maps.clone(), links.volume().number())),
+            changes: (!readonly && maps.counts_changes()).then(|| maps.clone()),
+            zeroes: zeroes.then(|| maps.clone()),
             links,
             request_timeout: options.request_timeout,
             close_timeout: options.close_timeout,
@@ -201,7 +229,7 @@ impl Client {
     pub fn open(options: &Arc<Options>, export: &ExportName) -> Result<Self, Error> {
         let (volumes, helpers) = Default::default();
         let links = connect(options, &volumes, &helpers, export, false, false)?;
-        Ok(Self::new(links, options))
+        Ok(Self::new(links, options, false))
     }
 
     /// Disconnects, when the links are nobody else's. No request may be in flight. Takes no longer
@@ -223,6 +251,12 @@ impl Client {
     /// Fills `buffer` with the bytes at `offset`. On failure its contents mean nothing.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         self.check_range(Command::READ, offset, buffer.len())?;
+        if let Some(maps) = &self.zeroes {
+            if self.reads_zero(maps, offset, buffer.len()) {
+                buffer.fill(0);
+                return Ok(());
+            }
+        }
         let deadline = self.deadline();
         // Nearly always one request does, and there is nothing to be looked after between pieces.
         match buffer.len() <= self.piece() {
@@ -284,9 +318,22 @@ impl Client {
             return Ok(());
         }
         let request = Request::new(Command::WRITE, at, payload.len() as u32).with(flags);
-        self.links
-            .change(request, Buffer::Source(payload), deadline)
-            .map(drop)
+        self.change(request, Buffer::Source(payload), deadline)
+    }
+
+    /// Sends a request that changes something.
+    #[inline]
+    fn change(
+        &self,
+        request: Request,
+        buffer: Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<(), Error> {
+        let Some(maps) = &self.changes else {
+            return self.links.change(request, buffer, deadline);
+        };
+        let change = maps.begin_change(request);
+        change.answered(self.links.change(request, buffer, deadline))
     }
 
     #[cold]
@@ -355,34 +402,6 @@ impl Client {
         }
     }
 
-    /// The allocation of at least the first byte of a range, in order. The answer may stop early, and
-    /// the last extent may pass the range's end, as the server told it; all are less than 4 GiB. With
-    /// `one` it is a single extent.
-    pub fn block_status(
-        &self,
-        length: u32,
-        offset: u64,
-        one: bool,
-    ) -> Result<Vec<Descriptor>, Error> {
-        if self.export().context.is_none() {
-            return Err(self.unsupported("no metadata context was agreed", libc::EINVAL));
-        }
-        // The answer may stop early, so the whole blocks of the longest query there is, 2^32-1 bytes,
-        // will do.
-        let odd = length % self.export().minimum_block();
-        let length = if odd < length { length - odd } else { length };
-        self.check_range(Command::BLOCK_STATUS, offset, length as usize)?;
-        let mut flags = CommandFlags::empty();
-        flags.set(CommandFlags::REQ_ONE, one);
-        let request = Request::new(Command::BLOCK_STATUS, offset, length).with(flags);
-        if length == 0 {
-            return Ok(Vec::new());
-        }
-        let mut extents = self.links.submit(request, Buffer::None, &self.deadline())?;
-        split::cut(&mut extents, MAX_DESCRIBED);
-        Ok(extents)
-    }
-
     /// Sends a request without payload, in pieces if it is longer than what the server takes at once.
     /// That cannot be known in advance: what is declined for its length is repeated in shorter
     /// pieces, a few times at most, and what was taken then is remembered.
@@ -402,7 +421,7 @@ impl Client {
             };
             let done = match request.command {
                 Command::CACHE => self.links.submit(piece, Buffer::None, deadline).map(drop),
-                _ => self.links.change(piece, Buffer::None, deadline),
+                _ => self.change(piece, Buffer::None, deadline),
             };
             match done {
                 Ok(()) => {

@@ -36,6 +36,7 @@ impl Opener {
     ) -> Result<(Connection, Export, Protection), Error> {
         let (server, options) = (&self.server, &*self.options);
         let (stream, offer) = open::enter(server, options, &self.export, again)?;
+        options.maps.note_server();
         let protection = Protection {
             tls: stream.has_tls(),
         };

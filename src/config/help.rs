@@ -40,4 +40,8 @@ reconnect-delay=<FIRST>[:<MAX>]
 replay=<SIZE>          Unflushed writes to keep for it (default 64M).
 keepalive=<TIME>       Silence after which TCP asks for the server's host
                        (default 0: the kernel's time).
+extents=<CONTEXT>      Where extents come from: base:allocation (the default),
+                       qemu:dirty-bitmap:<NAME> (* for the only one),
+                       qemu:allocation-depth; 'by-name', or 'list' to see.
+extents-cache=<SIZE>   Memory for extents of all clients (default 0: none).
 ";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! What the user asked for: collected key by key, checked once, then immutable.
 
+pub mod extents;
 pub mod help;
 mod params;
 pub mod reconnect;
@@ -10,6 +11,7 @@ pub mod uri;
 
 use std::time::Duration;
 
+use self::extents::Extents;
 use self::reconnect::{Reconnect, ReconnectParams};
 use self::target::{Place, TargetParams};
 use self::tls::TlsParams;
@@ -116,6 +118,12 @@ pub enum Error {
     /// One connection has one export.
     #[error("cannot use 'dynamic-export' with shared connection")]
     DynamicWithShared,
+    /// Bitmaps are shown as exports where clients choose among exports.
+    #[error("‘extents=by-name’ needs ‘dynamic-export=true’")]
+    ByNameWithoutDynamic,
+    /// Contexts are those of one export.
+    #[error("cannot use ‘extents=list’ with ‘dynamic-export’: it is about one ‘export’")]
+    ListWithDynamic,
     /// A URI demands TLS and a parameter forbids it.
     #[error("cannot mix 'tls=off' with a URI that demands TLS")]
     TlsOff,
@@ -177,6 +185,8 @@ pub struct Params {
     timeouts: Timeouts,
     reconnect: ReconnectParams,
     keepalive: Option<Duration>,
+    extents: Extents,
+    extents_cache: u64,
     /// Whether `command-timeout` was given, whatever its value.
     command_timeout: bool,
 }
@@ -259,6 +269,8 @@ impl Params {
             "reconnect-delay" => self.reconnect.set_delay(value)?,
             "replay" => self.reconnect.set_replay(value)?,
             "keepalive" => self.keepalive = params::keepalive(value)?,
+            "extents" => self.extents = Extents::parse(value)?,
+            "extents-cache" => self.extents_cache = params::size("extents-cache", value)?,
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -284,6 +296,7 @@ impl Params {
                 return Err(Error::DynamicWithShared);
             }
         }
+        self.extents.check(self.dynamic_export)?;
         let (tls_policy, tls) = tls_params.complete(&place)?;
         let reconnect = self.reconnect.complete(&place)?;
         let export = if self.dynamic_export {
@@ -302,6 +315,8 @@ impl Params {
             timeouts: self.timeouts,
             reconnect,
             keepalive: self.keepalive,
+            extents: self.extents,
+            extents_cache: self.extents_cache,
         })
     }
 }
@@ -341,6 +356,10 @@ pub struct Config {
     /// After how long a silence to ask whether the server's host is still there; `None` leaves it to
     /// the kernel.
     pub keepalive: Option<Duration>,
+    /// Where extents come from.
+    pub extents: Extents,
+    /// Memory for extents that are kept for all clients, bytes; 0 for none.
+    pub extents_cache: u64,
 }
 
 /// Which export to open.

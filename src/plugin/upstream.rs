@@ -10,14 +10,17 @@ use crate::client::error::Error;
 use crate::client::helpers::Helpers;
 use crate::client::links::{Links, Shared};
 use crate::client::manners::Manners;
+use crate::client::maps::Maps;
 use crate::client::resume::Terms;
 use crate::client::upkeep::Upkeep;
 use crate::client::volume::Volumes;
 use crate::client::{self, Client, Options};
+use crate::config::extents::Extents;
 use crate::config::target::Place;
 use crate::config::{Config, ExportName};
 use crate::host::lists::Exports;
 use crate::host::params;
+use crate::proto::context::Wish;
 use crate::proto::handshake::TlsPolicy;
 use crate::proto::name;
 use crate::transport::Target;
@@ -121,6 +124,14 @@ impl Upstream {
                 }),
                 wanted: Some(params::is_wanted),
                 manners: Manners::default(),
+                wish: match &config.extents {
+                    Extents::From(wish) => wish.clone(),
+                    Extents::List => Wish::default(),
+                },
+                maps: Arc::new(Maps::new(
+                    config.extents_cache,
+                    config.export == ExportName::Dynamic,
+                )),
             }),
             export: config.export.clone(),
             retry: config.retry,
@@ -190,7 +201,7 @@ impl Upstream {
             Some(shared) => self.join(shared)?,
         };
         Ok(Session {
-            client: Client::new(links, &server.options),
+            client: Client::new(links, &server.options, readonly),
             shared: self.shared.is_some(),
         })
     }
@@ -247,6 +258,22 @@ impl Upstream {
                 })
                 .unwrap_or_default(),
         }
+    }
+
+    /// The metadata contexts that the server has for the export. Nobody is served: a server that was started
+    /// for this ends.
+    pub fn contexts(config: &Config) -> Result<Vec<Vec<u8>>, Failure> {
+        let alone = Self::new(&Config {
+            shared: false,
+            ..config.clone()
+        })?;
+        let export = match &alone.server.export {
+            ExportName::Fixed(name) => name.clone(),
+            ExportName::Dynamic => name::ExportName::default(),
+        };
+        let names = client::contexts(&alone.server.options, &export);
+        alone.end();
+        Ok(names?)
     }
 
     /// Disconnects everybody, also clients that nbdkit did not close, and ends a server that we

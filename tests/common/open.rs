@@ -11,6 +11,7 @@ use std::time::Duration;
 use nbdkit_nbd_plugin::client::error::Error;
 use nbdkit_nbd_plugin::client::manners::Manners;
 use nbdkit_nbd_plugin::client::{Client, Options};
+use nbdkit_nbd_plugin::proto::context::Wish;
 use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
 use nbdkit_nbd_plugin::proto::name::ExportName;
 use nbdkit_nbd_plugin::transport::Target;
@@ -29,6 +30,8 @@ pub fn open(socket: &Path) -> Result<Client, Error> {
         reconnect: None,
         wanted: None,
         manners: Manners::default(),
+        wish: Wish::default(),
+        maps: Arc::default(),
     };
     Client::open(&Arc::new(options), &ExportName::default())
 }
