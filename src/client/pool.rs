@@ -506,7 +506,7 @@ impl Member {
 /// What a request counts as while it is outstanding.
 pub(super) fn cost(request: Request) -> u64 {
     match request.command {
-        Command::READ | Command::WRITE => REQUEST + u64::from(request.length),
+        Command::READ | Command::WRITE => REQUEST + request.length,
         _ => REQUEST,
     }
 }
