@@ -13,7 +13,8 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PAGES := plugin plugin-examples
 
 .PHONY: help deps build run check check-nbdkit check-bare check-compat check-packages lint bench
-.PHONY: check-long bench-micro bench-instructions torture man html dist deb rpm install uninstall clean
+.PHONY: check-long check-valgrind bench-micro bench-instructions torture fuzz man html dist deb rpm
+.PHONY: install uninstall clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -60,6 +61,14 @@ check-long: ## the tests with more of all that is drawn or counted, and torture 
 torture: ## random writers before a server that is killed (KILLS=300, TORTURE_SEED=)
 	@scripts/deps.sh build test
 	KILLS=$(or $(KILLS),300) cargo test --locked --test survive_torture
+
+fuzz: ## fuzz URIs, handshake, replies, connection, journal (SECONDS=60 each, TARGETS=)
+	@scripts/deps.sh build
+	SECONDS_EACH=$(or $(SECONDS),60) TARGETS="$(TARGETS)" scripts/fuzz.sh
+
+check-valgrind: build ## a smoke test under valgrind: no error, no leak (PLUGIN=)
+	@scripts/deps.sh build test
+	@scripts/check-valgrind.sh
 
 lint: ## rustfmt, clippy, rustdoc, manual, citations, units, scripts, licences of all crates
 	@scripts/deps.sh build lint

@@ -27,3 +27,13 @@ ROUNDS=${ROUNDS:-50} cargo test --locked --test command_qcow2
 
 step "torture"
 KILLS=${KILLS:-300} cargo test --locked --test survive_torture
+
+step "cuts at every byte under TLS"
+CUTS=all cargo test --locked --test cuts_tls
+
+step "valgrind"
+scripts/check-valgrind.sh
+
+step "fuzzing"
+SECONDS_EACH=${SECONDS_EACH:-600}
+make --no-print-directory fuzz SECONDS="$SECONDS_EACH"

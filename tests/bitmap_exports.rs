@@ -11,6 +11,7 @@ use common::front::Front;
 use common::nbdkit::{Nbdkit, forward};
 use common::pair::Pair;
 use common::process::run;
+use common::relay::Relay;
 use common::scripted::Scripted;
 use common::scripted::peer::Offer;
 use common::scripted::wire::{self, opt, rep};
@@ -125,6 +126,51 @@ fn exports_without_contexts_are_listed_by_name_all_the_same() {
     assert_eq!(list(&Pair::new(&server, &args).front), expected);
     let simple = [&["--no-sr"][..], &server].concat();
     assert_eq!(list(&Pair::new(&simple, &args).front), expected);
+}
+
+/// A client that lists, asks what one of them is, and opens it, is one for the server, too.
+#[test]
+fn a_list_and_the_bitmap_that_is_opened_travel_on_one_connection() {
+    if !has_qemu() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let image = changed(directory.path());
+    let server = serving(directory.path(), &image, &BOTH);
+    let extras = [
+        &[][..],
+        &["quirks=no-extended"],
+        &["linger=10"],
+        &["extents-cache=1M", "connections=2"],
+    ];
+    for (number, extra) in extras.into_iter().enumerate() {
+        let name = format!("relay-{number}.sock");
+        let relay = Relay::unix(directory.path(), &name, server.socket());
+        let by_name = ["dynamic-export=true", "extents=by-name"];
+        let front = relay.forward(directory.path(), &[&by_name, extra].concat());
+        let script = format!(
+            "
+h.add_meta_context('base:allocation')
+h.set_opt_mode(True)
+h.connect_unix('{}')
+found = []
+h.opt_list(lambda name, description: found.append(name))
+h.set_export_name('disk@b0')
+h.opt_info()
+h.opt_go()
+extents = []
+h.block_status(16 << 20, 0, lambda context, offset, entries, error: extents.extend(entries))
+print(sorted(found), h.is_read_only(), h.pread(1, 1 << 20), extents[:6:2])
+h.shutdown()
+",
+            front.socket().display()
+        );
+        assert_eq!(
+            nbdsh_unconnected(&script),
+            "['disk', 'disk@a b', 'disk@b0'] True bytearray(b'\"') [1048576, 1048576, 1048576]\n"
+        );
+        assert_eq!(relay.recordings().len(), 1, "{extra:?}");
+    }
 }
 
 /// A server that hangs up over the question for extended headers, and for structured replies, lists its

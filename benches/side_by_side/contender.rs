@@ -11,7 +11,7 @@ use crate::common::nbdkit::Nbdkit;
 use crate::common::process::{Guarded, eventually};
 use crate::door::Door;
 use crate::server::{Reach, USER};
-use crate::workload::{Group, Load, Workload};
+use crate::workload::{Group, Workload};
 
 const START: Duration = Duration::from_secs(20);
 
@@ -24,9 +24,6 @@ pub enum Contender {
     Relay,
     /// qemu-nbd with the server as its disk.
     Qemu,
-    /// nbdkit with a plugin that does nothing but send and receive: what there is for a forwarder within
-    /// nbdkit to gain.
-    Bare,
     /// nbdkit with its own plugin.
     C,
     /// The same once more. How far it lies from the first is what this machine cannot tell apart.
@@ -64,7 +61,6 @@ impl Contender {
             Self::Direct => "direct",
             Self::Relay => "relay",
             Self::Qemu => "qemu-nbd",
-            Self::Bare => "bare plugin",
             Self::C => "C plugin",
             Self::Again => "C again",
             Self::Ours(name, _) => name,
@@ -97,11 +93,6 @@ impl Contender {
                     && workload.threads.is_none()
                     && !workload.reconnect
             }
-            Self::Bare => {
-                matches!(workload.group, Group::Unix | Group::Copy)
-                    && !workload.reconnect
-                    && !matches!(workload.load, Load::Open)
-            }
             Self::C | Self::Again | Self::Ours(..) => true,
         }
     }
@@ -116,10 +107,6 @@ impl Contender {
             },
             Self::Relay => relay(place, reach),
             Self::Qemu => qemu(place, reach),
-            Self::Bare => {
-                let plugin = bare(place).to_string_lossy().into_owned();
-                nbdkit(place, threads, &plugin, &parameters(reach))
-            }
             Self::C | Self::Again => nbdkit(place, threads, "nbd", &parameters(reach)),
             Self::Ours(_, plugin) => {
                 let mut parameters = parameters(reach);
@@ -135,27 +122,6 @@ impl Contender {
             }
         }
     }
-}
-
-/// Builds the bare plugin, the first time.
-fn bare(place: &Path) -> PathBuf {
-    let plugin = place.join("bare.so");
-    if plugin.exists() {
-        return plugin;
-    }
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/side_by_side/bare.c");
-    let flags = Command::new("pkg-config")
-        .args(["--cflags", "nbdkit"])
-        .output()
-        .expect("pkg-config is there, as the plugin was built with it");
-    let built = Command::new("cc")
-        .args(["-O2", "-shared", "-fPIC", "-o"])
-        .arg(&plugin)
-        .arg(source)
-        .args(String::from_utf8_lossy(&flags.stdout).split_whitespace())
-        .status();
-    assert!(built.is_ok_and(|status| status.success()), "cc failed");
-    plugin
 }
 
 fn relay(place: &Path, reach: &Reach) -> Running {

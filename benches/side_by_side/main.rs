@@ -118,9 +118,6 @@ fn contenders(settings: &Settings) -> Vec<Contender> {
     if !settings.quick {
         list.extend([Contender::Relay, Contender::Qemu]);
     }
-    if !settings.quick {
-        list.push(Contender::Bare);
-    }
     list.push(Contender::C);
     for (number, path) in settings.ours.iter().enumerate() {
         let name = match number {

@@ -68,10 +68,8 @@ fn method(results: &Results) -> String {
          ({thrown}), and turns that took half longer than they should ({repeated}).\n\n\
          Direct is what a client reaches without a forwarder; where a reply comes in chunks, that \
          client has them to put together itself. The relay is socat, which copies bytes and knows \
-         nothing of the protocol. The bare plugin is nbdkit with the least that can forward: one send \
-         and one receive for each request, over a connection of each thread's own, no books, no \
-         checks, no wake-ups. Where it misses a target, too, what is left is not the plugin's. CPU \
-         time is that of the forwarding process, by /proc; context switches are all of its life by all \
+         nothing of the protocol. CPU time is \
+         that of the forwarding process, by /proc; context switches are all of its life by all \
          its requests; memory is its peak. System calls are counted {calls}.\n"
     )
 }
@@ -97,7 +95,6 @@ fn head(results: &Results) -> String {
 fn targets(contenders: &[Contender], judgements: &[Judgement]) -> String {
     let mut head = words(&["To the C plugin", "target", "aim"]);
     head.extend(ours(contenders).map(|(_, name)| name.to_owned()));
-    head.push("bare plugin".to_owned());
     let mut table = Table::new(head);
     for judgement in judgements {
         let mut line = vec![
@@ -117,7 +114,6 @@ fn targets(contenders: &[Contender], judgements: &[Judgement]) -> String {
                     }
                 }),
         );
-        line.push(show(judgement.bare, two));
         table.line(line);
     }
     table.markdown()
@@ -211,7 +207,7 @@ fn costs(contenders: &[Contender], rows: &[Row]) -> String {
         ("calls", |cell| cell.calls),
         ("MiB", |cell| Some(cell.peak? as f64 / 1024.0)),
     ];
-    let mut head = words(&["Workload", "CPU us relay", "CPU us bare plugin"]);
+    let mut head = words(&["Workload", "CPU us relay"]);
     for (what, _) in columns {
         head.extend(compared.iter().map(|c| format!("{what} {}", c.name())));
         if what == "CPU us" {
@@ -222,11 +218,9 @@ fn costs(contenders: &[Contender], rows: &[Row]) -> String {
     let mut table = Table::new(head);
     for row in rows {
         let relay = row.cell(contenders, &Contender::Relay);
-        let bare = row.cell(contenders, &Contender::Bare);
         let mut line = vec![
             row.workload.full_title(),
             show(relay.and_then(Cell::cpu), one),
-            show(bare.and_then(Cell::cpu), one),
         ];
         let c = row.pair(contenders);
         for (what, value) in columns {

@@ -94,8 +94,6 @@ pub struct Judgement {
     pub is_ratio: bool,
     /// For each build of ours.
     pub found: Vec<Found>,
-    /// What a plugin that only sends and receives reaches of the same figure.
-    pub bare: Option<f64>,
 }
 
 /// A workload at which the C plugin is ahead of one of our builds.
@@ -160,10 +158,6 @@ impl Target {
             aim: format!("{:.2}", self.aim),
             is_ratio: true,
             found: found.collect::<Option<_>>()?,
-            bare: row
-                .cell(contenders, &Contender::Bare)
-                .and_then(|bare| Compared::of(self.figure, bare, &c))
-                .map(|bare| bare.value),
         })
     }
 }
@@ -207,6 +201,5 @@ fn judge_memory(contenders: &[Contender], rows: &[Row]) -> Option<Judgement> {
         aim: format!("{aim:.0}"),
         is_ratio: false,
         found,
-        bare: None,
     })
 }

@@ -147,25 +147,6 @@ fn verdicts_on_all_targets() {
 }
 
 #[test]
-fn what_a_bare_plugin_reaches_stands_beside_each_target() {
-    let mut results = results();
-    let before = targets::judge(&results.contenders, &results.rows);
-    assert!(before.iter().all(|judgement| judgement.bare.is_none()));
-    results.contenders[1] = Contender::Bare;
-    for row in &mut results.rows {
-        row.cells[1] = Some(cell(14_000.0, Some(20.0), None));
-    }
-    for judgement in targets::judge(&results.contenders, &results.rows) {
-        let expected = match judgement.what.as_str() {
-            memory if memory.starts_with("peak memory") => None,
-            cpu if cpu.ends_with("CPU per request") => Some(0.4),
-            _ => Some(1.4),
-        };
-        assert_eq!(judgement.bare, expected, "{}", judgement.what);
-    }
-}
-
-#[test]
 fn memory_has_its_spread_too() {
     let contenders = three();
     let memory = |first: u64, again: u64, ours: u64| {

@@ -2,7 +2,7 @@
 //! What the integration tests share: starting and ending real programs, and the servers they talk to.
 //!
 //! Tests are black-box: they load the built plugin into a real nbdkit and never link the crate itself,
-//! but for `hot_path.rs` and `panic.rs`.
+//! but for `hot_path.rs`, `panic.rs` and `fuzz_corpus.rs`.
 
 // Every test file is its own crate and uses its own part of this module.
 #![allow(dead_code)]
@@ -10,6 +10,7 @@
 pub mod bitmaps;
 pub mod clients;
 pub mod counted;
+pub mod cutting;
 pub mod daemon;
 pub mod front;
 pub mod machine;

@@ -89,10 +89,15 @@ impl Guarded {
 
     /// Kills the whole process group, also when the child itself has ended.
     pub fn kill_group(&self) {
+        self.signal_group(libc::SIGKILL);
+    }
+
+    /// Sends a signal to the whole process group.
+    pub fn signal_group(&self, signal: libc::c_int) {
         let group = libc::pid_t::try_from(self.child.id()).expect("a process id fits");
         // SAFETY: killpg takes plain numbers. The leader's id stays reserved while any member lives, and a
         // group without members only gives an error, which is what we want then.
-        unsafe { libc::killpg(group, libc::SIGKILL) };
+        unsafe { libc::killpg(group, signal) };
     }
 }
 

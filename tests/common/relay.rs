@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-//! A wire between the plugin and a server that the test can tap and cut. It also gives a server on a Unix
-//! socket a TCP port, on which no other process can have been before.
+//! A wire between the plugin and a server that the test can tap, cut, and trouble at any byte of either direction.
+//! It also gives a server on a Unix socket a TCP port, on which no other process can have been before.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,6 +25,42 @@ pub struct Recording {
     pub sent: u64,
 }
 
+/// What happens to a connection when so many bytes have gone over it in one direction.
+#[derive(Clone)]
+pub enum Trouble {
+    /// Both directions end.
+    Cut,
+    /// The same, by an RST, where the connection is TCP.
+    Reset,
+    /// This direction ends; the other one goes on.
+    End,
+    /// Nothing arrives any more in this direction, and nobody is told.
+    Stall,
+    /// From here on every byte comes alone.
+    Trickle,
+    /// Something else happens, before another byte goes on.
+    Call(Arc<dyn Fn() + Send + Sync>),
+}
+
+/// The trouble of one connection.
+#[derive(Clone)]
+pub struct Plan {
+    pub trouble: Trouble,
+    pub direction: Direction,
+    /// After so many bytes.
+    pub at: usize,
+}
+
+/// What becomes of connections for which there is no plan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Others {
+    /// They have no trouble.
+    #[default]
+    Well,
+    /// They are closed at once.
+    Refused,
+}
+
 /// A listener that connects whoever comes to the server behind it.
 pub struct Relay {
     place: Place,
@@ -40,6 +76,7 @@ enum Place {
 struct Shared {
     server: PathBuf,
     stop: AtomicBool,
+    plans: Mutex<(Option<Plan>, Others)>,
     wires: Mutex<Vec<Arc<Wire>>>,
     pumps: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -54,10 +91,11 @@ struct Wire {
     passed: [AtomicU64; 2],
     /// How many more bytes of the server's get through, if there is a limit.
     allowance: Mutex<Option<usize>>,
+    plan: Option<Plan>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Direction {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
     ToServer,
     FromServer,
 }
@@ -92,6 +130,7 @@ impl Relay {
         let shared = Arc::new(Shared {
             server: server.to_owned(),
             stop: AtomicBool::new(false),
+            plans: Mutex::default(),
             wires: Mutex::default(),
             pumps: Mutex::default(),
         });
@@ -194,6 +233,28 @@ impl Relay {
         queries.sum()
     }
 
+    /// What went over the latest connection, to the server and from it.
+    pub fn lengths(&self) -> (usize, usize) {
+        let wires = lock(&self.shared.wires);
+        let recording = lock(&wires.last().expect("a connection").recording);
+        (recording.to_server.len(), recording.from_server.len())
+    }
+
+    /// How many connections there were.
+    pub fn connections(&self) -> usize {
+        lock(&self.shared.wires).len()
+    }
+
+    /// What becomes of the next connection, and of those that are made after it.
+    pub fn plan(&self, next: Option<Plan>, others: Others) {
+        *lock(&self.shared.plans) = (next, others);
+    }
+
+    /// Whether no connection has met the plan yet.
+    pub fn is_planned(&self) -> bool {
+        lock(&self.shared.plans).0.is_some()
+    }
+
     /// Cuts every connection as soon as the server has sent so many more bytes.
     pub fn cut_after(&self, bytes: usize) {
         for wire in lock(&self.shared.wires).iter() {
@@ -227,6 +288,18 @@ impl Drop for Relay {
 }
 
 fn connect(shared: &Shared, plugin: UnixStream) {
+    let (plan, others) = {
+        let mut plans = lock(&shared.plans);
+        (plans.0.take(), plans.1)
+    };
+    let is_closed = match &plan {
+        Some(plan) => plan.is_due_at_once(),
+        None => others == Others::Refused,
+    };
+    if is_closed {
+        // The server need not know.
+        return;
+    }
     // A server that is gone looks like one that closes at once.
     let Ok(server) = UnixStream::connect(&shared.server) else {
         return;
@@ -237,6 +310,7 @@ fn connect(shared: &Shared, plugin: UnixStream) {
         recording: Mutex::default(),
         passed: Default::default(),
         allowance: Mutex::new(None),
+        plan,
     });
     lock(&shared.wires).push(Arc::clone(&wire));
     let pumps = [Direction::ToServer, Direction::FromServer].map(|direction| {
@@ -246,13 +320,27 @@ fn connect(shared: &Shared, plugin: UnixStream) {
     lock(&shared.pumps).extend(pumps);
 }
 
+impl Plan {
+    fn is_due_at_once(&self) -> bool {
+        self.at == 0 && matches!(self.trouble, Trouble::Cut | Trouble::Reset)
+    }
+}
+
+/// What a pump does after it has passed bytes on.
+enum After {
+    GoOn,
+    End,
+    Over,
+}
+
 impl Wire {
     /// Passes bytes on until one side ends, and then the end.
     fn pump(&self, direction: Direction) {
-        let (mut from, mut to) = match direction {
+        let (mut from, to) = match direction {
             Direction::ToServer => (&self.plugin, &self.server),
             Direction::FromServer => (&self.server, &self.plugin),
         };
+        let mut passed = 0;
         let mut buffer = vec![0; 256 << 10];
         loop {
             let bytes = match from.read(&mut buffer) {
@@ -263,16 +351,61 @@ impl Wire {
                 Direction::ToServer => bytes,
                 Direction::FromServer => self.allowed(bytes),
             };
-            self.record(direction, bytes);
             self.passed[direction as usize].fetch_add(bytes.len() as u64, Ordering::SeqCst);
-            if to.write_all(bytes).is_err() {
-                break;
+            match self.pass(direction, bytes, &mut passed, to) {
+                Ok(After::GoOn) => (),
+                Ok(After::End) | Err(_) => break,
+                Ok(After::Over) => return,
             }
             if *lock(&self.allowance) == Some(0) {
                 return self.cut();
             }
         }
         let _ = to.shutdown(Shutdown::Write);
+    }
+
+    /// Passes bytes on, of which there were so many before, and makes the trouble that is planned.
+    fn pass(
+        &self,
+        direction: Direction,
+        bytes: &[u8],
+        passed: &mut usize,
+        mut to: &UnixStream,
+    ) -> io::Result<After> {
+        let plan = self.plan.as_ref().filter(|p| p.direction == direction);
+        let Some(plan) = plan.filter(|plan| plan.at <= *passed + bytes.len()) else {
+            self.record(direction, bytes);
+            *passed += bytes.len();
+            to.write_all(bytes)?;
+            return Ok(After::GoOn);
+        };
+        let (before, behind) = bytes.split_at(plan.at.saturating_sub(*passed));
+        let first = *passed <= plan.at && !bytes.is_empty();
+        *passed += bytes.len();
+        self.record(direction, before);
+        to.write_all(before)?;
+        match &plan.trouble {
+            Trouble::Cut => self.cut(),
+            Trouble::Reset => self.reset(),
+            Trouble::End => return Ok(After::End),
+            Trouble::Stall => return Ok(After::GoOn),
+            Trouble::Trickle => {
+                self.record(direction, behind);
+                for byte in behind {
+                    to.write_all(&[*byte])?;
+                }
+                return Ok(After::GoOn);
+            }
+            Trouble::Call(call) => {
+                if first && !behind.is_empty() {
+                    call();
+                }
+                self.record(direction, behind);
+                to.write_all(behind)?;
+                return Ok(After::GoOn);
+            }
+        }
+        Ok(After::Over)
     }
 
     fn allowed<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
@@ -297,6 +430,18 @@ impl Wire {
         };
         let room = KEPT - kept.len();
         kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    /// Forgets the plugin's side: TCP says RST to that. Whatever it has not read stays readable.
+    fn reset(&self) {
+        let nobody = libc::sockaddr {
+            sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+            sa_data: [0; 14],
+        };
+        let length = size_of_val(&nobody) as libc::socklen_t;
+        // SAFETY: `nobody` is one address of that length.
+        unsafe { libc::connect(self.plugin.as_raw_fd(), &raw const nobody, length) };
+        self.cut();
     }
 
     fn cut(&self) {

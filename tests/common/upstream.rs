@@ -61,6 +61,11 @@ impl Server {
         uri(&self.socket, name)
     }
 
+    /// Sends a signal to the server and to all that it has started.
+    pub fn signal_all(&self, signal: libc::c_int) {
+        self.process.signal_group(signal);
+    }
+
     /// What the server wrote to stderr so far.
     pub fn stderr(&self) -> String {
         self.process.stderr()
