@@ -40,7 +40,7 @@ fn bindings() -> Result<bindgen::Bindings, bindgen::BindgenError> {
         .header("wrapper.h")
         .clang_arg("-Iinclude")
         .allowlist_type("nbdkit_(plugin|extents|exports)")
-        .allowlist_function("nbdkit_(absolute_path|read_password|set_error|add_extent|strdup_intern|add_export|use_default_export|export_name|is_tls|nanosleep)")
+        .allowlist_function("nbdkit_(absolute_path|read_password|set_error|add_extent|strdup_intern|add_export|use_default_export|export_name|is_tls|nanosleep|stdio_safe)")
         .allowlist_function("nbd_shim_.*")
         .allowlist_var("NBDKIT_(API_VERSION|THREAD_MODEL_.*|FLAG_.*|FUA_.*|CACHE_.*|EXTENT_.*)")
         .rust_edition(bindgen::RustEdition::Edition2024)

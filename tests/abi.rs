@@ -23,6 +23,7 @@ const NBDKIT_FUNCTIONS: &[&str] = &[
     "nbdkit_nanosleep",
     "nbdkit_read_password",
     "nbdkit_set_error",
+    "nbdkit_stdio_safe",
     "nbdkit_strdup_intern",
     "nbdkit_use_default_export",
 ];

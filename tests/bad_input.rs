@@ -106,6 +106,59 @@ const OTHERS: &[Row] = &[
     (&[PLACE, "request-timeout=1 s"], "request-timeout=1 s"),
     (&[PLACE, "request-timeout=99999999999"], "request-timeout=9"),
     (&[PLACE, "close-timeout="], "close-timeout="),
+    (&[PLACE, "extents="], "extents=: must be "),
+    (&[PLACE, "extents=base"], "extents=base: must be "),
+    (
+        &[PLACE, "extents=qemu:dirty-bitmap:"],
+        "extents=qemu:dirty-bitmap:: must be ",
+    ),
+    (&[PLACE, "extents=by-name"], "dynamic-export=true"),
+    (
+        &[PLACE, "dynamic-export=1", "extents=list"],
+        "‘extents=list’ with ‘dynamic-export’",
+    ),
+    (
+        &[PLACE, "socket=t", "servers=failover", "extents=list"],
+        "‘extents=list’ with ‘servers’",
+    ),
+    (
+        &[
+            PLACE,
+            "servers=spread",
+            "extents=by-name",
+            "dynamic-export=1",
+        ],
+        "cannot use ‘servers’ with ‘dynamic-export’",
+    ),
+    (
+        &[PLACE, "quirks=no-meta", "extents=list"],
+        "‘quirks=no-meta’ with ‘extents’",
+    ),
+    (
+        &[PLACE, "extents=qemu:dirty-bitmap:*", "quirks=no-structured"],
+        "‘quirks=no-structured’ with ‘extents’",
+    ),
+    (
+        &[
+            PLACE,
+            "extents=by-name",
+            "dynamic-export=1",
+            "quirks=no-meta",
+        ],
+        "‘quirks=no-meta’ with ‘extents’",
+    ),
+    (
+        &[
+            PLACE,
+            "extents=by-name",
+            "dynamic-export=1",
+            "quirks=no-opt-go",
+        ],
+        "‘quirks=no-opt-go’ with ‘extents=by-name’",
+    ),
+    (&[PLACE, "extents-cache="], "extents-cache=: must be "),
+    (&[PLACE, "extents-cache=lots"], "extents-cache=lots: must"),
+    (&[PLACE, "extents-cache=-1"], "extents-cache=-1: must be "),
     (&[PLACE, "close-timeout=never"], "close-timeout=never"),
     (&[PLACE, "reconnect="], "reconnect=: must be "),
     (&[PLACE, "reconnect=always"], "reconnect=always: must be "),

@@ -9,6 +9,8 @@ mod errors_tls;
 // Beside this file they would be tests of their own.
 #[path = "errors/command.rs"]
 mod command;
+#[path = "errors/maps.rs"]
+mod maps;
 #[path = "errors/pool.rs"]
 mod pool;
 #[path = "errors/quirks.rs"]
@@ -430,6 +432,7 @@ fn cases() -> impl Iterator<Item = &'static Case> {
         SERVING,
         reach::CASES,
         quirks::CASES,
+        maps::CASES,
         command::CASES,
         reconnect::CASES,
         pool::CASES,
@@ -554,6 +557,20 @@ fn losses_and_returns_are_told_as_the_manual_says() {
 fn several_connections_are_told_of_as_the_manual_says() {
     if need_all(&["nbdkit"]) {
         check(pool::CASES);
+    }
+}
+
+#[test]
+fn quirks_are_told_of_as_the_manual_says() {
+    if need_all(&["nbdkit"]) {
+        check(quirks::CASES);
+    }
+}
+
+#[test]
+fn extents_that_cannot_be_had_are_told_as_the_manual_says() {
+    if need_all(&["nbdkit"]) {
+        check(maps::CASES);
     }
 }
 

@@ -167,7 +167,7 @@ print(found)
     );
     let log = extended.front.stderr();
     assert!(
-        log.contains(", extended headers, base:allocation on"),
+        log.contains(", extended headers, context base:allocation"),
         "{log}"
     );
     assert!(!log.contains("error:"), "{log}");

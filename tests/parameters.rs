@@ -81,7 +81,23 @@ fn all_parameters_together() {
         "linger=2.5s",
         "quirks=no-meta,max-request=1M,max-zero=1G",
         "detect-zeroes=unmap",
+        "extents=base:allocation",
+        "extents-cache=16M",
     ]);
+}
+
+#[test]
+fn extents_go_with_most_others() {
+    for with in [
+        "connections=4",
+        "linger=forever",
+        "reconnect=1",
+        "quirks=no-extended,max-status=1M",
+        "quirks=no-opt-go",
+    ] {
+        let bitmap = "extents=qemu:dirty-bitmap:b";
+        accepted(&["socket=/nowhere", with, bitmap, "extents-cache=1M"]);
+    }
 }
 
 #[test]
@@ -427,6 +443,8 @@ fn help_names_every_parameter() {
         "linger=",
         "quirks=",
         "detect-zeroes=",
+        "extents=",
+        "extents-cache=",
     ] {
         assert!(help.contains(key), "{key} in {help}");
     }

@@ -10,6 +10,7 @@ use nbdkit_nbd_plugin::client::error::Error;
 use nbdkit_nbd_plugin::client::manners::Manners;
 use nbdkit_nbd_plugin::client::zeroes::Detect;
 use nbdkit_nbd_plugin::client::{Client, Options};
+use nbdkit_nbd_plugin::proto::context::Wish;
 use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
 use nbdkit_nbd_plugin::proto::name::ExportName;
 use nbdkit_nbd_plugin::transport::Target;
@@ -93,6 +94,8 @@ fn open(socket: &Path, export: &str) -> Result<Client, Error> {
         fleet: None,
         manners: Manners::default(),
         detect_zeroes: Detect::Off,
+        wish: Wish::default(),
+        maps: Arc::default(),
     };
     Client::open(
         &Arc::new(options),

@@ -15,6 +15,7 @@ use std::time::Duration;
 use nbdkit_nbd_plugin::client::manners::Manners;
 use nbdkit_nbd_plugin::client::zeroes::Detect;
 use nbdkit_nbd_plugin::client::{Client, Options, Zeroing};
+use nbdkit_nbd_plugin::proto::context::Wish;
 use nbdkit_nbd_plugin::proto::handshake::TlsPolicy;
 use nbdkit_nbd_plugin::proto::name::ExportName;
 use nbdkit_nbd_plugin::transport::Target;
@@ -339,12 +340,12 @@ fn operate(client: &Client, input: &[u8], half: u64, lied: &AtomicBool) {
                     fua,
                     fast: bytes.flag(),
                 };
-                let result = client.zero(length as u64, base + at, zeroing);
+                let result = client.zero(length, base + at, zeroing);
                 known[range].fill(result.is_ok().then_some(0));
                 result
             }
             4 => {
-                let result = client.block_status(length as u64, base + at, fua);
+                let result = client.block_status(length, base + at, fua);
                 result.map(|extents| {
                     assert!(!extents.is_empty());
                     assert!(extents.iter().all(|extent| extent.length > 0));
@@ -385,6 +386,8 @@ fn options() -> Arc<Options> {
         fleet: None,
         manners: Manners::default(),
         detect_zeroes: Detect::Off,
+        wish: Wish::default(),
+        maps: Arc::default(),
     })
 }
 

@@ -174,6 +174,10 @@ fn check(outcome: &Outcome) {
                 assert!(!entry.description.contains('\0'));
             }
         }
+        Outcome::Contexts(names) => {
+            assert!(names.len() <= 1024);
+            assert!(names.iter().all(|name| name.len() <= 4096));
+        }
         Outcome::Described(_) => (),
     }
 }

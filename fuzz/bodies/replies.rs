@@ -4,6 +4,7 @@
 
 use nbdkit_nbd_plugin::proto::chunks::{MAX_TAKE, Reply, Step};
 use nbdkit_nbd_plugin::proto::consts::{Command, CommandFlags};
+use nbdkit_nbd_plugin::proto::context::Context;
 use nbdkit_nbd_plugin::proto::framing::Framing;
 use nbdkit_nbd_plugin::proto::reply::{Decoded, MAX_HEADER_LENGTH, decode};
 use nbdkit_nbd_plugin::proto::request::{Cookie, Request};
@@ -204,7 +205,7 @@ pub fn run(data: &[u8]) {
 fn drive(stream: &mut Stream<'_>, input: usize) {
     let framing = stream.framing;
     let request = stream.request;
-    let mut reply = Reply::new(request, Some(CONTEXT));
+    let mut reply = Reply::new(request, Some(Context::allocation(CONTEXT)));
     // How often each byte was answered, and with what.
     let mut answered = vec![0u8; request.length as usize];
     let mut buffer = vec![0xee_u8; request.length as usize];

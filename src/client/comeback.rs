@@ -327,6 +327,9 @@ impl Lasting {
         if written.is_err() {
             self.forget(&up);
         }
+        if !pieces.is_empty() {
+            self.opener.options.maps.note_server();
+        }
         let mut inner = resume.lock();
         if written.is_ok() && !nothing {
             inner.core.end_rewrite(up.member, true);

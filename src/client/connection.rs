@@ -11,7 +11,7 @@ pub use self::leaving::come_to_rest;
 
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use once_cell::sync::OnceCell;
@@ -26,8 +26,9 @@ use super::sync::lookout;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::Command;
+use crate::proto::context::Context;
 use crate::proto::errno::NbdErrno;
-use crate::proto::export::Export;
+use crate::proto::export::{Agreed, Export};
 use crate::proto::framing::Framing;
 use crate::proto::request::{Cookie, Request};
 use crate::transport::{self, Blocking, Deadline, Doorbell, PAUSE, Stream, Wanted};
@@ -55,7 +56,7 @@ pub struct Connection {
     inflight: Inflight<Flight, Receiver>,
     outbox: Outbox,
     framing: Framing,
-    context: Option<u32>,
+    context: Option<Context>,
     patience: Patience,
     /// Reads in flight that are too large for the receive buffer to be of use.
     large_reads: AtomicU32,
@@ -87,7 +88,7 @@ impl Connection {
             stream,
             outbox: Outbox::new(),
             framing: export.framing,
-            context: export.base_allocation,
+            context: export.context.as_ref().map(Agreed::read),
             patience,
             large_reads: AtomicU32::new(0),
             lost: OnceCell::new(),
@@ -262,20 +263,6 @@ impl Connection {
             }
         }
         waits
-    }
-
-    /// What is in flight may be answered until then, and no longer. The first one counts.
-    pub fn give_grace(&self, until: Deadline) {
-        self.lock_grace().get_or_insert(until);
-    }
-
-    /// Until when what is in flight may be answered, if nobody wants more of the connection.
-    pub fn grace(&self) -> Option<Deadline> {
-        *self.lock_grace()
-    }
-
-    fn lock_grace(&self) -> MutexGuard<'_, Option<Deadline>> {
-        self.grace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Finds out whether the client that this thread's request is for is still there.

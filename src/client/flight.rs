@@ -4,6 +4,7 @@
 
 use super::loan::{Buffer, Loan};
 use crate::proto::chunks::Reply;
+use crate::proto::context::Context;
 use crate::proto::framing::Framing;
 use crate::proto::request::{Cookie, Request, RequestHeader};
 
@@ -21,12 +22,12 @@ pub struct Flight {
 }
 
 impl Flight {
-    /// A request that is about to be sent. `context` is the id of `base:allocation`, where agreed.
+    /// A request that is about to be sent. `context` is the one that was agreed.
     pub(super) fn new(
         request: Request,
         cookie: Cookie,
         framing: Framing,
-        context: Option<u32>,
+        context: Option<Context>,
         buffer: &mut Buffer<'_>,
     ) -> Self {
         Self {

@@ -26,12 +26,14 @@
 //!
 //! A `connection` is a live one with its requests in flight (`inflight`, `flight`, `outbox`, `receiver`,
 //! `loan`, `split`). [`upkeep`] is time, the one thread that is always there; [`helpers`] are threads for
-//! what waits for a server, such as coming back.
+//! what waits for a server, such as coming back. `extents` asks for extents, and [`maps`] is what is kept
+//! of the answers.
 
 mod comeback;
 mod connection;
 pub mod desk;
 pub mod error;
+mod extents;
 pub mod fleet;
 mod flight;
 pub mod helpers;
@@ -44,6 +46,7 @@ pub mod links;
 mod loan;
 pub mod lot;
 pub mod manners;
+pub mod maps;
 pub mod negotiation;
 mod open;
 mod opener;
@@ -67,14 +70,15 @@ use self::length::Length;
 use self::links::Links;
 use self::loan::Buffer;
 use self::manners::Manners;
+use self::maps::{Map, Maps};
 use self::negotiation::AtHand;
 use self::opener::Opener;
 pub use self::opener::{Entered, Start, connect, enter_default};
 use self::resume::Terms;
 use self::zeroes::Detect;
 use crate::proto::WireError;
-use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
+use crate::proto::context::Wish;
 use crate::proto::errno::NbdErrno;
 use crate::proto::export::Export;
 use crate::proto::handshake::{Listed, TlsPolicy};
@@ -114,6 +118,10 @@ pub struct Options {
     pub manners: Manners,
     /// What becomes of writes that are all zeroes.
     pub detect_zeroes: Detect,
+    /// Where extents come from.
+    pub wish: Wish,
+    /// What is kept of them.
+    pub maps: Arc<Maps>,
 }
 
 impl Options {
@@ -129,6 +137,14 @@ impl Options {
 /// afterwards.
 pub fn list(options: &Options, at_hand: &mut AtHand<'_>) -> Result<Vec<Listed>, Error> {
     open::list(&server(options), options, at_hand)
+}
+
+/// Asks a server which metadata contexts it has for an export.
+pub fn contexts(options: &Options, export: &ExportName) -> Result<Vec<Vec<u8>>, Error> {
+    let mut at_hand = AtHand::default();
+    let contexts = open::contexts(&server(options), options, export, &mut at_hand);
+    at_hand.leave();
+    contexts
 }
 
 /// Asks a server for the canonical name of its default export, without opening it, over the negotiation
@@ -159,6 +175,12 @@ pub struct Client {
     detect_zeroes: Detect,
     /// What [`Links::losses`] said when it came.
     losses: u64,
+    /// What is kept of its extents, if anything is.
+    map: Option<Map>,
+    /// Whom to tell of changes.
+    changes: Option<Arc<Maps>>,
+    /// Who knows of ranges that need not be read.
+    zeroes: Option<Arc<Maps>>,
 }
 
 /// An operation in several pieces. Each of them may be quick where all of them are not, and a request
@@ -216,15 +238,21 @@ pub struct Zeroing {
 /// message.
 const ASK: Duration = Duration::from_secs(1);
 
-/// Most bytes that the extents of one answer cover. nbdkit joins neighbours that are alike, and its
-/// versions before 1.44 abort when one of 4 GiB comes of that (CVE-2025-47711).
-const MAX_DESCRIBED: u64 = u32::MAX as u64;
-
 impl Client {
-    /// A client that goes by these links.
-    pub fn new(links: Arc<Links>, options: &Options) -> Self {
+    /// A client that goes by these links. Nothing is written by it if it is `readonly`.
+    pub fn new(links: Arc<Links>, options: &Options, readonly: bool) -> Self {
+        let maps = &options.maps;
+        let export = links.volume().export();
+        let readonly = readonly || export.can(TransmissionFlags::READ_ONLY);
+        let map = (readonly || maps.has_cache()) && export.context.is_some();
+        let name = export.context_name();
+        let true_map = name.is_some_and(|name| name.meaning().is_of_contents());
+        let zeroes = readonly && maps.has_cache() && true_map;
         Self {
             losses: links.losses(),
+            map: map.then(|| Map::new(maps.clone(), links.volume().number())),
+            changes: (!readonly && maps.counts_changes()).then(|| maps.clone()),
+            zeroes: zeroes.then(|| maps.clone()),
             links,
             request_timeout: options.request_timeout,
             close_timeout: options.close_timeout,
@@ -239,7 +267,7 @@ impl Client {
         let start = &mut Start::default();
         let links = connect(options, &volumes, &helpers, export, false, false, start);
         start.at_hand.leave();
-        Ok(Self::new(links?, options))
+        Ok(Self::new(links?, options, false))
     }
 
     /// Disconnects, when the links are nobody else's. No request may be in flight. Takes no longer
@@ -261,6 +289,12 @@ impl Client {
     /// Fills `buffer` with the bytes at `offset`. On failure its contents mean nothing.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
         self.check_range(Command::READ, offset, buffer.len() as u64)?;
+        if let Some(maps) = &self.zeroes {
+            if self.reads_zero(maps, offset, buffer.len()) {
+                buffer.fill(0);
+                return Ok(());
+            }
+        }
         let deadline = self.deadline();
         // Nearly always one request does, and there is nothing to be looked after between pieces.
         match buffer.len() <= self.piece() {
@@ -332,9 +366,22 @@ impl Client {
             return Ok(());
         }
         let request = Request::new(Command::WRITE, at, payload.len() as u32).with(flags);
-        self.links
-            .change(request, Buffer::Source(payload), deadline)
-            .map(drop)
+        self.change(request, Buffer::Source(payload), deadline)
+    }
+
+    /// Sends a request that changes something.
+    #[inline]
+    fn change(
+        &self,
+        request: Request,
+        buffer: Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<(), Error> {
+        let Some(maps) = &self.changes else {
+            return self.links.change(request, buffer, deadline);
+        };
+        let change = maps.begin_change(request);
+        change.answered(self.links.change(request, buffer, deadline))
     }
 
     #[cold]
@@ -403,49 +450,6 @@ impl Client {
         }
     }
 
-    /// The allocation of at least the first byte of a range, in order. The answer may stop early, and
-    /// the last extent may pass the range's end, as the server told it; all are less than 4 GiB. With
-    /// `one` it is a single extent.
-    pub fn block_status(
-        &self,
-        length: u64,
-        offset: u64,
-        one: bool,
-    ) -> Result<Vec<Descriptor>, Error> {
-        if self.export().base_allocation.is_none() {
-            return Err(self.unsupported("no base:allocation context was agreed", libc::EINVAL));
-        }
-        // The answer may stop early, so the whole blocks of the longest query there is, 2^32-1 bytes,
-        // will do.
-        let whole = self.export().whole_blocks(length);
-        let length = if whole > 0 { whole } else { length };
-        self.check_range(Command::BLOCK_STATUS, offset, length)?;
-        let mut flags = CommandFlags::empty();
-        flags.set(CommandFlags::REQ_ONE, one);
-        let request = Request::new(Command::BLOCK_STATUS, offset, length).with(flags);
-        if length == 0 {
-            return Ok(Vec::new());
-        }
-        let mut extents = self.status(request, &self.deadline())?;
-        split::cut(&mut extents, MAX_DESCRIBED);
-        Ok(extents)
-    }
-
-    /// Asks for the status of a range, or of its beginning, if that is what the server takes at once.
-    fn status(&self, request: Request, deadline: &Deadline) -> Result<Vec<Descriptor>, Error> {
-        let mut length = Length::new(self.links.volume(), request.command);
-        loop {
-            let piece = length.piece(request, request.offset, request.length);
-            match self.links.submit(piece, Buffer::None, deadline) {
-                Ok(extents) => {
-                    length.taken(piece);
-                    return Ok(extents);
-                }
-                Err(error) => length.declined(piece, error)?,
-            }
-        }
-    }
-
     /// Sends a request without payload, in pieces if it is longer than what the server takes at once.
     /// That cannot be known in advance: what is declined for its length is repeated in shorter
     /// pieces, a few times at most, and what was taken then is remembered.
@@ -458,7 +462,7 @@ impl Client {
             let piece = length.piece(request, at, left);
             let done = match request.command {
                 Command::CACHE => self.links.submit(piece, Buffer::None, deadline).map(drop),
-                _ => self.links.change(piece, Buffer::None, deadline),
+                _ => self.change(piece, Buffer::None, deadline),
             };
             match done {
                 Ok(()) => {

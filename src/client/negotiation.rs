@@ -117,7 +117,7 @@ impl Negotiation {
         shaken: Result<(), OpenError>,
         left: &mut Option<Self>,
     ) -> Result<(Self, Outcome), OpenError> {
-        use handshake::Error::{Refused, TlsRefused};
+        use handshake::Error::{NoContext, Refused, SeveralBitmaps, TlsRefused};
         match shaken {
             Ok(()) => {
                 let outcome = self.machine.outcome();
@@ -125,7 +125,9 @@ impl Negotiation {
             }
             Err(error) => {
                 match &error {
-                    OpenError::Handshake(Refused(_)) if self.machine.is_at_rest() => {
+                    OpenError::Handshake(Refused(_) | NoContext { .. } | SeveralBitmaps { .. })
+                        if self.machine.is_at_rest() =>
+                    {
                         *left = Some(self);
                     }
                     // spec: Termination of the session: MUST: NBD_REP_ERR_SHUTDOWN is answered by NBD_OPT_ABORT

@@ -31,7 +31,7 @@ pub fn enter(
     let entered = match again {
         None => enter_over(server, options, export, &mut left),
         Some(_) => {
-            let goal = Goal::open(export).with_ladder(options.manners.ladder());
+            let goal = open_goal(options, export).with_ladder(options.manners.ladder());
             let end = &mut End::default();
             Negotiation::begin(server, options, goal, end, again, &mut left)
                 .map(|reached| entered_with(server, options, reached))
@@ -50,8 +50,13 @@ pub fn enter_over(
     export: &ExportName,
     at_hand: &mut AtHand<'_>,
 ) -> Result<(Stream, Export), Error> {
-    let reached = reach(server, options, Goal::open(export), at_hand)?;
+    let reached = reach(server, options, open_goal(options, export), at_hand)?;
     Ok(entered_with(server, options, reached))
+}
+
+/// To open an export, with the extents that the user wants.
+fn open_goal(options: &Options, export: &ExportName) -> Goal {
+    Goal::open(export).with_wish(options.wish.clone())
 }
 
 fn entered_with(
@@ -75,10 +80,27 @@ pub fn list(
     options: &Options,
     at_hand: &mut AtHand<'_>,
 ) -> Result<Vec<Listed>, Error> {
-    match reach(server, options, Goal::list(), at_hand)? {
+    let goal = Goal::list().with_wish(options.wish.clone());
+    match reach(server, options, goal, at_hand)? {
         (negotiation, Outcome::Listing(listing)) => {
             at_hand.negotiation = Some(negotiation);
             Ok(listing)
+        }
+        (_, other) => unreachable!("{other:?} is no answer to this goal"),
+    }
+}
+
+/// Asks which metadata contexts an export has. The negotiation is at hand afterwards.
+pub fn contexts(
+    server: &Server,
+    options: &Options,
+    export: &ExportName,
+    at_hand: &mut AtHand<'_>,
+) -> Result<Vec<Vec<u8>>, Error> {
+    match reach(server, options, Goal::contexts(export), at_hand)? {
+        (negotiation, Outcome::Contexts(names)) => {
+            at_hand.negotiation = Some(negotiation);
+            Ok(names)
         }
         (_, other) => unreachable!("{other:?} is no answer to this goal"),
     }
@@ -175,12 +197,13 @@ fn hung_up(cause: &OpenError) -> bool {
 }
 
 fn describe(server: &Server, export: &Export) {
+    let name = export.context_name().map(ToString::to_string);
     log::debug!(
-        "{server}: export of {} bytes{}, {}, base:allocation {}",
+        "{server}: export of {} bytes{}, {}, context {}",
         export.size,
         export.flags,
         export.framing,
-        on(export.base_allocation.is_some()),
+        name.unwrap_or_else(|| "none".to_owned()),
     );
     if let Some(sizes) = export.block_sizes {
         log::debug!(
@@ -190,8 +213,4 @@ fn describe(server: &Server, export: &Export) {
             sizes.maximum
         );
     }
-}
-
-fn on(value: bool) -> &'static str {
-    if value { "on" } else { "off" }
 }

@@ -164,6 +164,8 @@ impl Opener {
         offer: Export,
         at: usize,
     ) -> Result<Entered, Error> {
+        // Of several servers each has the maps of all.
+        self.options.maps.note_server();
         let protection = Protection {
             tls: stream.has_tls(),
         };

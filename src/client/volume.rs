@@ -24,6 +24,8 @@ const CUT: u64 = 4;
 /// An export as nbdkit was told of it. That never changes: nbdkit asks once for each client.
 #[derive(Debug)]
 pub struct Volume {
+    /// No other one in this process has it.
+    number: u64,
     export: Export,
     /// Longest requests that the server was found to take, in the order of [`place`]; at first what the
     /// user allows, and what its headers can say.
@@ -36,12 +38,19 @@ pub struct Volume {
 
 impl Volume {
     fn new(export: Export, terms: Option<&Terms>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             payload: AtomicU32::new(export.maximum_payload()),
             session: terms.map(|terms| Resume::new(&export, terms)),
             limits: COMMANDS.map(|command| AtomicU64::new(export.longest(command))),
             export,
         }
+    }
+
+    /// Its number, which is no other one's.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// What nbdkit was told.
@@ -124,14 +133,17 @@ impl Volumes {
     /// The volume for a connection that offers `export` for the name `asked`. If a client has it open
     /// already and was told the same, both have one; else whoever comes now starts afresh.
     pub fn admit(&self, asked: &[u8], export: &Export, terms: Option<&Terms>) -> Arc<Volume> {
-        let name = export
-            .canonical_name
-            .as_ref()
-            .map_or(asked, |name| name.as_bytes());
+        let name = export.canonical_name.as_ref();
+        let mut name = name.map_or(asked, |name| name.as_bytes()).to_vec();
+        // An export is another one by another map: its journal is not, but it cannot be written.
+        if let Some(context) = export.context_name() {
+            name.push(0);
+            name.extend(context.as_bytes());
+        }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         // Clients can ask for any number of names: none is kept longer than it is used.
         known.retain(|_, volume| volume.strong_count() > 0);
-        if let Some(volume) = known.get(name).and_then(Weak::upgrade) {
+        if let Some(volume) = known.get(&*name).and_then(Weak::upgrade) {
             // Whoever comes after a session has ended for good starts afresh.
             let doomed = volume.session().is_some_and(Resume::is_doomed);
             if !doomed && volume.export.offers_the_same(export) {
@@ -139,7 +151,7 @@ impl Volumes {
             }
         }
         let volume = Arc::new(Volume::new(export.clone(), terms));
-        known.insert(name.into(), Arc::downgrade(&volume));
+        known.insert(name.into_boxed_slice(), Arc::downgrade(&volume));
         volume
     }
 }

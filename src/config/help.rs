@@ -49,4 +49,8 @@ keepalive=<TIME>       Silence after which TCP asks for the server's host
                        (default 0: the kernel's time).
 detect-zeroes=<MODE>   Writes of zeroes as such: 'off', 'on' or 'unmap'.
 quirks=<LIST>          What not to ask of a server, or not for so much at once.
+extents=<CONTEXT>      Where extents come from: base:allocation (the default),
+                       qemu:dirty-bitmap:<NAME> (* for the only one),
+                       qemu:allocation-depth; 'by-name', or 'list' to see.
+extents-cache=<SIZE>   Memory for extents of all clients (default 0: none).
 ";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! What the user asked for: collected key by key, checked once, then immutable.
 
+pub mod extents;
 pub mod help;
 mod params;
 pub mod quirks;
@@ -12,6 +13,7 @@ pub mod uri;
 
 use std::time::Duration;
 
+use self::extents::Extents;
 use self::quirks::Quirks;
 use self::reconnect::{Reconnect, ReconnectParams};
 use self::servers::{Another, Servers, ServersParams};
@@ -140,6 +142,27 @@ pub enum Error {
     /// One connection has one export.
     #[error("cannot use 'dynamic-export' with shared connection")]
     DynamicWithShared,
+    /// Bitmaps are shown as exports where clients choose among exports.
+    #[error("‘extents=by-name’ needs ‘dynamic-export=true’")]
+    ByNameWithoutDynamic,
+    /// Contexts are those of one export.
+    #[error("cannot use ‘extents=list’ with ‘dynamic-export’: it is about one ‘export’")]
+    ListWithDynamic,
+    /// Each server has contexts of its own.
+    #[error(
+        "cannot use ‘extents=list’ with ‘servers’: which contexts there are is a question for one server"
+    )]
+    ListWithServers,
+    /// Contexts are wanted, and are not to be asked for.
+    #[error(
+        "cannot use ‘quirks={0}’ with ‘extents’ other than base:allocation: no context is asked for then"
+    )]
+    QuirkWithExtents(&'static str),
+    /// That there is no export of a name is told in answer to `NBD_OPT_GO` alone.
+    #[error(
+        "cannot use ‘quirks=no-opt-go’ with ‘extents=by-name’: only NBD_OPT_GO tells which exports there are not"
+    )]
+    ByNameWithoutGo,
     /// A URI demands TLS and a parameter forbids it.
     #[error("cannot mix 'tls=off' with a URI that demands TLS")]
     TlsOff,
@@ -206,6 +229,8 @@ pub struct Params {
     linger: Option<Linger>,
     quirks: Quirks,
     detect_zeroes: DetectZeroes,
+    extents: Extents,
+    extents_cache: u64,
     /// Whether `command-timeout` was given, whatever its value.
     command_timeout: bool,
 }
@@ -294,6 +319,8 @@ impl Params {
             "connections" => self.connections = Some(params::connections(value)?),
             "quirks" => self.quirks = quirks::parse(value)?,
             "detect-zeroes" => self.detect_zeroes = params::detect_zeroes(value)?,
+            "extents" => self.extents = Extents::parse(value)?,
+            "extents-cache" => self.extents_cache = params::size("extents-cache", value)?,
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -351,6 +378,11 @@ impl Params {
         if connections > 1 && matches!(place, Place::SocketFd(_)) {
             return Err(Error::ConnectionsSocketFd);
         }
+        self.extents.check(self.dynamic_export)?;
+        if self.extents == Extents::List && plan.is_some() {
+            return Err(Error::ListWithServers);
+        }
+        self.extents.check_asked(self.quirks.ladder)?;
         let (tls_policy, tls) = tls_params.complete(&place)?;
         let reconnect = self.reconnect.complete(&place)?;
         let export = if self.dynamic_export {
@@ -378,6 +410,8 @@ impl Params {
             linger: self.linger,
             quirks: self.quirks,
             detect_zeroes: self.detect_zeroes,
+            extents: self.extents,
+            extents_cache: self.extents_cache,
         })
     }
 }
@@ -421,6 +455,10 @@ pub struct Config {
     /// After how long a silence to ask whether the server's host is still there; `None` leaves it to
     /// the kernel.
     pub keepalive: Option<Duration>,
+    /// Where extents come from.
+    pub extents: Extents,
+    /// Memory for extents that are kept for all clients, bytes; 0 for none.
+    pub extents_cache: u64,
     /// How long the way of a client that has left is kept for another.
     pub linger: Option<Linger>,
     /// What the server has to be spared.

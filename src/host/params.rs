@@ -63,6 +63,14 @@ pub fn note_fork() {
     RUNNING.store(true, Ordering::Release);
 }
 
+/// Whether standard input and output are not a client's (`nbdkit -s`). To be asked before `get_ready`
+/// has ended.
+#[must_use]
+pub fn is_stdio_free() -> bool {
+    // SAFETY: takes nothing.
+    unsafe { sys::nbdkit_stdio_safe() == 1 }
+}
+
 fn is_ending() -> bool {
     ENDING.load(Ordering::Acquire)
 }

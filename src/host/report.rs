@@ -28,6 +28,13 @@ pub fn print(line: &str) {
     unsafe { sys::nbd_shim_print(line.as_ptr()) }
 }
 
+/// Ends this process, which has done what it was started for, with what was printed shown. nbdkit has no
+/// other way to end well before it serves.
+pub fn end_well() -> ! {
+    // SAFETY: runs what libraries have registered for the end, and this is the only thread.
+    unsafe { libc::exit(0) }
+}
+
 /// Sets the error number of the callback that runs on this thread.
 pub fn set_errno(errno: i32) {
     // SAFETY: writes a thread-local of nbdkit's; any number is allowed.

@@ -85,7 +85,7 @@ impl Handle {
 
     /// Whether the server reports extents.
     pub fn can_extents(&self) -> bool {
-        self.client.export().base_allocation.is_some()
+        self.client.export().context.is_some()
     }
 
     /// Turns a failed request into what the user is told of it.

@@ -7,11 +7,14 @@ use super::guard::Failure;
 use crate::client::Options;
 use crate::client::fleet::{Another, Fleet, Plan};
 use crate::client::manners::Manners;
+use crate::client::maps::Maps;
 use crate::client::resume::Terms;
 use crate::client::zeroes::Detect;
+use crate::config::extents::Extents;
 use crate::config::target::Place;
-use crate::config::{Config, DetectZeroes, servers};
+use crate::config::{Config, DetectZeroes, ExportName, servers};
 use crate::host::params;
+use crate::proto::context::Wish;
 use crate::proto::handshake::TlsPolicy;
 use crate::transport::Target;
 use crate::transport::command::Child;
@@ -22,11 +25,14 @@ use crate::transport::tls::Settings;
 
 /// How to open connections, to all of the servers.
 pub fn options(config: &Config) -> Result<Options, Failure> {
-    let mut options = at(config, &config.place, config.tls_policy, &config.tls)?;
+    let many = config.export == ExportName::Dynamic;
+    let maps = Arc::new(Maps::new(config.extents_cache, many));
+    let mut options = at(config, &config.place, config.tls_policy, &config.tls, &maps)?;
     if let Some(servers) = &config.servers {
         let mut others = Vec::new();
         for another in &servers.others {
-            let options = at(config, &another.place, another.tls_policy, &another.tls)?;
+            let (place, policy) = (&another.place, another.tls_policy);
+            let options = at(config, place, policy, &another.tls, &maps)?;
             others.push(Another {
                 options: Arc::new(options),
                 export: another.export.clone(),
@@ -54,6 +60,7 @@ fn at(
     place: &Place,
     tls_policy: TlsPolicy,
     tls: &Settings,
+    maps: &Arc<Maps>,
 ) -> Result<Options, Failure> {
     let target = target(config, place)?;
     if config.keepalive.is_some() && !matches!(target, Target::Tcp { .. }) {
@@ -87,6 +94,11 @@ fn at(
             DetectZeroes::On => Detect::On,
             DetectZeroes::Unmap => Detect::Unmap,
         },
+        wish: match &config.extents {
+            Extents::From(wish) => wish.clone(),
+            Extents::List => Wish::default(),
+        },
+        maps: maps.clone(),
     })
 }
 

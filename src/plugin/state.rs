@@ -5,7 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::guard::Failure;
 use super::upstream::Upstream;
+use crate::config::extents::Extents;
 use crate::config::{Config, Params};
+use crate::host::{params, report};
+use crate::proto::codec::printable;
+use crate::proto::consts::MAX_STRING;
 
 /// The plugin's life, in nbdkit's order.
 #[derive(Debug)]
@@ -37,15 +41,27 @@ pub fn freeze() -> Result<(), Failure> {
     let mut state = state();
     if let State::Collecting(params) = &mut *state {
         let config = params.take().unwrap_or_default().complete()?;
+        if config.extents == Extents::List && !params::is_stdio_free() {
+            return Err(Failure::misuse(
+                "cannot use ‘extents=list’ with nbdkit -s: standard output is the client's",
+            ));
+        }
         *state = State::Frozen(config);
     }
     Ok(())
 }
 
-/// Prepares the server.
+/// Prepares the server. If all that is wanted is a list, it is printed, and that is the end.
 pub fn get_ready() -> Result<(), Failure> {
     let mut state = state();
     if let State::Frozen(config) = &*state {
+        if config.extents == Extents::List {
+            let names = Upstream::contexts(config)?;
+            for name in names {
+                report::print(&printable(&name, MAX_STRING));
+            }
+            report::end_well();
+        }
         let upstream = Upstream::new(config)?;
         *state = State::Ready(Arc::new(upstream));
     }

@@ -161,7 +161,7 @@ impl Upstream {
             }
         };
         Ok(Session {
-            client: Client::new(links, &self.server.options),
+            client: Client::new(links, &self.server.options, readonly),
             kept,
             failed: AtomicBool::new(false),
         })
@@ -220,6 +220,22 @@ impl Upstream {
             // There is no such configuration.
             (ExportName::Dynamic, Way::Shared(_)) => name::ExportName::default(),
         }
+    }
+
+    /// The metadata contexts that the server has for the export. Nobody is served: a server that was started
+    /// for this ends.
+    pub fn contexts(config: &Config) -> Result<Vec<Vec<u8>>, Failure> {
+        let alone = Self::new(&Config {
+            shared: false,
+            ..config.clone()
+        })?;
+        let export = match &alone.server.export {
+            ExportName::Fixed(name) => name.clone(),
+            ExportName::Dynamic => name::ExportName::default(),
+        };
+        let names = client::contexts(&alone.server.options, &export);
+        alone.end();
+        Ok(names?)
     }
 
     /// Disconnects everybody, also clients that nbdkit did not close, and ends a server that we

@@ -15,6 +15,7 @@ use super::codec::Reader;
 use super::consts::{
     Allocation, ChunkFlags, ChunkType, Command, CommandFlags, DEFAULT_MAX_PAYLOAD, MAX_TEXT,
 };
+use super::context::Context;
 use super::coverage::Coverage;
 use super::errno::NbdErrno;
 use super::framing::Framing;
@@ -23,8 +24,8 @@ use super::request::Request;
 use super::{Fault, Violation, WireError};
 
 /// Most block descriptors that are kept of one reply; more are read and forgotten. Whoever asked
-/// goes on where the answer ends.
-const MAX_DESCRIPTORS: usize = 1 << 16;
+/// goes on where the answer ends. qemu sends no more than that in a chunk.
+const MAX_DESCRIPTORS: usize = 1 << 17;
 /// What a chunk may have around its data, bytes.
 const MAX_OVERHEAD: u32 = 8;
 /// Most descriptor bytes that are taken in one step.
@@ -59,12 +60,12 @@ pub enum Step {
     Done,
 }
 
-/// One extent of the `base:allocation` context.
+/// One extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptor {
     /// Bytes; never zero.
     pub length: u64,
-    /// What is known of them; unknown bits are masked.
+    /// What they are by the context that was agreed.
     pub status: Allocation,
 }
 
@@ -72,7 +73,7 @@ pub struct Descriptor {
 #[derive(Debug)]
 pub struct Reply {
     request: Request,
-    context: Option<u32>,
+    context: Option<Context>,
     coverage: Coverage,
     error: Option<Box<WireError>>,
     /// For a status query only, which few requests are: a small reply is quickly moved.
@@ -140,8 +141,8 @@ enum Body {
 }
 
 impl Reply {
-    /// Expects the reply to `request`. `context` is the id of `base:allocation`, where agreed.
-    pub fn new(request: Request, context: Option<u32>) -> Self {
+    /// Expects the reply to `request`. `context` is the one that was agreed.
+    pub fn new(request: Request, context: Option<Context>) -> Self {
         let length = match request.command {
             // Payload is below 4 GiB.
             Command::READ => request.length as u32,
@@ -461,7 +462,8 @@ impl Reply {
     }
 
     fn begin_status(&mut self, context: u32, left: u32) -> Result<(), Violation> {
-        let ours = (self.context == Some(context)).then_some(self.status.as_mut());
+        let ours = self.context.is_some_and(|ours| ours.id == context);
+        let ours = ours.then_some(self.status.as_mut());
         let Some(status) = ours.flatten() else {
             self.spend(left)?;
             self.skip(left);
@@ -481,7 +483,7 @@ impl Reply {
 
     fn descriptors(&mut self, mut reader: Reader<'_>, left: u32) {
         let left = left.saturating_sub(reader.rest().len() as u32);
-        let Some(status) = &mut self.status else {
+        let (Some(status), Some(context)) = (&mut self.status, self.context) else {
             return self.skip(left);
         };
         let wide = status.wide;
@@ -499,12 +501,10 @@ impl Reply {
             }
             status.described = status.described.saturating_add(length);
             if status.descriptors.len() < MAX_DESCRIPTORS {
-                // spec: `base:allocation` metadata context: MUST: unknown status flags are ignored
                 // spec: Request types: SHOULD: neighbouring descriptors may have the same status
                 status.descriptors.push(Descriptor {
                     length,
-                    // The flags that we know are among the lower half.
-                    status: Allocation::from_bits_truncate(bits as u32),
+                    status: context.meaning.extent(bits),
                 });
             }
         }

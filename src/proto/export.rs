@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! What a handshake agreed on: the export's size and abilities, made consistent.
 
-use super::consts::{Command, DEFAULT_MAX_PAYLOAD, TransmissionFlags};
+use super::consts::{Command, DEFAULT_MAX_PAYLOAD, MAX_STRING, TransmissionFlags};
+use super::context::{Context, ContextName};
 use super::framing::Framing;
 use super::name::ExportName;
 
@@ -25,8 +26,8 @@ pub struct Export {
     // spec: Metadata querying: MUST NOT: no NBD_CMD_BLOCK_STATUS without a context, agreed for this export
     // spec: Option types: MUST NOT: no NBD_CMD_BLOCK_STATUS unless the last NBD_OPT_SET_META_CONTEXT gave a context
     // spec: Request types: MUST NOT: no NBD_CMD_BLOCK_STATUS without a context, agreed for this export
-    /// Identity of the `base:allocation` metadata context on this connection.
-    pub base_allocation: Option<u32>,
+    /// The metadata context that extents come from.
+    pub context: Option<Agreed>,
     /// What the user allows, beside what the server does.
     pub limits: Limits,
 }
@@ -53,7 +54,7 @@ impl Export {
             canonical_name: None,
             description: None,
             framing,
-            base_allocation: None,
+            context: None,
             limits: Limits::default(),
         }
     }
@@ -66,12 +67,32 @@ impl Export {
                 export.size,
                 export.flags,
                 export.block_sizes,
-                export.base_allocation.is_some(),
+                export.context_name().cloned(),
             )
         };
         facts(self) == facts(other)
             && self.canonical_name == other.canonical_name
             && self.description == other.description
+    }
+
+    /// The same, with a metadata context. One that says nothing of the contents makes it read-only, and
+    /// its description says so: who writes by such a map, or reads, would be misled.
+    pub fn with_context(mut self, context: Option<Agreed>) -> Self {
+        let name = context.as_ref().map(|agreed| &agreed.name);
+        if let Some(name) = name.filter(|name| !name.meaning().is_of_contents()) {
+            let flags = self.flags | TransmissionFlags::READ_ONLY;
+            self.flags = consistent(flags, self.framing);
+            let note = format!("read-only, data is {}: {name}", name.meaning().data());
+            let text = self.description.take().unwrap_or_default();
+            self.description = Some(noted(&text, &note));
+        }
+        self.context = context;
+        self
+    }
+
+    /// What that context is called.
+    pub fn context_name(&self) -> Option<&ContextName> {
+        self.context.as_ref().map(|agreed| &agreed.name)
     }
 
     // spec: Transmission flags: MUST NOT: what a flag exposes is not used without the flag
@@ -125,6 +146,19 @@ impl Export {
     }
 }
 
+/// A description with a note of ours behind it, within what the protocol has room for.
+fn noted(text: &str, note: &str) -> String {
+    let mut text = text.to_owned();
+    let room = MAX_STRING.saturating_sub(note.len() + 3);
+    while text.len() > room {
+        text.pop();
+    }
+    match text.is_empty() {
+        true => note.to_owned(),
+        false => format!("{text} ({note})"),
+    }
+}
+
 /// Removes abilities that cannot be meant: all of them without `NBD_FLAG_HAS_FLAGS`, writing to a
 /// read-only export, modifiers without what they modify ("Transmission flags").
 fn consistent(mut flags: TransmissionFlags, framing: Framing) -> TransmissionFlags {
@@ -142,6 +176,25 @@ fn consistent(mut flags: TransmissionFlags, framing: Framing) -> TransmissionFla
         flags -= TransmissionFlags::SEND_DF;
     }
     flags
+}
+
+/// A metadata context that the server agreed to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// Which one.
+    pub name: ContextName,
+    /// Its identity on this connection.
+    pub id: u32,
+}
+
+impl Agreed {
+    /// How its replies are read.
+    pub fn read(&self) -> Context {
+        Context {
+            id: self.id,
+            meaning: self.name.meaning(),
+        }
+    }
 }
 
 /// Block size constraints ("Block size constraints"), all in bytes.
@@ -195,6 +248,33 @@ mod tests {
         ] {
             assert!(!export.can(lost), "{lost:?}");
         }
+    }
+
+    #[test]
+    fn a_map_of_changes_makes_an_export_read_only_and_says_so() {
+        let agreed = |name: &[u8]| ContextName::new(name).map(|name| Agreed { name, id: 1 });
+        let with = |name: &[u8], description: Option<String>| {
+            let mut export = Export::new(1, ALL - TransmissionFlags::READ_ONLY, Framing::Simple);
+            export.description = description;
+            export.with_context(agreed(name))
+        };
+        let plain = with(b"base:allocation", Some("a disk".to_owned()));
+        assert!(!plain.can(TransmissionFlags::READ_ONLY));
+        assert_eq!(plain.description.as_deref(), Some("a disk"));
+        let changes = with(b"qemu:dirty-bitmap:b\n", None);
+        assert!(changes.can(TransmissionFlags::READ_ONLY));
+        assert!(!changes.can(TransmissionFlags::SEND_WRITE_ZEROES));
+        let note = "read-only, data is what has changed: qemu:dirty-bitmap:b\\n";
+        assert_eq!(changes.description.as_deref(), Some(note));
+        let depth = with(b"qemu:allocation-depth", Some("a disk".to_owned()));
+        let note = "a disk (read-only, data is what the top layer has: qemu:allocation-depth)";
+        assert_eq!(depth.description.as_deref(), Some(note));
+        let long = with(
+            b"qemu:allocation-depth",
+            Some("\u{e9}".repeat(MAX_STRING / 2)),
+        );
+        let long = long.description.expect("a description");
+        assert!(long.len() <= MAX_STRING && long.ends_with("qemu:allocation-depth)"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::fmt;
 pub mod chunks;
 pub mod codec;
 pub mod consts;
+pub mod context;
 pub mod coverage;
 pub mod errno;
 pub mod export;

@@ -48,8 +48,12 @@ pub fn difference(was: (&Export, Protection), is: (&Export, Protection)) -> Opti
             return Some(format!("the server had {name}, and has it no more"));
         }
     }
-    if was.base_allocation.is_some() && is.base_allocation.is_none() {
-        return Some("the server had the context base:allocation, and has it no more".to_owned());
+    if let Some(name) = was.context_name() {
+        if is.context_name() != Some(name) {
+            return Some(format!(
+                "the server had the context {name}, and has it no more"
+            ));
+        }
     }
     if was.canonical_name != is.canonical_name {
         let name = |export: &Export| match &export.canonical_name {
@@ -71,7 +75,8 @@ pub fn difference(was: (&Export, Protection), is: (&Export, Protection)) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::export::BlockSizes;
+    use crate::proto::context::ContextName;
+    use crate::proto::export::{Agreed, BlockSizes};
     use crate::proto::framing::Framing;
     use crate::proto::name::ExportName;
 
@@ -86,8 +91,13 @@ mod tests {
         );
         export.block_sizes = BlockSizes::checked(512, 4096, 1 << 20);
         export.canonical_name = ExportName::new(b"disk".to_vec());
-        export.base_allocation = Some(1);
+        export.context = allocation(1);
         export
+    }
+
+    fn allocation(id: u32) -> Option<Agreed> {
+        let name = ContextName::allocation();
+        Some(Agreed { name, id })
     }
 
     fn told(change: impl FnOnce(&mut Export)) -> Option<String> {
@@ -99,7 +109,7 @@ mod tests {
     #[test]
     fn what_is_the_same_or_better_passes() {
         assert_eq!(told(|_| ()), None);
-        assert_eq!(told(|e| e.base_allocation = Some(7)), None);
+        assert_eq!(told(|e| e.context = allocation(7)), None);
         assert_eq!(told(|e| e.description = Some("other".to_owned())), None);
         assert_eq!(told(|e| e.framing = Framing::Simple), None);
         assert_eq!(
@@ -127,7 +137,7 @@ mod tests {
                 "read-only now",
             ),
             (
-                Box::new(|e: &mut Export| e.base_allocation = None),
+                Box::new(|e: &mut Export| e.context = None),
                 "base:allocation",
             ),
             (

@@ -7,6 +7,7 @@
 // Every test file is its own crate and uses its own part of this module.
 #![allow(dead_code)]
 
+pub mod bitmaps;
 pub mod clients;
 pub mod counted;
 pub mod cutting;

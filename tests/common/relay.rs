@@ -7,7 +7,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -87,6 +87,8 @@ struct Wire {
     plugin: UnixStream,
     server: UnixStream,
     recording: Mutex<Recording>,
+    /// Bytes of each direction, to the server and from it.
+    passed: [AtomicU64; 2],
     /// How many more bytes of the server's get through, if there is a limit.
     allowance: Mutex<Option<usize>>,
     plan: Option<Plan>,
@@ -202,6 +204,35 @@ impl Relay {
         lock(&self.shared.wires).iter().for_each(|wire| wire.cut());
     }
 
+    /// How many bytes have passed so far, over all connections, in both directions.
+    pub fn passed(&self) -> u64 {
+        let wires = lock(&self.shared.wires);
+        let passed = wires.iter().flat_map(|wire| &wire.passed);
+        passed.map(|bytes| bytes.load(Ordering::SeqCst)).sum()
+    }
+
+    /// How many status queries were made, over all connections that are short enough to be kept and have no
+    /// payload of a client's.
+    pub fn status_queries(&self) -> usize {
+        self.requests(7)
+    }
+
+    /// The same for another command, by its number.
+    pub fn requests(&self, command: u8) -> usize {
+        // The magic of either header, any flags, and the command.
+        let is_query = |bytes: &[u8]| {
+            let magic = [[0x25, 0x60, 0x95, 0x13], [0x21, 0xe4, 0x1c, 0x71]];
+            magic.iter().any(|magic| bytes[..4] == *magic) && bytes[6..] == [0, command]
+        };
+        let recordings = self.recordings();
+        let queries = recordings.iter().map(|recording| {
+            assert!(recording.to_server.len() < KEPT, "not all of it is kept");
+            let windows = recording.to_server.windows(8);
+            windows.filter(|bytes| is_query(bytes)).count()
+        });
+        queries.sum()
+    }
+
     /// What went over the latest connection, to the server and from it.
     pub fn lengths(&self) -> (usize, usize) {
         let wires = lock(&self.shared.wires);
@@ -277,6 +308,7 @@ fn connect(shared: &Shared, plugin: UnixStream) {
         plugin,
         server,
         recording: Mutex::default(),
+        passed: Default::default(),
         allowance: Mutex::new(None),
         plan,
     });
@@ -319,6 +351,7 @@ impl Wire {
                 Direction::ToServer => bytes,
                 Direction::FromServer => self.allowed(bytes),
             };
+            self.passed[direction as usize].fetch_add(bytes.len() as u64, Ordering::SeqCst);
             match self.pass(direction, bytes, &mut passed, to) {
                 Ok(After::GoOn) => (),
                 Ok(After::End) | Err(_) => break,

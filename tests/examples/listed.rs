@@ -59,6 +59,11 @@ pub const NOT_TYPED: &[Listed] = &[
         "a line of a file; tests/contrib.rs starts the service with one like it",
     ),
     (
+        MANUAL,
+        "nbdcopy --destination-is-zero -S 0 -- SOURCE OVERLAY",
+        "the form of a command; tests/increments.rs has it, and the other page an example",
+    ),
+    (
         EXAMPLES,
         "qemu-system-x86_64 -m 1G -device virtio-blk-pci,drive=disk0 -blockdev \\",
         "a machine that runs until somebody ends it; 30 MB of packages that nothing else needs",

@@ -2,6 +2,7 @@
 //! How a connection is left: in good order, softly, or to be buried.
 
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Cause, Connection};
@@ -20,6 +21,20 @@ const AWAIT_IDLE: Duration = Duration::from_millis(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 impl Connection {
+    /// What is in flight may be answered until then, and no longer. The first one counts.
+    pub fn give_grace(&self, until: Deadline) {
+        self.lock_grace().get_or_insert(until);
+    }
+
+    /// Until when what is in flight may be answered, if nobody wants more of the connection.
+    pub fn grace(&self) -> Option<Deadline> {
+        *self.lock_grace()
+    }
+
+    pub(super) fn lock_grace(&self) -> MutexGuard<'_, Option<Deadline>> {
+        self.grace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says goodbye and waits until the server has closed its side, or until the deadline. No
     /// request may be in flight.
     pub fn close(&self, deadline: Deadline) {

@@ -69,7 +69,8 @@ impl Lasting {
 
     /// Whether the server is there, and has the connection open; looks for the end of the stream.
     pub(in crate::client) fn is_alive(&self) -> bool {
-        self.ups().iter().any(|up| !up.connection.is_over())
+        let doomed = self.resume().lock().core.doom().is_some();
+        !doomed && self.ups().iter().any(|up| !up.connection.is_over())
     }
 
     /// Whether nothing was ever asked of its connections.

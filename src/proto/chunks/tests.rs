@@ -36,7 +36,7 @@ fn receive(request: Request, stream: &[u8]) -> Outcome {
 }
 
 fn receive_as(framing: Framing, request: Request, stream: &[u8]) -> Outcome {
-    let mut reply = Reply::new(request, Some(7));
+    let mut reply = Reply::new(request, Some(Context::allocation(7)));
     let mut buffer = vec![0xee; request.length as usize];
     match run_as(framing, &mut reply, &mut buffer, stream) {
         Err(violation) => Outcome::Broken(violation),
@@ -314,7 +314,7 @@ fn status_of_our_context_is_kept_and_of_others_skipped() {
         status(7, &[(4096, 3), (8192, 0xffff_fffc)], true),
     ]
     .concat();
-    let mut reply = Reply::new(status_request(), Some(7));
+    let mut reply = Reply::new(status_request(), Some(Context::allocation(7)));
     assert_eq!(run(&mut reply, &mut [], &stream), Ok(true));
     let descriptors = reply.finish().expect("status");
     assert_eq!(descriptors.len(), 2);
@@ -331,7 +331,7 @@ fn described(flags: CommandFlags, descriptors: &[(u32, u32)]) -> Result<Vec<u64>
     let request = Request::new(Command::BLOCK_STATUS, OFFSET, 100_u32).with(flags);
     let stream = status(7, descriptors, true);
     let kept = |framing, stream: &[u8]| {
-        let mut reply = Reply::new(request, Some(7));
+        let mut reply = Reply::new(request, Some(Context::allocation(7)));
         assert_eq!(run_as(framing, &mut reply, &mut [], stream), Ok(true));
         reply.finish()
     };
@@ -407,7 +407,7 @@ fn success_without_a_status_is_a_failed_query() {
 
 #[test]
 fn more_descriptors_than_anybody_needs_are_forgotten() {
-    let mut reply = Reply::new(status_request(), Some(7));
+    let mut reply = Reply::new(status_request(), Some(Context::allocation(7)));
     let many = vec![(1, 0); MAX_DESCRIPTORS + 1];
     assert_eq!(run(&mut reply, &mut [], &status(7, &many, true)), Ok(true));
     assert_eq!(reply.finish().map(|d| d.len()), Ok(MAX_DESCRIPTORS));
@@ -519,7 +519,7 @@ fn chunks_that_are_no_answer_come_to_an_end() {
         data(900, &[1; 1000], false),
     ];
     for chunk in idle {
-        let mut reply = Reply::new(read(1000), Some(7));
+        let mut reply = Reply::new(read(1000), Some(Context::allocation(7)));
         let many = chunk.repeat(100);
         let end = (0..1000).find_map(|_| run(&mut reply, &mut [0; 1000], &many).err());
         assert_eq!(end, Some(Violation::Endless(Command::READ)));

@@ -16,7 +16,7 @@ pub struct Ladder {
     pub(super) extended: bool,
     /// `NBD_OPT_STRUCTURED_REPLY`.
     pub(super) structured: bool,
-    /// `NBD_OPT_SET_META_CONTEXT`, after one of these was agreed.
+    /// `NBD_OPT_SET_META_CONTEXT` and `NBD_OPT_LIST_META_CONTEXT`, after one of these was agreed.
     pub(super) meta: bool,
     /// `NBD_OPT_GO`, or else `NBD_OPT_EXPORT_NAME`.
     pub(super) go: bool,
@@ -38,6 +38,16 @@ impl Ladder {
     /// `NBD_OPT_GO` in all but name.
     pub fn can_describe(self) -> bool {
         self.go
+    }
+
+    /// Whether structured replies are asked for.
+    pub fn has_structured(self) -> bool {
+        self.structured
+    }
+
+    /// Whether metadata contexts are.
+    pub fn has_meta(self) -> bool {
+        self.structured && self.meta
     }
 
     /// Without `NBD_OPT_EXTENDED_HEADERS`.
@@ -82,12 +92,16 @@ impl Ladder {
         match (unanswered, agreed) {
             (OptionType::EXTENDED_HEADERS, _) => Some(self.without_extended()),
             // Perhaps its consent was none; and what comes next might have to be NBD_OPT_EXPORT_NAME.
-            (OptionType::SET_META_CONTEXT | OptionType::GO, Framing::Extended) => {
-                Some(self.without_extended())
-            }
-            (OptionType::STRUCTURED_REPLY | OptionType::SET_META_CONTEXT, _) => {
-                Some(self.without_structured())
-            }
+            (
+                OptionType::SET_META_CONTEXT | OptionType::LIST_META_CONTEXT | OptionType::GO,
+                Framing::Extended,
+            ) => Some(self.without_extended()),
+            (
+                OptionType::STRUCTURED_REPLY
+                | OptionType::SET_META_CONTEXT
+                | OptionType::LIST_META_CONTEXT,
+                _,
+            ) => Some(self.without_structured()),
             (OptionType::GO, Framing::Structured) => Some(self.without_go()),
             (OptionType::GO, Framing::Simple) => Some(self.without_structured().without_go()),
             _ => None,

@@ -3,7 +3,7 @@
 //!
 //! It begins with the greeting that both styles share and passes to `oldstyle` or `newstyle`.
 //! The order of options is the one that works with every server met so far: extended headers, or else
-//! structured replies, the metadata context, then `NBD_OPT_GO`; `NBD_OPT_EXPORT_NAME` where the server knows no
+//! structured replies, the metadata context (`contexts`), then `NBD_OPT_GO`; `NBD_OPT_EXPORT_NAME` where the server knows no
 //! better. Servers that cannot stand being asked are what `ladder` is for. Everything said in answer to
 //! an option counts only if that option succeeds.
 //!
@@ -11,6 +11,7 @@
 //! rest, and [`Handshake::ask`] goes on with the next goal over the same connection, until an export is
 //! opened. Who wants nothing more says [`Handshake::goodbye`].
 
+mod contexts;
 mod ladder;
 mod newstyle;
 mod oldstyle;
@@ -22,7 +23,8 @@ use super::codec::Reader;
 use super::consts::{
     INIT_MAGIC, MAX_EXPORT_SIZE, NEWSTYLE_MAGIC, OLDSTYLE_MAGIC, OptionType, TransmissionFlags,
 };
-use super::export::{BlockSizes, Export};
+use super::context::Wish;
+use super::export::{Agreed, BlockSizes, Export};
 use super::framing::Framing;
 use super::name::ExportName;
 use super::request::encode_option;
@@ -54,6 +56,8 @@ pub enum Outcome {
     Listing(Vec<Listed>),
     /// What the server told of an export. More may be asked.
     Described(Described),
+    /// The metadata contexts that the server has for an export.
+    Contexts(Vec<Vec<u8>>),
 }
 
 /// One entry of a server's list.
@@ -110,6 +114,26 @@ pub enum Error {
     /// TLS is required and the server declined.
     #[error("TLS is required, but the {0}")]
     TlsRefused(Refusal),
+    /// The extents that were asked for are not to be had.
+    #[error("the server has no context {wanted} for export \"{export}\": {has}")]
+    NoContext {
+        /// Which context.
+        wanted: String,
+        /// Of which export.
+        export: ExportName,
+        /// What there is instead.
+        has: String,
+    },
+    /// There should have been one.
+    #[error(
+        "the server has several dirty bitmaps for export \"{export}\": {names}: name one of them"
+    )]
+    SeveralBitmaps {
+        /// Of which export.
+        export: ExportName,
+        /// Their contexts.
+        names: String,
+    },
 }
 
 /// What the user wants of the server.
@@ -117,6 +141,7 @@ pub enum Error {
 pub struct Goal {
     export: ExportName,
     purpose: Purpose,
+    wish: Wish,
     tls: TlsPolicy,
     ladder: Ladder,
 }
@@ -126,37 +151,43 @@ enum Purpose {
     Open,
     List,
     Describe,
+    Contexts,
 }
 
 impl Goal {
     /// To open an export by name.
     pub fn open(export: &ExportName) -> Self {
-        Self {
-            export: export.clone(),
-            purpose: Purpose::Open,
-            tls: TlsPolicy::Off,
-            ladder: Ladder::default(),
-        }
+        Self::new(export.clone(), Purpose::Open)
     }
 
     /// To learn which exports there are.
     pub fn list() -> Self {
+        Self::new(ExportName::default(), Purpose::List)
+    }
+
+    /// To learn about the default export without opening it.
+    pub fn describe_default() -> Self {
+        Self::new(ExportName::default(), Purpose::Describe)
+    }
+
+    /// To learn which metadata contexts an export has.
+    pub fn contexts(export: &ExportName) -> Self {
+        Self::new(export.clone(), Purpose::Contexts)
+    }
+
+    fn new(export: ExportName, purpose: Purpose) -> Self {
         Self {
-            export: ExportName::default(),
-            purpose: Purpose::List,
+            export,
+            purpose,
+            wish: Wish::default(),
             tls: TlsPolicy::Off,
             ladder: Ladder::default(),
         }
     }
 
-    /// To learn about the default export without opening it.
-    pub fn describe_default() -> Self {
-        Self {
-            export: ExportName::default(),
-            purpose: Purpose::Describe,
-            tls: TlsPolicy::Off,
-            ladder: Ladder::default(),
-        }
+    /// The same, with extents from elsewhere; or the list with what can be opened by that.
+    pub fn with_wish(self, wish: Wish) -> Self {
+        Self { wish, ..self }
     }
 
     /// The same, with TLS.
@@ -174,10 +205,37 @@ impl Goal {
         self.ladder
     }
 
+    /// Whether structured replies are asked for. Who cannot do without them is not told that the server
+    /// could not stand the question.
+    fn asks_structured(&self) -> bool {
+        self.ladder.structured || self.cannot_do_without()
+    }
+
+    /// Whether metadata contexts are, once replies can tell them.
+    fn asks_contexts(&self) -> bool {
+        self.ladder.meta || self.cannot_do_without()
+    }
+
+    fn cannot_do_without(&self) -> bool {
+        self.purpose == Purpose::Contexts || self.wish.demanded().is_some()
+    }
+
+    /// Whether all of it can be had from a server without structured replies.
+    fn check_unstructured(&self) -> Result<(), Error> {
+        match self.wish.demanded() {
+            Some(_) if self.purpose == Purpose::Open => {
+                let without = "it has no structured replies";
+                Err(contexts::missing(&self.wish, &self.export, without))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What to answer where the server's style leaves no way to ask: it has one export, which goes
     /// by any name.
     fn unanswered(&self) -> Option<Outcome> {
         match self.purpose {
+            Purpose::Contexts => Some(Outcome::Contexts(Vec::new())),
             Purpose::Open => None,
             Purpose::List => Some(Outcome::Listing(vec![Listed {
                 name: ExportName::default(),
@@ -205,7 +263,7 @@ enum State {
     Oldstyle,
     /// All that an oldstyle server says.
     Told([u8; oldstyle::LENGTH]),
-    Newstyle(Newstyle),
+    Newstyle(Box<Newstyle>),
     /// Transmission has begun.
     Over,
 }
@@ -317,7 +375,7 @@ impl Handshake {
         self.goal = goal.with_tls(self.goal.tls);
         let progress = match &mut self.state {
             State::Told(bytes) => oldstyle::received(bytes, &self.goal)?,
-            State::Newstyle(newstyle) => newstyle.go_on(self.goal.clone()),
+            State::Newstyle(newstyle) => newstyle.go_on(self.goal.clone())?,
             _ => return Ok(()),
         };
         self.take(progress);
@@ -385,7 +443,7 @@ fn style(bytes: &[u8], goal: &Goal) -> Result<State, Error> {
             }
             Ok(State::Oldstyle)
         }
-        NEWSTYLE_MAGIC => Ok(State::Newstyle(Newstyle::new(goal.clone()))),
+        NEWSTYLE_MAGIC => Ok(State::Newstyle(Newstyle::new(goal.clone()).into())),
         other => Err(Violation::Style(other).into()),
     }
 }
@@ -411,7 +469,7 @@ struct Info {
 }
 
 impl Info {
-    fn enter(self, framing: Framing, context: Option<u32>) -> Result<Export, Violation> {
+    fn enter(self, framing: Framing, context: Option<Agreed>) -> Result<Export, Violation> {
         let (size, flags) = self.export.ok_or(Violation::OptionContent(
             OptionType::GO,
             "NBD_REP_ACK without NBD_INFO_EXPORT",
@@ -420,8 +478,7 @@ impl Info {
         export.block_sizes = self.block_sizes;
         export.canonical_name = self.canonical_name;
         export.description = self.description;
-        export.base_allocation = context;
-        Ok(export)
+        Ok(export.with_context(context))
     }
 }
 

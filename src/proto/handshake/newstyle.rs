@@ -5,15 +5,19 @@
 //! may be asked next. Between two of them the server waits, and so may we: the handshake is at rest
 //! then.
 
+mod framing;
+mod maps;
+
+use self::maps::Bitmaps;
+use super::contexts::Contexts;
 use super::{
-    Described, Error, Goal, IN_CLEAR, Info, Ladder, Outcome, Progress, Purpose, TlsEstablished,
-    TlsPolicy, enter, options,
+    Described, Error, Goal, IN_CLEAR, Info, Ladder, Listed, Outcome, Progress, Purpose,
+    TlsEstablished, TlsPolicy, enter, options,
 };
 use crate::proto::codec::{Reader, quoted};
-use crate::proto::consts::{
-    BASE_ALLOCATION, HandshakeFlags, OPTION_REPLY_MAGIC, OptionReply, OptionType, PADDING,
-};
+use crate::proto::consts::{HandshakeFlags, OPTION_REPLY_MAGIC, OptionReply, OptionType, PADDING};
 use crate::proto::framing::Framing;
+use crate::proto::name::ExportName;
 use crate::proto::request::encode_option;
 use crate::proto::{Refusal, Violation};
 
@@ -44,7 +48,10 @@ pub struct Newstyle {
     /// The server has said how messages are framed.
     settled: bool,
     framing: Framing,
-    context: Option<u32>,
+    contexts: Contexts,
+    /// The name that was asked for, if the export goes by another now.
+    whole: Option<ExportName>,
+    bitmaps: Bitmaps,
     info: Info,
 }
 
@@ -76,7 +83,9 @@ impl Newstyle {
             listed_bytes: 0,
             settled: false,
             framing: Framing::Simple,
-            context: None,
+            contexts: Contexts::default(),
+            whole: None,
+            bitmaps: Bitmaps::default(),
             info: Info::default(),
         }
     }
@@ -105,6 +114,12 @@ impl Newstyle {
             Stage::ReplyHeader | Stage::ReplyPayload { .. } => {
                 let quirk = match self.asking {
                     OptionType::EXTENDED_HEADERS => "; quirks=no-extended does not ask",
+                    // What is wanted cannot be had without.
+                    OptionType::STRUCTURED_REPLY | OptionType::SET_META_CONTEXT
+                        if self.goal.wish.needs_contexts() =>
+                    {
+                        ""
+                    }
                     OptionType::STRUCTURED_REPLY => "; quirks=no-structured does not ask",
                     OptionType::SET_META_CONTEXT => "; quirks=no-meta does not ask",
                     OptionType::GO => "; quirks=no-opt-go does not ask",
@@ -148,7 +163,7 @@ impl Newstyle {
             if self.goal.tls == TlsPolicy::Allow {
                 log::warn!(target: IN_CLEAR, "the server has no TLS; going on in clear");
             }
-            return Ok(self.ask_without_options(say));
+            return self.ask_without_options(say);
         }
         if self.goal.tls == TlsPolicy::Off {
             say.extend(self.ask_for_goal());
@@ -162,77 +177,49 @@ impl Newstyle {
     }
 
     /// Goes on with another goal.
-    pub fn go_on(&mut self, goal: Goal) -> Progress {
+    pub fn go_on(&mut self, goal: Goal) -> Result<Progress, Error> {
         self.goal = goal;
-        match self.can_abort() {
-            true => Progress::Say(self.ask_for_goal()),
-            false => self.ask_without_options(Vec::new()),
+        if !self.can_abort() {
+            return self.ask_without_options(Vec::new());
+        }
+        match self.goal.purpose {
+            Purpose::Open | Purpose::Contexts if self.settled => {
+                self.forget();
+                self.ask_framed()
+            }
+            _ => Ok(Progress::Say(self.ask_for_goal())),
         }
     }
 
     /// Asks a server that knows one option only, which opens an export, if that is the goal. `say` is
     /// said first.
-    fn ask_without_options(&mut self, mut say: Vec<u8>) -> Progress {
+    fn ask_without_options(&mut self, mut say: Vec<u8>) -> Result<Progress, Error> {
         self.stage = Stage::Rest;
         if let Some(outcome) = self.goal.unanswered() {
-            return Progress::Finish(say, outcome);
+            return Ok(Progress::Finish(say, outcome));
         }
+        self.goal.check_unstructured()?;
         say.extend(self.ask(OptionType::EXPORT_NAME));
-        Progress::Say(say)
+        Ok(Progress::Say(say))
     }
 
-    /// The first option after TLS was settled, or after the goal before this one.
+    /// The first option after TLS was settled, or after a goal before this one.
     fn ask_for_goal(&mut self) -> Vec<u8> {
-        // What was told of one export, or by a list, is not true of another; contexts neither.
-        self.info = Info::default();
-        self.context = None;
-        self.listed_bytes = 0;
+        self.forget();
         self.ask(match self.goal.purpose {
-            Purpose::Open if self.settled => self.framed(),
-            Purpose::Open if self.goal.ladder.extended => OptionType::EXTENDED_HEADERS,
-            Purpose::Open => self.first_compact(),
+            Purpose::Open | Purpose::Contexts => self.first(),
             Purpose::List => OptionType::LIST,
             Purpose::Describe => OptionType::INFO,
         })
     }
 
-    /// The first option where headers are compact.
-    fn first_compact(&self) -> OptionType {
-        match self.goal.ladder.structured {
-            true => OptionType::STRUCTURED_REPLY,
-            false => self.opening(),
-        }
-    }
-
-    /// How messages are framed is settled; the option to ask then.
-    fn settle(&mut self, framing: Framing) -> Progress {
-        self.framing = framing;
-        self.settled = true;
-        Progress::Say(self.ask(self.framed()))
-    }
-
-    /// The first option where it is.
-    fn framed(&self) -> OptionType {
-        // spec: Metadata querying: MUST: structured replies before metadata contexts
-        // spec: Metadata querying: MUST: contexts are chosen before they are asked about
-        // spec: Option types: MUST NOT: no NBD_OPT_SET_META_CONTEXT before structured replies
-        // spec: Option types: MUST NOT: nothing that needs structured replies without them
-        match self.framing.has_chunks() && self.goal.ladder.meta {
-            true => OptionType::SET_META_CONTEXT,
-            false => self.opening(),
-        }
-    }
-
-    /// The option that opens the export.
-    fn opening(&self) -> OptionType {
-        // spec: Option types: SHOULD: NBD_OPT_GO rather than NBD_OPT_EXPORT_NAME
-        // spec: Client-side requirements: SHOULD: NBD_OPT_GO rather than NBD_OPT_EXPORT_NAME, if the client has TLS
-        // spec: Size constraints: MUST: NBD_OPT_GO where the server knows it, if size constraints are honoured
-        // spec: Option types: MUST NOT: no NBD_OPT_EXPORT_NAME after extended headers were agreed
-        match self.goal.ladder.go || self.framing == Framing::Extended {
-            true => OptionType::GO,
-            false => OptionType::EXPORT_NAME,
-        }
+    /// What was told of one export, or by a list, is not true of another; contexts neither.
+    fn forget(&mut self) {
+        self.info = Info::default();
+        self.contexts = Contexts::default();
+        self.whole = None;
+        self.bitmaps = Bitmaps::default();
+        self.listed_bytes = 0;
     }
 
     /// Whether an option was asked.
@@ -246,7 +233,25 @@ impl Newstyle {
         let unanswered = matches!(self.stage, Stage::ReplyHeader) && self.replies == 0;
         let to_blame = unanswered && !self.may_be_refused();
         match self.goal.purpose {
-            Purpose::Open if to_blame => self.goal.ladder.without(self.asking, self.framing),
+            Purpose::Open if self.goal.wish.demanded().is_some() => {
+                // What is demanded cannot be had with fewer questions about it.
+                let vital = match self.asking {
+                    OptionType::STRUCTURED_REPLY => true,
+                    OptionType::SET_META_CONTEXT | OptionType::LIST_META_CONTEXT => {
+                        self.framing != Framing::Extended
+                    }
+                    _ => false,
+                };
+                let ladder = self.goal.ladder.without(self.asking, self.framing);
+                ladder.filter(|_| to_blame && !vital)
+            }
+            Purpose::Open | Purpose::List if to_blame => {
+                self.goal.ladder.without(self.asking, self.framing)
+            }
+            // The list of contexts needs them, however messages are framed.
+            Purpose::Contexts if to_blame && self.asking == OptionType::EXTENDED_HEADERS => {
+                Some(self.goal.ladder.without_extended())
+            }
             _ => None,
         }
     }
@@ -300,7 +305,8 @@ impl Newstyle {
         // spec: Option types: MUST NOT: NBD_OPT_EXTENDED_HEADERS has no data
         let data = match option {
             OptionType::GO | OptionType::INFO => options::go(export),
-            OptionType::SET_META_CONTEXT => options::set_meta_context(export),
+            OptionType::SET_META_CONTEXT => options::set_meta_context(export, &self.wanted()),
+            OptionType::LIST_META_CONTEXT => options::list_meta_context(self.mapped()),
             OptionType::EXPORT_NAME => export.as_bytes().to_vec(),
             _ => Vec::new(),
         };
@@ -363,7 +369,10 @@ impl Newstyle {
                 self.listed(payload);
                 Ok(Progress::Say(Vec::new()))
             }
-            (OptionType::SET_META_CONTEXT, OptionReply::META_CONTEXT) => {
+            (
+                OptionType::SET_META_CONTEXT | OptionType::LIST_META_CONTEXT,
+                OptionReply::META_CONTEXT,
+            ) => {
                 self.meta_context(payload)?;
                 Ok(Progress::Say(Vec::new()))
             }
@@ -381,18 +390,11 @@ impl Newstyle {
                 self.stage = Stage::StartTls;
                 Ok(Progress::Say(Vec::new()))
             }
-            OptionType::EXTENDED_HEADERS => Ok(self.settle(Framing::Extended)),
-            OptionType::STRUCTURED_REPLY => Ok(self.settle(Framing::Structured)),
-            OptionType::SET_META_CONTEXT => {
-                if self.context.is_none() {
-                    log::info!("the server has no {BASE_ALLOCATION} context: no extents");
-                }
-                Ok(Progress::Say(self.ask(self.opening())))
-            }
-            OptionType::LIST => {
-                let listing = std::mem::take(&mut self.info.listing);
-                Ok(self.rest(Outcome::Listing(listing)))
-            }
+            OptionType::EXTENDED_HEADERS => self.settle(Framing::Extended),
+            OptionType::STRUCTURED_REPLY => self.settle(Framing::Structured),
+            OptionType::LIST_META_CONTEXT => self.contexts_listed(),
+            OptionType::SET_META_CONTEXT => self.context_settled(),
+            OptionType::LIST => Ok(self.exports_listed()),
             OptionType::INFO => {
                 let canonical_name = self.info.canonical_name.take();
                 Ok(self.rest(Outcome::Described(Described { canonical_name })))
@@ -400,7 +402,7 @@ impl Newstyle {
             _ => {
                 // spec: Option types: MUST NOT: no option after an NBD_OPT_GO that succeeded
                 let info = std::mem::take(&mut self.info);
-                let export = Box::new(info.enter(self.framing, self.context)?);
+                let export = Box::new(info.enter(self.framing, self.contexts.take())?);
                 Ok(Progress::Finish(Vec::new(), Outcome::Export(export)))
             }
         }
@@ -411,6 +413,11 @@ impl Newstyle {
             log::debug!("ignoring an export whose listing does not add up");
             return;
         };
+        self.keep(entry);
+    }
+
+    /// Puts an entry into the list if there is room.
+    fn keep(&mut self, entry: Listed) {
         self.listed_bytes += entry.name.as_bytes().len() + entry.description.len();
         if self.info.listing.len() < MAX_LISTED && self.listed_bytes <= MAX_LISTED_BYTES {
             self.info.listing.push(entry);
@@ -435,11 +442,23 @@ impl Newstyle {
             // spec: Option types: SHOULD: NBD_REP_ERR_UNSUP to NBD_OPT_EXTENDED_HEADERS means compact headers
             OptionType::EXTENDED_HEADERS => Ok(Progress::Say(self.ask(self.first_compact()))),
             // spec: Option types: SHOULD: NBD_REP_ERR_UNSUP to NBD_OPT_STRUCTURED_REPLY means simple replies
-            OptionType::STRUCTURED_REPLY => Ok(self.settle(Framing::Simple)),
-            OptionType::SET_META_CONTEXT => {
+            OptionType::STRUCTURED_REPLY => self.settle(Framing::Simple),
+            OptionType::LIST_META_CONTEXT if self.goes_on_without_list(reply) => {
+                // spec: Option types: MUST: an error voids contexts that were listed, and their ids mean nothing
+                self.contexts.forget();
+                self.contexts_listed()
+            }
+            OptionType::SET_META_CONTEXT if self.goes_on_without_context(reply) => {
                 // Contexts named before the error are void.
-                self.context = None;
-                Ok(Progress::Say(self.ask(self.opening())))
+                self.contexts.forget();
+                self.context_settled()
+            }
+            OptionType::GO if self.may_stand_for_others(reply) => {
+                self.info = Info::default();
+                if !self.contexts.is_apart() {
+                    self.contexts.take_apart(&self.goal.export, refusal);
+                }
+                self.ask_apart()
             }
             // spec: Option types: SHOULD: NBD_REP_ERR_UNSUP to NBD_OPT_GO leads to NBD_OPT_EXPORT_NAME
             // spec: Maximum interoperability: SHOULD: NBD_OPT_EXPORT_NAME beside NBD_OPT_GO
@@ -492,11 +511,15 @@ impl Newstyle {
         if payload.len() < 4 {
             return Err(self.bad_length(OptionReply::META_CONTEXT, payload.len() as u32));
         }
-        let Some(id) = options::meta_context(payload) else {
-            log::debug!("ignoring a metadata context that was not asked for");
+        let wanted = self.wanted();
+        let Some((id, name)) = options::meta_context(payload) else {
             return Ok(());
         };
-        if self.context.replace(id).is_some() {
+        if self.asking == OptionType::LIST_META_CONTEXT {
+            self.contexts.list(name);
+        } else if name != wanted.as_bytes() {
+            log::debug!("ignoring a metadata context that was not asked for");
+        } else if !self.contexts.agree(wanted, id) {
             return Err(Violation::OptionContent(
                 self.asking,
                 "the same metadata context twice",
@@ -505,7 +528,7 @@ impl Newstyle {
         Ok(())
     }
 
-    fn export_name_answer(&self, bytes: &[u8]) -> Result<Progress, Error> {
+    fn export_name_answer(&mut self, bytes: &[u8]) -> Result<Progress, Error> {
         self.check_protected()?;
         let mut reader = Reader::new(bytes);
         let size = reader.u64().unwrap_or_default();
@@ -519,8 +542,8 @@ impl Newstyle {
             .into());
         }
         let flags = reader.u16().unwrap_or_default();
-        let mut export = enter(size, flags, self.framing)?;
-        export.base_allocation = self.context;
+        let export = enter(size, flags, self.framing)?;
+        let export = export.with_context(self.contexts.take());
         let outcome = Outcome::Export(Box::new(export));
         Ok(Progress::Finish(Vec::new(), outcome))
     }

@@ -15,6 +15,7 @@ pub fn received(bytes: &[u8], goal: &Goal) -> Result<Progress, Error> {
     if let Some(outcome) = goal.unanswered() {
         return Ok(Progress::Finish(Vec::new(), outcome));
     }
+    goal.check_unstructured()?;
     let mut reader = Reader::new(bytes);
     let size = reader.u64().unwrap_or_default();
     let flags = reader.u32().unwrap_or_default() as u16;

@@ -5,7 +5,8 @@
 use super::{Info, Listed};
 use crate::proto::Violation;
 use crate::proto::codec::{Reader, Writer, printable};
-use crate::proto::consts::{BASE_ALLOCATION, InfoType, MAX_STRING, OptionReply, OptionType};
+use crate::proto::consts::{InfoType, MAX_STRING, OptionReply, OptionType};
+use crate::proto::context::ContextName;
 use crate::proto::export::BlockSizes;
 use crate::proto::name::ExportName;
 
@@ -28,21 +29,26 @@ pub fn go(export: &ExportName) -> Vec<u8> {
         .finish()
 }
 
-/// Data of `NBD_OPT_SET_META_CONTEXT`: the one context that nbdkit's extents can express.
-pub fn set_meta_context(export: &ExportName) -> Vec<u8> {
+/// Data of `NBD_OPT_SET_META_CONTEXT`: the one context that extents are to be made of.
+pub fn set_meta_context(export: &ExportName, context: &ContextName) -> Vec<u8> {
     Writer::default()
         .string(export.as_bytes())
         .u32(1)
-        .string(BASE_ALLOCATION)
+        .string(context.as_bytes())
         .finish()
 }
 
-/// Reads an `NBD_REP_META_CONTEXT` payload: the id, if it is the context that we asked for.
-pub fn meta_context(payload: &[u8]) -> Option<u32> {
+/// Data of `NBD_OPT_LIST_META_CONTEXT`: no query, which means all contexts.
+pub fn list_meta_context(export: &ExportName) -> Vec<u8> {
+    Writer::default().string(export.as_bytes()).u32(0).finish()
+}
+
+/// Reads an `NBD_REP_META_CONTEXT` payload: the id, and the name.
+pub fn meta_context(payload: &[u8]) -> Option<(u32, &[u8])> {
     let mut reader = Reader::new(payload);
     // spec: Option types: MUST: the id of a context is opaque, and of one connection
     let id = reader.u32()?;
-    (reader.rest() == BASE_ALLOCATION.as_bytes()).then_some(id)
+    Some((id, reader.rest()))
 }
 
 /// Reads an `NBD_REP_SERVER` payload; `None` if it does not add up or breaks the rules for strings.

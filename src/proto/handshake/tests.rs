@@ -2,6 +2,7 @@
 //! Conversations in memory: a list of what the server says, and what must come of it.
 
 mod again;
+mod contexts;
 mod ladder;
 
 use super::*;
@@ -94,6 +95,10 @@ fn full_server() -> Vec<u8> {
     ])
 }
 
+fn context_id(export: &Export) -> Option<u32> {
+    export.context.as_ref().map(|agreed| agreed.id)
+}
+
 /// The same, with other answers to the first questions.
 fn full_server_with(framing: &[Vec<u8>]) -> Vec<u8> {
     let context = Writer::default().u32(7).bytes(b"base:allocation").finish();
@@ -127,7 +132,7 @@ fn a_full_server_is_understood() {
     let (export, _) = play("disk", &full_server()).expect("handshake");
     assert_eq!(export.size, 1 << 30);
     assert_eq!(export.framing, Framing::Structured);
-    assert_eq!(export.base_allocation, Some(7));
+    assert_eq!(context_id(&export), Some(7));
     assert_eq!(export.description.as_deref(), Some("a disk"));
     assert_eq!(export.block_sizes, BlockSizes::checked(1, 4096, 1 << 20));
 }

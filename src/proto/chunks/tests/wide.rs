@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::proto::consts::EXTENDED_REPLY_MAGIC;
+use crate::proto::context::Meaning;
 use proptest::prelude::*;
 
 /// A stream of structured chunks, the last of which may be cut, with extended headers instead, and the
@@ -94,7 +95,7 @@ fn extended_descriptors_are_as_wide_as_they_are_sent() {
     let payload = payload.u64(u64::MAX).u64(0xffff_ffff_0000_0003);
     let stream = wide_status(ChunkType::BLOCK_STATUS_EXT, payload);
     let request = Request::new(Command::BLOCK_STATUS, OFFSET, 16_u64 << 30);
-    let mut reply = Reply::new(request, Some(7));
+    let mut reply = Reply::new(request, Some(Context::allocation(7)));
     let done = run_as(Framing::Extended, &mut reply, &mut [], &stream);
     assert_eq!(done, Ok(true));
     let descriptor = |length, status| Descriptor { length, status };
@@ -105,7 +106,7 @@ fn extended_descriptors_are_as_wide_as_they_are_sent() {
     );
 
     let request = Request::new(Command::BLOCK_STATUS, OFFSET, u64::MAX - OFFSET);
-    let mut reply = Reply::new(request, Some(7));
+    let mut reply = Reply::new(request, Some(Context::allocation(7)));
     let done = run_as(Framing::Extended, &mut reply, &mut [], &stream);
     assert_eq!(done, Ok(true));
     let all = vec![
@@ -114,6 +115,27 @@ fn extended_descriptors_are_as_wide_as_they_are_sent() {
         descriptor(u64::MAX, Allocation::all()),
     ];
     assert_eq!(reply.finish(), Ok(all), "the sum is more than 64 bits");
+}
+
+/// A depth of a backing chain has 64 bits there, and is not taken for another without the upper half.
+#[test]
+fn what_a_context_says_is_as_wide_as_it_is_sent() {
+    let payload = Writer::default().u32(7).u32(3);
+    let payload = payload.u64(1).u64(1).u64(1).u64(1 << 32 | 1);
+    let payload = payload.u64(1 << 40).u64(0);
+    let stream = wide_status(ChunkType::BLOCK_STATUS_EXT, payload);
+    let request = Request::new(Command::BLOCK_STATUS, OFFSET, 1_u64 << 40);
+    let context = Context {
+        id: 7,
+        meaning: Meaning::Depth,
+    };
+    let mut reply = Reply::new(request, Some(context));
+    let done = run_as(Framing::Extended, &mut reply, &mut [], &stream);
+    assert_eq!(done, Ok(true));
+    let clean = Allocation::HOLE | Allocation::ZERO;
+    let all = [(1, Allocation::empty()), (1, clean), (1 << 40, clean)];
+    let all = all.map(|(length, status)| Descriptor { length, status });
+    assert_eq!(reply.finish(), Ok(all.to_vec()));
 }
 
 #[test]
@@ -159,7 +181,7 @@ proptest! {
         let payload = Writer::default().u32(7).u32(count);
         let payload = fields.iter().fold(payload, |payload, field| payload.u64(*field));
         let stream = wide_status(ChunkType::BLOCK_STATUS_EXT, payload);
-        let mut reply = Reply::new(status_request(), Some(7));
+        let mut reply = Reply::new(status_request(), Some(Context::allocation(7)));
         prop_assert_eq!(run_as(Framing::Extended, &mut reply, &mut [], &stream), Ok(true));
         let fits = fields.len() == 2 * count as usize;
         let descriptors = reply.finish().unwrap_or_default();

@@ -79,7 +79,7 @@ fn a_list_and_a_description_are_followed_by_transmission() {
     let (outcome, sent) = ask(&mut machine, Goal::open(&name("disk")), &opened).expect("go");
     assert_eq!(options(&sent), [11, 8, 10, 7]);
     let export = export(outcome);
-    assert_eq!((export.size, export.base_allocation), (4096, Some(7)));
+    assert_eq!((export.size, context_id(&export)), (4096, Some(7)));
     assert_eq!(export.canonical_name, None, "that was told of another");
     assert!(!machine.is_at_rest());
     assert!(machine.goodbye().is_empty(), "transmission has begun");
@@ -117,7 +117,8 @@ fn after_a_refusal_another_export_can_be_opened() {
         let export = export(outcome);
         assert_eq!(export.framing, framing);
         assert_eq!(
-            export.base_allocation, None,
+            context_id(&export),
+            None,
             "a context counts for the export that it was chosen for"
         );
     }

@@ -118,7 +118,7 @@ fn no_more_is_asked_than_the_ladder_allows() {
         let server = greeting().bytes(&ack(option)).bytes(&go).finish();
         let (outcome, sent) = pursue(goal(ladder), &server).expect("handshake");
         assert_eq!(options(&sent), [option.0, 7]);
-        let none = |export: &Export| export.base_allocation.is_none();
+        let none = |export: &Export| export.context.is_none();
         assert!(matches!(outcome, Outcome::Export(export) if none(&export)));
     }
 
@@ -141,9 +141,8 @@ fn no_more_is_asked_than_the_ladder_allows() {
         .finish();
     let (outcome, sent) = pursue(goal(all.without_go()), &server).expect("handshake");
     assert_eq!(options(&sent), [8, 10, 1]);
-    let structured = |export: &Export| {
-        export.framing == Framing::Structured && export.base_allocation == Some(7)
-    };
+    let structured =
+        |export: &Export| export.framing == Framing::Structured && context_id(export) == Some(7);
     assert!(matches!(outcome, Outcome::Export(export) if structured(&export)));
 }
 
@@ -153,7 +152,7 @@ fn extended_headers_are_asked_for_first_and_are_all_that_is_needed() {
     let (export, sent) = play("disk", &full_server_with(&[ack])).expect("handshake");
     assert_eq!(options(&sent), [11, 10, 7]);
     assert_eq!(export.framing, Framing::Extended);
-    assert_eq!(export.base_allocation, Some(7));
+    assert_eq!(context_id(&export), Some(7));
 }
 
 #[test]
@@ -221,5 +220,5 @@ fn who_needs_extended_headers_says_so() {
         .bytes(&reply(OptionType::GO, OptionReply::ACK, b""))
         .finish();
     let (export, _) = play("", &server).expect("handshake");
-    assert_eq!(export.base_allocation, None);
+    assert_eq!(context_id(&export), None);
 }
