@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! Maps in bulk: what a server has told of its extents is not asked again.
 //!
-//! Without `extents-cache=` that is so for clients that cannot write, and within one [`sweep`] from the
-//! beginning of the disk to its end: whoever goes back is told anew. With it a [`cache`] holds what all
+//! Without `extents-cache=` that is so for clients that cannot write, and within one `sweep` from the
+//! beginning of the disk to its end: whoever goes back is told anew. With it a `cache` holds what all
 //! clients were told, until one of them changes it. Neither outlives the connection that it came over:
 //! the server behind the next one may be another.
 //!

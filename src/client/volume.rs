@@ -27,7 +27,7 @@ pub struct Volume {
     /// No other one in this process has it.
     number: u64,
     export: Export,
-    /// Longest requests that the server was found to take, in the order of [`place`]; at first what the
+    /// Longest requests that the server was found to take, in the order of `COMMANDS`; at first what the
     /// user allows, and what its headers can say.
     limits: [AtomicU64; 4],
     /// Largest payload that every server behind it was found to take, bytes.
