@@ -9,10 +9,11 @@ use std::process::Command;
 
 use common::clients::{LIMIT, attempt, nbdsh, nbdsh_command, nbdsh_unconnected, program};
 use common::counted::Counted;
+use common::front::Front;
 use common::nbdkit::{Nbdkit, forward, uri};
 use common::pair::{Pair, Upstream};
 use common::process::{Guarded, eventually};
-use common::relay::Relay;
+use common::relay::{Recording, Relay};
 use common::tcp::{TcpServer, V4};
 use common::{need, need_all, plugin};
 
@@ -390,4 +391,39 @@ fn a_list_makes_room_where_there_is_room_for_one() {
     let listed = attempt("nbdinfo", &["--list", "--json", &front.uri()]);
     assert!(listed.status.success(), "{}", front.stderr());
     program("nbdinfo", &["--size", &name]);
+}
+
+/// Who took it over would be told of a loss that was not its own.
+#[test]
+fn one_that_has_lost_one_of_its_connections_is_not_given_away() {
+    for mode in [&[][..], &["reconnect=20"]] {
+        if !need("nbdkit") {
+            return;
+        }
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let slow = ["--filter=delay", "memory", "1M", "rdelay=5ms"];
+        let upstream = Nbdkit::start(directory.path(), &slow);
+        let relay = Relay::unix(directory.path(), "relay", upstream.socket());
+        let extra = [&["connections=2", "linger=forever"], mode].concat();
+        let front = relay.forward(directory.path(), &extra);
+        let mut client = Front::of(&front);
+        eventually("two connections", LIMIT, || {
+            let reads: Vec<_> = (0..8).map(|n| client.submit_read(n * 512, 512)).collect();
+            for read in reads {
+                assert!(client.wait_read(read).is_ok());
+            }
+            // A request has come over the second one, too.
+            let magic = 0x2560_9513_u32.to_be_bytes();
+            let asked = |wire: &Recording| wire.to_server.windows(4).any(|four| four == magic);
+            let recordings = relay.recordings();
+            (recordings.len() == 2 && recordings.iter().all(asked)).then_some(())
+        });
+        client.close();
+        rests(&front);
+        relay.cut_one(1);
+        let mut next = Front::of(&front);
+        assert_eq!(next.read(0, 512).map(drop), Ok(()));
+        assert_eq!(relay.connections(), 3, "{mode:?}: a way of its own");
+        assert_eq!(front.errors(), [""; 0], "{mode:?}");
+    }
 }

@@ -43,10 +43,6 @@ fn front(directory: &Path, places: &[&Path], extra: &[&str]) -> Nbdkit {
     Nbdkit::start(directory, &args)
 }
 
-fn open(front: &Nbdkit) -> Front {
-    Front::open(front.socket()).unwrap_or_else(|error| panic!("{error:?}\n{}", front.stderr()))
-}
-
 /// So many farms, each in a directory of its own.
 fn farms<const N: usize>(directory: &Path, offer: fn(usize) -> Offer) -> [Farm; N] {
     std::array::from_fn(|number| {
@@ -60,16 +56,10 @@ fn good(_: usize) -> Offer {
     farm::offer()
 }
 
-fn errors(front: &Nbdkit) -> Vec<String> {
-    let stderr = front.stderr();
-    let errors = stderr.lines().filter(|line| line.contains("error: "));
-    errors.map(str::to_owned).collect()
-}
-
 fn says(front: &Nbdkit, words: &[&str]) {
     eventually(&format!("nbdkit says {words:?}"), LIMIT, || {
         let has_all = |line: &String| words.iter().all(|word| line.contains(word));
-        errors(front).iter().any(has_all).then_some(())
+        front.errors().iter().any(has_all).then_some(())
     });
 }
 
@@ -83,7 +73,7 @@ fn nothing_can_be_written_and_a_line_says_so() {
         let farms: [Farm; 2] = farms(directory.path(), good);
         let places = [farms[0].socket(), farms[1].socket()];
         let front = front(directory.path(), &places, &[plan]);
-        let mut client = open(&front);
+        let mut client = Front::of(&front);
         assert_ne!(client.export().flags & flag::READ_ONLY, 0);
         assert_eq!(client.write(0, &[7; 512]), Err(errno::EPERM));
         says(&front, &["warning: ", "nothing can be written"]);
@@ -100,10 +90,10 @@ fn one_disk_behind_all_can_be_written() {
     let places = [farms[0].socket(), farms[1].socket()];
     let extra = ["servers=failover", "servers-same-disk=true"];
     let front = front(directory.path(), &places, &extra);
-    let mut client = open(&front);
+    let mut client = Front::of(&front);
     assert_eq!(client.write(0, &[7; 512]), Ok(()));
     assert_eq!(client.flush(), Ok(()));
-    assert_eq!(errors(&front), [""; 0]);
+    assert_eq!(front.errors(), [""; 0]);
 }
 
 #[test]
@@ -117,7 +107,7 @@ fn the_first_one_that_is_there_is_taken() {
     let places = [nowhere.as_path(), farms[0].socket(), farms[1].socket()];
     let front = front(directory.path(), &places, &["servers=failover"]);
     for _ in 0..2 {
-        let mut client = open(&front);
+        let mut client = Front::of(&front);
         farms[0].load(&mut client);
         client.close();
     }
@@ -157,7 +147,7 @@ fn after_a_loss_the_next_one_is_gone_to() {
     let places: Vec<&Path> = places.iter().map(|place| place.as_path()).collect();
     let extra = [&["servers=failover"][..], &BACK].concat();
     let front = front(directory.path(), &places, &extra);
-    let mut client = open(&front);
+    let mut client = Front::of(&front);
     let content = noise(1 << 20, 5);
     for n in 0..3 {
         assert_eq!(
@@ -184,7 +174,7 @@ fn what_was_written_to_one_disk_goes_along() {
     let places = [farms[0].socket(), farms[1].socket()];
     let extra = [&["servers=failover", "servers-same-disk=true"][..], &BACK].concat();
     let front = front(directory.path(), &places, &extra);
-    let mut client = open(&front);
+    let mut client = Front::of(&front);
     assert_eq!(client.write(0, &[7; 512]), Ok(()));
     // The first one takes no second client.
     farms[0].meets(0, Fate::Die);
@@ -204,7 +194,7 @@ fn connections_go_to_all_of_them_whatever_the_load() {
         let places = [farms[0].socket(), farms[1].socket(), farms[2].socket()];
         let extra = [&["servers=spread"], back].concat();
         let front = front(directory.path(), &places, &extra);
-        let mut client = open(&front);
+        let mut client = Front::of(&front);
         eventually("all have a client", LIMIT, || {
             assert_eq!(client.read(4096, 512), Ok(pattern(4096, 512)));
             farms.iter().all(|farm| farm.accepted() == 1).then_some(())
@@ -223,7 +213,7 @@ fn connections_go_to_all_of_them_whatever_the_load() {
                 .all(|farm| farm.count(cmd::DISC) == 1)
                 .then_some(())
         });
-        assert_eq!(errors(&front).len(), 1, "that nothing can be written");
+        assert_eq!(front.errors().len(), 1, "that nothing can be written");
     }
 }
 
@@ -238,7 +228,7 @@ fn connections_count_for_each_of_them() {
         let places = [farms[0].socket(), farms[1].socket()];
         let extra = [&["servers=spread", "connections=2"], back].concat();
         let front = front(directory.path(), &places, &extra);
-        let mut client = open(&front);
+        let mut client = Front::of(&front);
         for farm in &farms {
             farm.grow(&mut client, 2);
         }
@@ -258,7 +248,7 @@ fn it_goes_on_while_one_of_them_lives() {
         let places = [farms[0].socket(), farms[1].socket(), farms[2].socket()];
         let extra = [&["servers=spread"], back].concat();
         let front = front(directory.path(), &places, &extra);
-        let mut client = open(&front);
+        let mut client = Front::of(&front);
         for farm in &farms {
             farm.grow(&mut client, 1);
         }
@@ -286,7 +276,7 @@ fn when_all_are_gone_one_that_was_not_tried_is() {
     let farms: [Farm; 2] = farms(directory.path(), good);
     let places = [farms[0].socket(), farms[1].socket()];
     let front = front(directory.path(), &places, &["servers=spread"]);
-    let mut client = open(&front);
+    let mut client = Front::of(&front);
     farms[0].meets(0, Fate::Die);
     // With the very first request, which is when the others are only looked for.
     assert_eq!(client.read(4096, 512), Ok(pattern(4096, 512)));
@@ -317,7 +307,7 @@ fn who_leaves_while_it_looks_for_another_has_looked_in_vain_for_itself_alone() {
         &places,
         &["servers=spread", "shared=true"],
     );
-    let mut clients = [open(&front), open(&front)];
+    let mut clients = [Front::of(&front), Front::of(&front)];
     farm.meets(0, Fate::Die);
     clients[0].submit_read(4096, 512);
     eventually("another one is looked for", LIMIT, || {
@@ -349,7 +339,7 @@ fn one_that_offers_less_is_left_out_with_a_line() {
         let places = [farms[0].socket(), farms[1].socket(), farms[2].socket()];
         let extra = [&[plan], back].concat();
         let front = front(directory.path(), &places, &extra);
-        let mut client = open(&front);
+        let mut client = Front::of(&front);
         assert_eq!(client.export().size, 1 << 20);
         if plan == "servers=failover" {
             farms[0].meets(0, Fate::Die);

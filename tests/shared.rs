@@ -29,10 +29,6 @@ fn shared(directory: &Path) -> (Scripted, Nbdkit) {
     (server, front)
 }
 
-fn open(front: &Nbdkit) -> Front {
-    Front::open(front.socket()).unwrap_or_else(|error| panic!("{error:?}\n{}", front.stderr()))
-}
-
 fn lost(answer: Result<Vec<u8>, u32>) -> bool {
     matches!(answer, Err(errno::EIO | errno::ESHUTDOWN))
 }
@@ -54,7 +50,7 @@ fn clients_at_the_same_time_use_one_connection() {
     }
     let directory = tempfile::tempdir().expect("temporary directory");
     let (server, front) = shared(directory.path());
-    let mut clients: Vec<_> = (0..3).map(|_| open(&front)).collect();
+    let mut clients: Vec<_> = (0..3).map(|_| Front::of(&front)).collect();
     for client in &mut clients {
         assert_eq!(client.read(4096, 512), Ok(pattern(4096, 512)));
     }
@@ -71,7 +67,7 @@ fn clients_one_after_another_use_one_connection() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let (server, front) = shared(directory.path());
     for _ in 0..3 {
-        let mut client = open(&front);
+        let mut client = Front::of(&front);
         assert_eq!(client.read(4096, 512), Ok(pattern(4096, 512)));
         client.close();
     }
@@ -88,8 +84,8 @@ fn without_it_every_client_has_its_own() {
     let server = Scripted::start(directory.path());
     let front = forward(directory.path(), server.socket(), &["shared=false"]);
     assert_eq!(server.accepted(), 0, "nobody asked for anything yet");
-    let _first = open(&front);
-    let _second = open(&front);
+    let _first = Front::of(&front);
+    let _second = Front::of(&front);
     assert_eq!(server.accepted(), 2);
 }
 
@@ -102,7 +98,7 @@ fn answers_find_the_client_that_asked() {
     let (server, front) = shared(directory.path());
     thread::scope(|scope| {
         for client in 0..4u64 {
-            let mut asking = open(&front);
+            let mut asking = Front::of(&front);
             scope.spawn(move || {
                 for round in 0..50 {
                     let offset = (client * 50 + round) * 512;
@@ -122,7 +118,7 @@ fn what_one_client_wrote_the_other_reads() {
     }
     let directory = tempfile::tempdir().expect("temporary directory");
     let (_server, front) = shared(directory.path());
-    let (mut writer, mut reader) = (open(&front), open(&front));
+    let (mut writer, mut reader) = (Front::of(&front), Front::of(&front));
     assert_eq!(writer.write(8192, &[9; 512]), Ok(()));
     assert_eq!(reader.read(8192, 512), Ok(vec![9; 512]));
 }
@@ -149,7 +145,7 @@ fn readonly_option_of_nbdkit_is_honoured() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let upstream = memory(directory.path(), "1M");
     let front = forward(directory.path(), upstream.socket(), &["-r", "shared=true"]);
-    assert_ne!(open(&front).export().flags & flag::READ_ONLY, 0);
+    assert_ne!(Front::of(&front).export().flags & flag::READ_ONLY, 0);
 }
 
 #[test]
@@ -354,7 +350,7 @@ fn server_is_told_when_nbdkit_ends_under_a_client() {
     ends_politely(|directory, socket| {
         let mut front = Nbdkit::start(directory, &plugin_args(&[socket, "shared=true"]));
         Box::new(move || {
-            let client = open(&front);
+            let client = Front::of(&front);
             front.signal(libc::SIGTERM);
             drop(client);
             let status = front.wait_timeout(LIMIT).expect("nbdkit ends");
@@ -371,7 +367,7 @@ fn server_that_keeps_the_connection_does_not_keep_nbdkit() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let upstream = memory(directory.path(), "1M");
     let mut front = forward(directory.path(), upstream.socket(), &["shared=true"]);
-    open(&front).close();
+    Front::of(&front).close();
     upstream.signal(libc::SIGSTOP);
     front.signal(libc::SIGTERM);
     assert!(front.wait_timeout(LIMIT).expect("nbdkit ends").success());
@@ -386,7 +382,7 @@ fn new_client_gets_a_new_connection_after_the_server_came_back() {
     let socket = directory.path().join("upstream.sock");
     let mut upstream = Nbdkit::start_at(&socket, &["memory", "1M"]);
     let front = forward(directory.path(), &socket, &["shared=true"]);
-    let mut old = open(&front);
+    let mut old = Front::of(&front);
     assert_eq!(old.read(0, 512), Ok(vec![0; 512]));
 
     upstream.signal(libc::SIGKILL);
@@ -414,7 +410,7 @@ fn clients_without_a_server_are_refused_until_it_is_back() {
     let socket = directory.path().join("upstream.sock");
     let mut upstream = Nbdkit::start_at(&socket, &["memory", "1M"]);
     let mut front = forward(directory.path(), &socket, &["shared=true"]);
-    let mut witness = open(&front);
+    let mut witness = Front::of(&front);
     upstream.signal(libc::SIGKILL);
     upstream.wait_timeout(LIMIT).expect("killed");
     eventually("the loss is noticed", LIMIT, || {
@@ -427,7 +423,7 @@ fn clients_without_a_server_are_refused_until_it_is_back() {
     assert!(front.alive());
     fs::remove_file(&socket).expect("a killed server leaves its socket");
     let _returned = Nbdkit::start_at(&socket, &["memory", "1M"]);
-    assert_eq!(open(&front).read(0, 512), Ok(vec![0; 512]));
+    assert_eq!(Front::of(&front).read(0, 512), Ok(vec![0; 512]));
 }
 
 #[test]
@@ -442,7 +438,7 @@ fn connection_that_was_lost_while_idle_is_not_given_to_the_next_client() {
     dies.finished("the first connection");
 
     // Nobody used the connection when it ended, so nobody could notice.
-    let mut client = open(&front);
+    let mut client = Front::of(&front);
     assert_eq!(client.read(4096, 512), Ok(pattern(4096, 512)));
     assert_eq!(server.accepted(), 2);
 }
@@ -460,11 +456,11 @@ fn clients_that_come_together_after_a_loss_share_again() {
         peer.request().map(drop)
     });
     let front = forward(directory.path(), server.socket(), &["shared=true"]);
-    assert!(lost(open(&front).read(0, 512)));
+    assert!(lost(Front::of(&front).read(0, 512)));
     dies.finished("the first connection");
 
     let clients: Vec<Front> = thread::scope(|scope| {
-        let opening: Vec<_> = (0..4).map(|_| scope.spawn(|| open(&front))).collect();
+        let opening: Vec<_> = (0..4).map(|_| scope.spawn(|| Front::of(&front))).collect();
         opening
             .into_iter()
             .map(|client| client.join().expect("opens"))
@@ -493,7 +489,7 @@ fn loss_is_told_once_to_the_user() {
         }
     });
     let front = forward(directory.path(), server.socket(), &["shared=true"]);
-    let mut clients: Vec<_> = (0..3).map(|_| open(&front)).collect();
+    let mut clients: Vec<_> = (0..3).map(|_| Front::of(&front)).collect();
     enough.open();
     dies.finished("the shared connection");
     for client in &mut clients {

@@ -14,6 +14,7 @@
 //! and after the first loss there are no new ones.
 
 mod growth;
+mod leaving;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -30,7 +31,7 @@ use super::plain::{Plain, changes};
 use super::volume::Volume;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
-use crate::proto::consts::{Command, TransmissionFlags};
+use crate::proto::consts::Command;
 use crate::proto::request::Request;
 use crate::session::gate::Protection;
 use crate::transport::Deadline;
@@ -430,99 +431,6 @@ impl Pool {
             let noun = if others == 1 { "one" } else { "ones" };
             log::error!("{lost}; going on over {others} other {noun}");
         }
-    }
-
-    // The end.
-
-    pub(super) fn is_over(&self) -> bool {
-        self.living().all(|member| member.plain.is_over())
-    }
-
-    /// Whether the server still has a connection open; looks for the end of the streams.
-    pub(super) fn is_alive(&self) -> bool {
-        self.living().any(|member| member.plain.is_alive())
-    }
-
-    /// Whether nothing was ever asked of any of them.
-    pub(super) fn is_unused(&self) -> bool {
-        self.all().all(|member| member.plain.is_unused())
-    }
-
-    /// Flushes if something was written. Whether it can be given to another client then: one that has
-    /// lost a member gets no new ones.
-    pub(super) fn rest(self: &Arc<Self>, deadline: Deadline) -> bool {
-        let fit = |member: &Member| !member.is_gone() && member.plain.is_fit();
-        let fit = || self.all().all(fit);
-        let flush = self.take_wrote();
-        if flush {
-            self.all().for_each(|member| member.plain.note_wrote());
-        }
-        let flush = flush && self.volume.export().can(TransmissionFlags::SEND_FLUSH);
-        let flushed = || self.flush_within(&deadline, Renewal::Never).is_ok();
-        fit() && (!flush || flushed()) && fit()
-    }
-
-    pub(super) fn is_gone(&self) -> bool {
-        self.all()
-            .all(|member| member.is_gone() || member.plain.is_gone())
-    }
-
-    pub(super) fn leave(self: &Arc<Self>, deadline: Deadline) {
-        let candidate = {
-            let mut state = self.lock();
-            state.closed = true;
-            self.trial.store(0, Ordering::Release);
-            self.may_grow.store(false, Ordering::Release);
-            state.candidate.take()
-        };
-        let deadline = self
-            .living()
-            .find_map(|member| member.plain.grace())
-            .unwrap_or(deadline);
-        if self.take_wrote() {
-            self.all().for_each(|member| member.plain.note_wrote());
-            match self.is_over() {
-                true => self.tell_of_loss(),
-                false => self.flush_finally(deadline),
-            }
-        }
-        // All of them first, so that their servers end side by side.
-        let leaving = || self.living().chain(&candidate);
-        leaving().for_each(|member| member.plain.say_goodbye(deadline));
-        leaving().for_each(|member| member.plain.finish(deadline));
-    }
-
-    fn flush_finally(self: &Arc<Self>, deadline: Deadline) {
-        if !self.volume.export().can(TransmissionFlags::SEND_FLUSH) {
-            return;
-        }
-        if let Err(error) = self.flush_within(&deadline, Renewal::Never) {
-            // Not once for each kind: every time it is other data.
-            log::error!("warning: {error}; what was written since the last flush may be lost");
-        }
-    }
-
-    pub(super) fn tell_of_loss(&self) {
-        let wrote = self.take_wrote();
-        if wrote {
-            self.all().for_each(|member| member.plain.note_wrote());
-        }
-        if !wrote || !self.is_over() {
-            return;
-        }
-        if let Some(lost) = self.all().find_map(|member| member.plain.untold_loss()) {
-            log::error!("warning: {lost}; what was written since the last flush may be lost");
-        }
-    }
-
-    pub(super) fn inspect(&self) -> bool {
-        // All of them are to be looked at.
-        self.all()
-            .fold(false, |waits, member| member.plain.inspect() | waits)
-    }
-
-    pub(super) fn give_grace(&self, until: Deadline) {
-        self.all().for_each(|member| member.plain.give_grace(until));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::nbdkit::Nbdkit;
 use super::scripted::wire::{self, Fields, cmd, cmd_flag, info, opt, rep};
 
 /// Until when nbdkit must have answered.
@@ -77,6 +78,12 @@ pub struct Front {
 }
 
 impl Front {
+    /// A client of this nbdkit.
+    pub fn of(nbdkit: &Nbdkit) -> Self {
+        let opened = Self::open(nbdkit.socket());
+        opened.unwrap_or_else(|error| panic!("{error:?}\n{}", nbdkit.stderr()))
+    }
+
     /// Opens the default export with simple replies.
     pub fn open(socket: &Path) -> Result<Self, Refused> {
         Self::open_as(socket, "", false)

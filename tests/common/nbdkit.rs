@@ -101,6 +101,13 @@ impl Nbdkit {
         self.process.stderr()
     }
 
+    /// The errors and warnings that it has told.
+    pub fn errors(&self) -> Vec<String> {
+        let stderr = self.stderr();
+        let errors = stderr.lines().filter(|line| line.contains("error: "));
+        errors.map(str::to_owned).collect()
+    }
+
     /// The one line that explains what went wrong; there must not be another.
     pub fn explanation(&self) -> String {
         explanation(&self.stderr())

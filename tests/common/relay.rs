@@ -199,6 +199,11 @@ impl Relay {
             .collect()
     }
 
+    /// Cuts one connection, by its number.
+    pub fn cut_one(&self, number: usize) {
+        lock(&self.shared.wires)[number].cut();
+    }
+
     /// Cuts every connection that there is.
     pub fn cut_now(&self) {
         lock(&self.shared.wires).iter().for_each(|wire| wire.cut());

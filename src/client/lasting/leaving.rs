@@ -67,10 +67,11 @@ impl Lasting {
             .for_each(|connection| connection.close(deadline));
     }
 
-    /// Whether the server is there, and has the connection open; looks for the end of the stream.
+    /// Whether the server is there, and has all connections open; looks for the end of the streams.
     pub(in crate::client) fn is_alive(&self) -> bool {
         let doomed = self.resume().lock().core.doom().is_some();
-        !doomed && self.ups().iter().any(|up| !up.connection.is_over())
+        let ups = self.ups();
+        !doomed && !ups.is_empty() && ups.iter().all(|up| !up.connection.is_over())
     }
 
     /// Whether nothing was ever asked of its connections.
