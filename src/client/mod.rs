@@ -327,17 +327,10 @@ impl Client {
 
     /// Writes `payload` at `offset`; with `fua` it is permanent when this returns.
     pub fn write(&self, payload: &[u8], offset: u64, fua: bool) -> Result<(), Error> {
-        if let Some(may_trim) = self.detect_zeroes.finds(payload) {
-            if self.export().can(TransmissionFlags::SEND_WRITE_ZEROES) {
-                let how = Zeroing {
-                    may_trim,
-                    fua,
-                    fast: false,
-                };
-                return self.zero(payload.len() as u64, offset, how);
-            }
+        match self.detect_zeroes {
+            Detect::Off => self.write_until(payload, offset, fua, &self.deadline()),
+            detect => self.write_or_zero(detect, payload, offset, fua),
         }
-        self.write_until(payload, offset, fua, &self.deadline())
     }
 
     fn write_until(
@@ -370,16 +363,29 @@ impl Client {
     }
 
     /// Sends a request that changes something.
-    #[inline]
+    #[inline(always)]
     fn change(
         &self,
         request: Request,
         buffer: Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<(), Error> {
-        let Some(maps) = &self.changes else {
-            return self.links.change(request, buffer, deadline);
-        };
+        match &self.changes {
+            None => self.links.change(request, buffer, deadline),
+            Some(maps) => self.change_tracked(maps, request, buffer, deadline),
+        }
+    }
+
+    /// Out of the way of those for whom no map is kept.
+    #[cold]
+    #[inline(never)]
+    fn change_tracked(
+        &self,
+        maps: &Arc<Maps>,
+        request: Request,
+        buffer: Buffer<'_>,
+        deadline: &Deadline,
+    ) -> Result<(), Error> {
         let change = maps.begin_change(request);
         change.answered(self.links.change(request, buffer, deadline))
     }

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! Writes that are all zeroes, which need not travel as data.
 
+use super::error::Error;
+use super::{Client, Zeroing};
+use crate::proto::consts::TransmissionFlags;
+
 /// What becomes of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Detect {
@@ -26,6 +30,31 @@ impl Detect {
             Self::On => is_worth_it(payload).then_some(false),
             Self::Unmap => is_worth_it(payload).then_some(true),
         }
+    }
+}
+
+impl Client {
+    /// Out of the way of those who do not ask for it.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn write_or_zero(
+        &self,
+        detect: Detect,
+        payload: &[u8],
+        offset: u64,
+        fua: bool,
+    ) -> Result<(), Error> {
+        if let Some(may_trim) = detect.finds(payload) {
+            if self.export().can(TransmissionFlags::SEND_WRITE_ZEROES) {
+                let how = Zeroing {
+                    may_trim,
+                    fua,
+                    fast: false,
+                };
+                return self.zero(payload.len() as u64, offset, how);
+            }
+        }
+        self.write_until(payload, offset, fua, &self.deadline())
     }
 }
 
