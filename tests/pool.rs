@@ -526,10 +526,9 @@ fn a_disk_is_copied_over_several_connections() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let disk = noise_file(directory.path(), "disk", 8 << 20, 83);
         let image = disk.display().to_string();
-        let upstream = Nbdkit::start(
-            directory.path(),
-            &["--filter=delay", "file", &image, "rdelay=3ms"],
-        );
+        // One thread for each connection: what one takes long for, several share.
+        let slow = ["-t", "1", "--filter=delay", "file", &image, "rdelay=50ms"];
+        let upstream = Nbdkit::start(directory.path(), &slow);
         let relay = Relay::unix(directory.path(), "relay", upstream.socket());
         let extra = [&["connections=4"], mode].concat();
         let front = quiet(directory.path(), relay.socket(), &extra);
