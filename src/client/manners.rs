@@ -3,9 +3,14 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::proto::export::Limits;
 use crate::proto::handshake::Ladder;
+
+/// For how long a server that does not know extended headers is not asked for them again: a round trip
+/// less for each client of many, and no more than a minute lost when the server is replaced by a newer one.
+const COMPACT_FOR: Duration = Duration::from_secs(60);
 
 /// How the server of one [`Options`](super::Options) is asked: with all questions that the user allows,
 /// until a connection on which one was not asked led to an export where another had not. And how many
@@ -15,6 +20,8 @@ pub struct Manners {
     ladder: Mutex<Ladder>,
     limits: Limits,
     admits: AtomicUsize,
+    /// When it last said that it does not know extended headers.
+    compact: Mutex<Option<Instant>>,
 }
 
 impl Default for Manners {
@@ -30,6 +37,7 @@ impl Manners {
             ladder: Mutex::new(ladder),
             limits,
             admits: AtomicUsize::new(usize::MAX),
+            compact: Mutex::new(None),
         }
     }
 
@@ -45,7 +53,22 @@ impl Manners {
 
     /// What to ask.
     pub(super) fn ladder(&self) -> Ladder {
-        *self.lock()
+        self.ladder_at(Instant::now())
+    }
+
+    fn ladder_at(&self, now: Instant) -> Ladder {
+        let ladder = *lock(&self.ladder);
+        match *lock(&self.compact) {
+            Some(said) if now.saturating_duration_since(said) < COMPACT_FOR => {
+                ladder.without_extended()
+            }
+            _ => ladder,
+        }
+    }
+
+    /// The server does not know extended headers.
+    pub(super) fn found_compact(&self) {
+        *lock(&self.compact) = Some(Instant::now());
     }
 
     /// How much to ask for at once.
@@ -55,10 +78,27 @@ impl Manners {
 
     /// Remembers a way that led to an export after another had not.
     pub(super) fn remember(&self, ladder: Ladder) {
-        *self.lock() = ladder;
+        *lock(&self.ladder) = ladder;
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Ladder> {
-        self.ladder.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extended_headers_that_are_unknown_are_asked_for_again_after_a_minute() {
+        let manners = Manners::default();
+        let now = Instant::now();
+        assert_eq!(manners.ladder_at(now), Ladder::default());
+        manners.found_compact();
+        let without = Ladder::default().without_extended();
+        assert_eq!(manners.ladder_at(now), without);
+        let minute = Instant::now() + COMPACT_FOR;
+        assert_eq!(manners.ladder_at(minute), Ladder::default());
     }
 }

@@ -94,6 +94,9 @@ impl Negotiation {
             asked: this.machine.has_asked(),
             lower: this.machine.step_down(),
         };
+        if this.machine.knows_only_compact() {
+            options.manners.found_compact();
+        }
         this.conclude(shaken, &mut at_hand.negotiation)
     }
 

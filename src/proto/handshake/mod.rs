@@ -253,6 +253,8 @@ pub struct Handshake {
     outbox: Vec<u8>,
     state: State,
     outcome: Option<Outcome>,
+    /// The server was asked for extended headers and does not know them.
+    compact: bool,
 }
 
 #[derive(Debug)]
@@ -285,6 +287,7 @@ impl Handshake {
             outbox: Vec::new(),
             state: State::Greeting,
             outcome: None,
+            compact: false,
         }
     }
 
@@ -339,7 +342,11 @@ impl Handshake {
                 }
                 oldstyle::received(bytes, &self.goal)?
             }
-            State::Newstyle(newstyle) => newstyle.received(bytes)?,
+            State::Newstyle(newstyle) => {
+                let progress = newstyle.received(bytes)?;
+                self.compact = newstyle.knows_only_compact();
+                progress
+            }
             State::Told(_) | State::Over => return Ok(()),
         };
         self.take(progress);
@@ -404,6 +411,11 @@ impl Handshake {
     /// Whether the server was asked something, and not only listened to.
     pub fn has_asked(&self) -> bool {
         matches!(&self.state, State::Newstyle(newstyle) if newstyle.has_asked())
+    }
+
+    /// Whether the server was asked for extended headers and does not know them.
+    pub fn knows_only_compact(&self) -> bool {
+        self.compact
     }
 
     /// If the server hangs up or loses its place at this point: the questions that another connection

@@ -48,6 +48,8 @@ pub struct Newstyle {
     /// The server has said how messages are framed.
     settled: bool,
     framing: Framing,
+    /// `NBD_OPT_EXTENDED_HEADERS` is unknown to the server.
+    compact: bool,
     contexts: Contexts,
     /// The name that was asked for, if the export goes by another now.
     whole: Option<ExportName>,
@@ -83,6 +85,7 @@ impl Newstyle {
             listed_bytes: 0,
             settled: false,
             framing: Framing::Simple,
+            compact: false,
             contexts: Contexts::default(),
             whole: None,
             bitmaps: Bitmaps::default(),
@@ -440,7 +443,10 @@ impl Newstyle {
         match self.asking {
             OptionType::STARTTLS => self.tls_refused(refusal),
             // spec: Option types: SHOULD: NBD_REP_ERR_UNSUP to NBD_OPT_EXTENDED_HEADERS means compact headers
-            OptionType::EXTENDED_HEADERS => Ok(Progress::Say(self.ask(self.first_compact()))),
+            OptionType::EXTENDED_HEADERS => {
+                self.compact = reply == OptionReply::ERR_UNSUP;
+                Ok(Progress::Say(self.ask(self.first_compact())))
+            }
             // spec: Option types: SHOULD: NBD_REP_ERR_UNSUP to NBD_OPT_STRUCTURED_REPLY means simple replies
             OptionType::STRUCTURED_REPLY => self.settle(Framing::Simple),
             OptionType::LIST_META_CONTEXT if self.goes_on_without_list(reply) => {

@@ -15,6 +15,11 @@ impl Newstyle {
         }
     }
 
+    /// Whether the server was asked for extended headers and does not know them.
+    pub fn knows_only_compact(&self) -> bool {
+        self.compact
+    }
+
     /// The first option where headers are compact.
     pub(super) fn first_compact(&self) -> OptionType {
         match self.goal.asks_structured() {
