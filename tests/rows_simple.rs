@@ -282,31 +282,38 @@ fn m5_what_was_written_before_eshutdown_is_flushed_before_the_connection_is_left
 
 #[test]
 fn m5_eshutdown_is_what_the_client_sees_when_nobody_takes_the_servers_place() {
-    let mut bench = Bench::new(&[]);
-    let ticket = bench.play(|peer| {
-        peer.negotiate(&Offer::simple())?;
-        let request = peer.request()?;
-        peer.send(&wire::simple(request.cookie, errno::ESHUTDOWN))?;
-        assert_eq!(peer.request()?.kind, cmd::DISC);
-        peer.expect_closed()
-    });
-    let mut front = bench.open();
-    // It offers less than the one that is going away.
-    let smaller = bench.play(|peer| {
-        peer.negotiate(&Offer {
-            size: 512,
-            ..Offer::simple()
-        })?;
-        assert_eq!(peer.request()?.kind, cmd::DISC, "nothing is asked of it");
-        peer.expect_closed()
-    });
-    assert_eq!(front.read(OFFSET, LENGTH), Err(errno::ESHUTDOWN));
-    ticket.finished("M5 ESHUTDOWN");
-    smaller.finished("M5 the smaller one");
-    assert_eq!(front.write(OFFSET, &[1; 512]), Err(errno::ESHUTDOWN));
-    still_lost("M5 ESHUTDOWN", &mut front);
-    front.close();
-    bench.serves_the_next("M5 ESHUTDOWN");
+    // They offer less than the one that is going away.
+    let of_less_size = Offer {
+        size: 512,
+        ..Offer::simple()
+    };
+    let of_less_payload = Offer {
+        block_sizes: Some((1, 4096, 4096)),
+        ..Offer::simple()
+    };
+    for offer in [of_less_size, of_less_payload] {
+        let mut bench = Bench::new(&[]);
+        let ticket = bench.play(|peer| {
+            peer.negotiate(&Offer::simple())?;
+            let request = peer.request()?;
+            peer.send(&wire::simple(request.cookie, errno::ESHUTDOWN))?;
+            assert_eq!(peer.request()?.kind, cmd::DISC);
+            peer.expect_closed()
+        });
+        let mut front = bench.open();
+        let smaller = bench.play(move |peer| {
+            peer.negotiate(&offer)?;
+            assert_eq!(peer.request()?.kind, cmd::DISC, "nothing is asked of it");
+            peer.expect_closed()
+        });
+        assert_eq!(front.read(OFFSET, LENGTH), Err(errno::ESHUTDOWN));
+        ticket.finished("M5 ESHUTDOWN");
+        smaller.finished("M5 the smaller one");
+        assert_eq!(front.write(OFFSET, &[1; 512]), Err(errno::ESHUTDOWN));
+        still_lost("M5 ESHUTDOWN", &mut front);
+        front.close();
+        bench.serves_the_next("M5 ESHUTDOWN");
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::volume::Volume;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::request::Request;
-use crate::session::gate::{self, Protection};
+use crate::session::gate::Protection;
 use crate::transport::{Deadline, PAUSE};
 
 /// What changes something that a flush makes permanent.
@@ -231,7 +231,7 @@ impl Plain {
         match self.opener.open(None, None) {
             Ok(opened) => {
                 let was = (self.volume.export(), self.protection);
-                match gate::difference(was, (&opened.offer, opened.protection)) {
+                match opened.difference(was) {
                     None => Ok(opened.connection),
                     Some(difference) => {
                         log::debug!("{}: {difference}", self.opener.server);
