@@ -94,6 +94,7 @@ fn open(socket: &Path, export: &str) -> Result<Client, Error> {
         fleet: None,
         manners: Manners::default(),
         detect_zeroes: Detect::Off,
+        fences: None,
         wish: Wish::default(),
         maps: Arc::default(),
     };

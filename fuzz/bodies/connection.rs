@@ -386,6 +386,7 @@ fn options() -> Arc<Options> {
         fleet: None,
         manners: Manners::default(),
         detect_zeroes: Detect::Off,
+        fences: None,
         wish: Wish::default(),
         maps: Arc::default(),
     })

@@ -34,6 +34,7 @@ pub fn open(socket: &Path) -> Result<Client, Error> {
         fleet: None,
         manners: Manners::default(),
         detect_zeroes: Detect::Off,
+        fences: None,
         wish: Wish::default(),
         maps: Arc::default(),
     };
