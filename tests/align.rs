@@ -489,33 +489,3 @@ fn extents_begin_and_end_where_they_were_asked_for() {
     let odd = |(offset, _): &(u64, u32)| *offset == SIZE;
     assert!(asked.iter().any(odd), "{asked:?}");
 }
-
-/// A change that waits behind another has the time of its request for that.
-#[test]
-fn whoever_waits_for_a_block_does_so_for_its_time_alone() {
-    if !ready() {
-        return;
-    }
-    let bench = Bench::new(&[EMULATE, "request-timeout=1"]);
-    let play = || {
-        bench.play(|peer| {
-            peer.negotiate(&blocks(SIZE))?;
-            loop {
-                let request = peer.request()?;
-                if request.kind == cmd::DISC {
-                    return peer.expect_closed();
-                }
-                // No answer, ever.
-            }
-        })
-    };
-    let tickets = [play(), play()];
-    let mut one = bench.open();
-    let mut other = bench.open();
-    let cookie = one.submit_write(1, &[1]);
-    let behind = other.submit_write(2, &[2]);
-    assert!(one.wait(cookie).is_err());
-    assert!(other.wait(behind).is_err());
-    drop((one, other));
-    drop(tickets);
-}

@@ -119,7 +119,7 @@ pub struct Options {
     /// Other servers of the same export.
     pub fleet: Option<Fleet>,
     /// What was learnt about the server on earlier connections.
-    pub manners: Manners,
+    pub manners: Arc<Manners>,
     /// What becomes of writes that are all zeroes.
     pub detect_zeroes: Detect,
     /// What requests that do not keep to the server's blocks need, if they are carried out; they are

@@ -88,7 +88,7 @@ fn at(
         wanted: Some(params::is_wanted),
         connections: config.connections,
         fleet: None,
-        manners: Manners::new(config.quirks.ladder, config.quirks.limits),
+        manners: Arc::new(Manners::new(config.quirks.ladder, config.quirks.limits)),
         detect_zeroes: match config.detect_zeroes {
             DetectZeroes::Off => Detect::Off,
             DetectZeroes::On => Detect::On,
