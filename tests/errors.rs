@@ -272,9 +272,9 @@ const SERVING: &[Case] = &[
         },
     },
     Case {
-        item: "... is not aligned to the server's minimum block size N",
+        item: "... is not aligned to the server's minimum block size N (align=emulate)",
         text: "DIR/scripted.sock: NBD_CMD_READ of 512 bytes at offset 0 is not aligned to the server's minimum \
-               block size 4096",
+               block size 4096 (align=emulate)",
         happen: |dir| {
             let offer = Offer {
                 block_sizes: Some((4096, 4096, 1 << 20)),

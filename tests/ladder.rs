@@ -349,3 +349,47 @@ fn a_server_that_does_not_stand_go_is_not_asked_for_its_default_export() {
     by_name("");
     ticket.finished("the default export");
 }
+
+/// What is asked where extended headers are not.
+const COMPACT: &[u32] = &[opt::STRUCTURED_REPLY, opt::SET_META_CONTEXT, opt::GO];
+
+/// A connection whose server agrees to extended headers, and answers the first request without them.
+fn forgets_extended_headers(bench: &Bench) -> Ticket {
+    bench.play(|peer| {
+        peer.negotiate(&Offer::extended())?;
+        let request = peer.request()?;
+        peer.send(&wire::simple(request.cookie, 0))?;
+        peer.expect_closed()
+    })
+}
+
+#[test]
+fn who_forgets_extended_headers_is_not_asked_for_them_again() {
+    let bench = Bench::new(&[]);
+    let forgets = forgets_extended_headers(&bench);
+    let mut front = bench.open();
+    let answer = front.write(OFFSET, &[1; 512]);
+    assert!(answer.is_err(), "nobody knows whether it was carried out");
+    front.close();
+    forgets.ended("it agrees and forgets");
+    let log = bench.nbdkit().stderr();
+    assert!(log.contains("quirks=no-extended does without"), "{log}");
+    for _ in 0..2 {
+        let served = asked(&bench, COMPACT, Offer::default());
+        opens(&bench);
+        served.finished("asked without");
+    }
+}
+
+#[test]
+fn with_reconnect_the_request_is_sent_again_without_them() {
+    let bench = Bench::new(&["reconnect=20", "reconnect-delay=10ms"]);
+    let forgets = forgets_extended_headers(&bench);
+    let served = asked(&bench, COMPACT, Offer::default());
+    let mut front = bench.open();
+    let answer = front.read(OFFSET, LENGTH);
+    assert_eq!(answer, Ok(pattern(OFFSET, LENGTH as usize)));
+    front.close();
+    forgets.ended("it agrees and forgets");
+    served.finished("asked without");
+}

@@ -543,3 +543,52 @@ fn kept_maps_take_a_bounded_amount_of_memory() {
     front.close();
     ticket.finished("many extents");
 }
+
+/// A server that loses what it was to make permanent: what it says of the range is true until that is written again,
+/// before the next flush.
+#[test]
+fn what_is_written_again_is_in_the_map() {
+    if !need_all(&["nbdkit"]) {
+        return;
+    }
+    let bench = Bench::new(&["extents-cache=1M", "reconnect=10"]);
+    let offer = Offer::default();
+    let ticket = bench.play(move |peer| {
+        peer.negotiate(&offer)?;
+        let (mut written, mut failed) = (false, false);
+        loop {
+            let request = peer.request()?;
+            let reply = match request.kind {
+                cmd::DISC => return peer.expect_closed(),
+                cmd::WRITE => {
+                    written = true;
+                    wire::simple(request.cookie, 0)
+                }
+                cmd::FLUSH if !failed => {
+                    (written, failed) = (false, true);
+                    wire::simple(request.cookie, errno::EIO)
+                }
+                cmd::FLUSH => wire::simple(request.cookie, 0),
+                cmd::BLOCK_STATUS => {
+                    let status = if written { 0 } else { 3 };
+                    let left = u32::try_from(offer.size - request.offset).expect("small");
+                    let id = offer.contexts[0].0;
+                    wire::status(DONE, request.cookie, id, &[(left, status)])
+                }
+                other => panic!("command {other}"),
+            };
+            peer.send(&reply)?;
+            peer.answered(&request);
+        }
+    });
+    let mut front = bench.open_structured();
+    let told = |front: &mut Front| front.status(0, 4096).expect("extents")[0].1;
+    assert_eq!(told(&mut front), 3);
+    assert_eq!(front.write(0, &[1; 4096]), Ok(()));
+    assert_eq!(front.flush(), Err(errno::EIO));
+    assert_eq!(told(&mut front), 3, "it was lost");
+    assert_eq!(front.flush(), Ok(()));
+    assert_eq!(told(&mut front), 0, "it was written again");
+    front.close();
+    ticket.finished("a flush that fails");
+}

@@ -81,6 +81,7 @@ fn all_parameters_together() {
         "linger=2.5s",
         "quirks=no-meta,max-request=1M,max-zero=1G",
         "detect-zeroes=unmap",
+        "align=emulate",
         "extents=base:allocation",
         "extents-cache=16M",
     ]);
@@ -443,6 +444,7 @@ fn help_names_every_parameter() {
         "linger=",
         "quirks=",
         "detect-zeroes=",
+        "align=",
         "extents=",
         "extents-cache=",
     ] {

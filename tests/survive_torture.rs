@@ -193,6 +193,48 @@ fn over_several_connections_that_are_shared() {
     .endure();
 }
 
+/// Four blocks of the clients' are one of the server's, which refuses parts of it: what is put together here is
+/// written again like all else, and two clients write side by side in it.
+#[test]
+fn in_parts_of_larger_blocks() {
+    if !need("nbdkit") {
+        return;
+    }
+    for (clients, extra) in [
+        (2, &["reconnect=30", DELAY, "align=emulate"][..]),
+        (
+            2,
+            &[
+                "reconnect=30",
+                DELAY,
+                "align=emulate",
+                "connections=3",
+                "replay=512K",
+            ],
+        ),
+    ] {
+        Ordeal {
+            setup: Setup {
+                flags: FLAGS | flag::CAN_MULTI_CONN,
+                blocks: (16384, 16384, 32 << 20),
+                cut_every: 1500,
+                ..Setup::default()
+            },
+            clients,
+            depth: 32,
+            kills: 10,
+            extra,
+            // A trim of a part is not sent, and what was there comes with the next write beside it.
+            mix: Mix {
+                trims: 0,
+                ..Mix::default()
+            },
+            ..Ordeal::default()
+        }
+        .endure();
+    }
+}
+
 /// In each life of the server one flush fails and costs it all that was dirty, and the next one says success.
 #[test]
 fn flushes_fail() {

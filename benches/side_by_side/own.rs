@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nbdkit_nbd_plugin::client::error::Error;
-use nbdkit_nbd_plugin::client::manners::Manners;
 use nbdkit_nbd_plugin::client::zeroes::Detect;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::context::Wish;
@@ -92,8 +91,9 @@ fn open(socket: &Path, export: &str) -> Result<Client, Error> {
         wanted: None,
         connections: 1,
         fleet: None,
-        manners: Manners::default(),
+        manners: Arc::default(),
         detect_zeroes: Detect::Off,
+        fences: None,
         wish: Wish::default(),
         maps: Arc::default(),
     };

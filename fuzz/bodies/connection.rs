@@ -12,7 +12,6 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use nbdkit_nbd_plugin::client::manners::Manners;
 use nbdkit_nbd_plugin::client::zeroes::Detect;
 use nbdkit_nbd_plugin::client::{Client, Options, Zeroing};
 use nbdkit_nbd_plugin::proto::context::Wish;
@@ -384,8 +383,9 @@ fn options() -> Arc<Options> {
         wanted: None,
         connections: 1,
         fleet: None,
-        manners: Manners::default(),
+        manners: Arc::default(),
         detect_zeroes: Detect::Off,
+        fences: None,
         wish: Wish::default(),
         maps: Arc::default(),
     })

@@ -20,6 +20,7 @@ use super::error::{Cause, Error, Lost, Server};
 use super::flight::Flight;
 use super::inflight::{Inflight, LoadGuard, ReadingRole, Seen, SlotSet};
 use super::loan::Buffer;
+use super::manners::Manners;
 use super::outbox::{BATCH, Batch, Next, Outbox};
 use super::receiver::{LARGE, Receiver, Wire};
 use super::sync::lookout;
@@ -36,7 +37,7 @@ use crate::transport::{self, Blocking, Deadline, Doorbell, PAUSE, Stream, Wanted
 type Role<'a> = ReadingRole<'a, Flight, Receiver>;
 
 /// How long a connection goes on without answers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Patience {
     /// Whether the client that a request is for is still there, asked on the thread that makes the
     /// request. `None` where others use the connection too: it does not end with one of them.
@@ -58,6 +59,7 @@ pub struct Connection {
     framing: Framing,
     context: Option<Context>,
     patience: Patience,
+    manners: Arc<Manners>,
     /// Reads in flight that are too large for the receive buffer to be of use.
     large_reads: AtomicU32,
     lost: OnceCell<Arc<Lost>>,
@@ -79,6 +81,7 @@ impl Connection {
         stream: Stream,
         export: &Export,
         patience: Patience,
+        manners: Arc<Manners>,
     ) -> Result<Self, transport::Error> {
         stream.limit_receiving()?;
         let receiver = Receiver::new(export.framing);
@@ -90,6 +93,7 @@ impl Connection {
             framing: export.framing,
             context: export.context.as_ref().map(Agreed::read),
             patience,
+            manners,
             large_reads: AtomicU32::new(0),
             lost: OnceCell::new(),
             closing: OnceCell::new(),
@@ -444,6 +448,7 @@ impl Connection {
         self.lost.get_or_init(|| {
             let lost = Lost::new(self.server.clone(), cause);
             log::debug!("{lost}");
+            self.manners.learn(&lost);
             Arc::new(lost)
         });
         match soft {
@@ -572,12 +577,8 @@ mod tests {
     fn connection() -> (Connection, Stream) {
         let (ours, theirs) = unix::pair();
         let export = Export::new(1 << 20, TransmissionFlags::HAS_FLAGS, Framing::Simple);
-        let patience = Patience {
-            wanted: None,
-            close: None,
-            lasting: false,
-        };
-        let connection = Connection::new("server".into(), ours, &export, patience);
+        let patience = Patience::default();
+        let connection = Connection::new("server".into(), ours, &export, patience, Arc::default());
         (connection.expect("a connection"), theirs)
     }
 

@@ -280,6 +280,11 @@ impl Lost {
         }
     }
 
+    /// Whose connection it was.
+    pub(super) fn server(&self) -> &Server {
+        &self.server
+    }
+
     /// What ended it.
     pub(super) fn cause(&self) -> &Cause {
         &self.cause
@@ -394,6 +399,11 @@ impl Cause {
             self,
             Self::Deadline(..) | Self::Violation(_) | Self::GivenUp(_) | Self::Transport(_)
         )
+    }
+
+    /// Whether the server has sent headers of another form after it had agreed to extended ones.
+    pub(super) fn is_of_extended_headers(&self) -> bool {
+        matches!(self, Self::Violation(Violation::Framing { .. }))
     }
 
     fn errno(&self) -> i32 {

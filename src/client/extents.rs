@@ -26,6 +26,19 @@ impl Client {
         offset: u64,
         one: bool,
     ) -> Result<Vec<Descriptor>, Error> {
+        if self.is_odd(offset, length) {
+            return self.status_odd(length, offset, one);
+        }
+        self.status_of_blocks(length, offset, one)
+    }
+
+    /// The same for a range that keeps to the server's blocks.
+    pub(super) fn status_of_blocks(
+        &self,
+        length: u64,
+        offset: u64,
+        one: bool,
+    ) -> Result<Vec<Descriptor>, Error> {
         if self.export().context.is_none() {
             return Err(self.unsupported("no metadata context was agreed", libc::EINVAL));
         }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::error::Lost;
 use crate::proto::export::Limits;
 use crate::proto::handshake::Ladder;
 
@@ -13,8 +14,9 @@ use crate::proto::handshake::Ladder;
 const COMPACT_FOR: Duration = Duration::from_secs(60);
 
 /// How the server of one [`Options`](super::Options) is asked: with all questions that the user allows,
-/// until a connection on which one was not asked led to an export where another had not. And how many
-/// connections it has been found to admit for one client.
+/// until a connection on which one was not asked led to an export where another had not, or until it has
+/// agreed to extended headers and not kept to that. And how many connections it has been found to admit
+/// for one client.
 #[derive(Debug)]
 pub struct Manners {
     ladder: Mutex<Ladder>,
@@ -79,6 +81,16 @@ impl Manners {
     /// Remembers a way that led to an export after another had not.
     pub(super) fn remember(&self, ladder: Ladder) {
         *lock(&self.ladder) = ladder;
+    }
+
+    /// Remembers what the loss of a connection tells. A server that has agreed to extended headers and
+    /// does not know them gets no other connection for that alone: those who come next do without.
+    pub(super) fn learn(&self, lost: &Lost) {
+        if lost.cause().is_of_extended_headers() {
+            let mut ladder = lock(&self.ladder);
+            *ladder = ladder.without_extended();
+            log::info!("{}: not asked for extended headers any more", lost.server());
+        }
     }
 }
 

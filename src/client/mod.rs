@@ -27,8 +27,9 @@
 //! A `connection` is a live one with its requests in flight (`inflight`, `flight`, `outbox`, `receiver`,
 //! `loan`, `split`). [`upkeep`] is time, the one thread that is always there; [`helpers`] are threads for
 //! what waits for a server, such as coming back. `extents` asks for extents, and [`maps`] is what is kept
-//! of the answers.
+//! of the answers. `align` is for clients that know nothing of the server's blocks.
 
+mod align;
 mod comeback;
 mod connection;
 pub mod desk;
@@ -64,6 +65,8 @@ pub mod zeroes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use self::align::Fences;
+use self::align::Watch;
 use self::error::{Error, Server};
 use self::fleet::Fleet;
 use self::length::Length;
@@ -76,11 +79,12 @@ use self::opener::Opener;
 pub use self::opener::{Entered, Start, connect, enter_default};
 use self::resume::Terms;
 use self::zeroes::Detect;
+pub use self::zeroes::Zeroing;
 use crate::proto::WireError;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::context::Wish;
 use crate::proto::errno::NbdErrno;
-use crate::proto::export::Export;
+use crate::proto::export::{BlockSizes, Export};
 use crate::proto::handshake::{Listed, TlsPolicy};
 use crate::proto::name::ExportName;
 use crate::proto::request::Request;
@@ -115,9 +119,12 @@ pub struct Options {
     /// Other servers of the same export.
     pub fleet: Option<Fleet>,
     /// What was learnt about the server on earlier connections.
-    pub manners: Manners,
+    pub manners: Arc<Manners>,
     /// What becomes of writes that are all zeroes.
     pub detect_zeroes: Detect,
+    /// What requests that do not keep to the server's blocks need, if they are carried out; they are
+    /// refused otherwise.
+    pub fences: Option<Arc<Fences>>,
     /// Where extents come from.
     pub wish: Wish,
     /// What is kept of them.
@@ -177,8 +184,11 @@ pub struct Client {
     losses: u64,
     /// What is kept of its extents, if anything is.
     map: Option<Map>,
-    /// Whom to tell of changes.
-    changes: Option<Arc<Maps>>,
+    /// Whom to tell of changes, and who may be in their way.
+    watch: Option<Watch>,
+    /// The bits of an offset or a length that is no whole number of blocks, if it can be served all the
+    /// same; none of them if it cannot, or if there is nothing to do.
+    odd: u64,
     /// Who knows of ranges that need not be read.
     zeroes: Option<Arc<Maps>>,
 }
@@ -223,17 +233,6 @@ impl Pieces<'_> {
     }
 }
 
-/// How [`Client::zero`] may zero.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Zeroing {
-    /// The range may become a hole.
-    pub may_trim: bool,
-    /// The zeroes must be permanent before the answer.
-    pub fua: bool,
-    /// Fail with ENOTSUP rather than take as long as a write.
-    pub fast: bool,
-}
-
 /// How long an operation goes on without asking whether anybody waits for its end. To ask may print a
 /// message.
 const ASK: Duration = Duration::from_secs(1);
@@ -248,10 +247,15 @@ impl Client {
         let name = export.context_name();
         let true_map = name.is_some_and(|name| name.meaning().is_of_contents());
         let zeroes = readonly && maps.has_cache() && true_map;
+        let odd = match options.fences {
+            Some(_) => u64::from(export.minimum_block()) - 1,
+            None => 0,
+        };
         Self {
             losses: links.losses(),
             map: map.then(|| Map::new(maps.clone(), links.volume().number())),
-            changes: (!readonly && maps.counts_changes()).then(|| maps.clone()),
+            watch: Watch::new(options, !readonly, odd != 0),
+            odd,
             zeroes: zeroes.then(|| maps.clone()),
             links,
             request_timeout: options.request_timeout,
@@ -286,8 +290,20 @@ impl Client {
         self.links.volume().export()
     }
 
+    /// The block size constraints for requests to this client, where the server has some.
+    pub fn block_sizes(&self) -> Option<BlockSizes> {
+        let minimum = |sizes: BlockSizes| if self.odd == 0 { sizes.minimum } else { 1 };
+        self.export().block_sizes.map(|sizes| BlockSizes {
+            minimum: minimum(sizes),
+            ..sizes
+        })
+    }
+
     /// Fills `buffer` with the bytes at `offset`. On failure its contents mean nothing.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+        if self.is_odd(offset, buffer.len() as u64) {
+            return self.read_odd(buffer, offset);
+        }
         self.check_range(Command::READ, offset, buffer.len() as u64)?;
         if let Some(maps) = &self.zeroes {
             if self.reads_zero(maps, offset, buffer.len()) {
@@ -340,6 +356,9 @@ impl Client {
         fua: bool,
         deadline: &Deadline,
     ) -> Result<(), Error> {
+        if self.is_odd(offset, payload.len() as u64) {
+            return self.write_odd(payload, offset, fua, deadline);
+        }
         self.check_range(Command::WRITE, offset, payload.len() as u64)?;
         let flags = self.fua(fua)?;
         match payload.len() <= self.piece() {
@@ -370,24 +389,10 @@ impl Client {
         buffer: Buffer<'_>,
         deadline: &Deadline,
     ) -> Result<(), Error> {
-        match &self.changes {
+        match &self.watch {
             None => self.links.change(request, buffer, deadline),
-            Some(maps) => self.change_tracked(maps, request, buffer, deadline),
+            Some(watch) => self.change_watched(watch, request, buffer, deadline),
         }
-    }
-
-    /// Out of the way of those for whom no map is kept.
-    #[cold]
-    #[inline(never)]
-    fn change_tracked(
-        &self,
-        maps: &Arc<Maps>,
-        request: Request,
-        buffer: Buffer<'_>,
-        deadline: &Deadline,
-    ) -> Result<(), Error> {
-        let change = maps.begin_change(request);
-        change.answered(self.links.change(request, buffer, deadline))
     }
 
     #[cold]
@@ -417,6 +422,9 @@ impl Client {
     /// Tells the server that a range is not needed any more.
     pub fn trim(&self, length: u64, offset: u64, fua: bool) -> Result<(), Error> {
         self.require(TransmissionFlags::SEND_TRIM, "NBD_CMD_TRIM")?;
+        if self.is_odd(offset, length) {
+            return self.trim_odd(length, offset, fua);
+        }
         self.check_range(Command::TRIM, offset, length)?;
         let request = Request::new(Command::TRIM, offset, length).with(self.fua(fua)?);
         self.in_pieces(request, &self.deadline())
@@ -425,35 +433,12 @@ impl Client {
     /// Tells the server that a range will be needed soon.
     pub fn cache(&self, length: u64, offset: u64) -> Result<(), Error> {
         self.require(TransmissionFlags::SEND_CACHE, "NBD_CMD_CACHE")?;
+        if self.is_odd(offset, length) {
+            return self.cache_odd(length, offset);
+        }
         self.check_range(Command::CACHE, offset, length)?;
         let request = Request::new(Command::CACHE, offset, length);
         self.in_pieces(request, &self.deadline())
-    }
-
-    /// Makes a range zero. Where the server cannot, zeroes are written as data, unless `fast`
-    /// forbids it: ENOTSUP is the answer then, and only then.
-    pub fn zero(&self, length: u64, offset: u64, how: Zeroing) -> Result<(), Error> {
-        self.check_range(Command::WRITE_ZEROES, offset, length)?;
-        let mut flags = self.fua(how.fua)?;
-        flags.set(CommandFlags::NO_HOLE, !how.may_trim);
-        if how.fast {
-            if !self.export().can(TransmissionFlags::SEND_FAST_ZERO) {
-                return Err(self.unsupported("the server has no fast zeroes", libc::ENOTSUP));
-            }
-            flags |= CommandFlags::FAST_ZERO;
-        }
-        let deadline = self.deadline();
-        if !self.export().can(TransmissionFlags::SEND_WRITE_ZEROES) {
-            return self.write_zeroes_as_data(length, offset, how.fua, &deadline);
-        }
-        let request = Request::new(Command::WRITE_ZEROES, offset, length).with(flags);
-        match self.in_pieces(request, &deadline) {
-            Err(error) if !how.fast && failed_with(&error, &[NbdErrno::ENOTSUP]) => {
-                log::debug!("{error}; writing zeroes as data");
-                self.write_zeroes_as_data(length, offset, how.fua, &deadline)
-            }
-            other => other,
-        }
     }
 
     /// Sends a request without payload, in pieces if it is longer than what the server takes at once.
@@ -482,22 +467,6 @@ impl Client {
         Ok(())
     }
 
-    fn write_zeroes_as_data(
-        &self,
-        length: u64,
-        offset: u64,
-        fua: bool,
-        deadline: &Deadline,
-    ) -> Result<(), Error> {
-        static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
-        let mut pieces = self.pieces();
-        for (at, n) in split::pieces(offset, length, ZEROES.len().min(self.piece())) {
-            pieces.next()?;
-            self.write_until(&ZEROES[..n], at, fua, deadline)?;
-        }
-        Ok(())
-    }
-
     fn pieces(&self) -> Pieces<'_> {
         Pieces {
             client: self,
@@ -522,6 +491,21 @@ impl Client {
     /// fine between the blocks, as nothing is sent for it; and so is what touches a last block that
     /// is not whole.
     fn check_range(&self, command: Command, offset: u64, length: u64) -> Result<(), Error> {
+        self.check_end(command, offset, length)?;
+        if !self.export().is_aligned(offset, length) {
+            return Err(self.unsupported(
+                &format!(
+                    "{command} of {length} bytes at offset {offset} is not aligned to the server's \
+                     minimum block size {} (align=emulate)",
+                    self.export().minimum_block()
+                ),
+                libc::EINVAL,
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_end(&self, command: Command, offset: u64, length: u64) -> Result<(), Error> {
         let end = offset.checked_add(length);
         if end.is_none_or(|end| end > self.export().size) {
             let errno = match command {
@@ -534,16 +518,6 @@ impl Client {
                     self.export().size
                 ),
                 errno,
-            ));
-        }
-        if !self.export().is_aligned(offset, length) {
-            return Err(self.unsupported(
-                &format!(
-                    "{command} of {length} bytes at offset {offset} is not aligned to the server's \
-                     minimum block size {}",
-                    self.export().minimum_block()
-                ),
-                libc::EINVAL,
             ));
         }
         Ok(())

@@ -174,7 +174,13 @@ impl Opener {
             close: options.close_timeout,
             lasting: self.options.reconnect.is_some() || self.may_have_several(&offer),
         };
-        match Connection::new(server.clone(), stream, &offer, patience) {
+        match Connection::new(
+            server.clone(),
+            stream,
+            &offer,
+            patience,
+            options.manners.clone(),
+        ) {
             Ok(connection) => Ok(Entered {
                 connection,
                 offer,

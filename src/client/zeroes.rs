@@ -1,11 +1,25 @@
 // SPDX-License-Identifier: BSD-3-Clause
-//! Writes that are all zeroes, which need not travel as data.
+//! Zeroes: asked of the server as such, also where a client writes nothing else, or else written.
 
 use super::error::Error;
-use super::{Client, Zeroing};
-use crate::proto::consts::TransmissionFlags;
+use super::{Client, failed_with, split};
+use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
+use crate::proto::errno::NbdErrno;
+use crate::proto::request::Request;
+use crate::transport::Deadline;
 
-/// What becomes of them.
+/// How [`Client::zero`] may zero.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Zeroing {
+    /// The range may become a hole.
+    pub may_trim: bool,
+    /// The zeroes must be permanent before the answer.
+    pub fua: bool,
+    /// Fail with ENOTSUP rather than take as long as a write.
+    pub fast: bool,
+}
+
+/// What becomes of writes that are all zeroes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Detect {
     /// They are writes like all others.
@@ -34,6 +48,61 @@ impl Detect {
 }
 
 impl Client {
+    /// Makes a range zero. Where the server cannot, zeroes are written as data, unless `fast`
+    /// forbids it: ENOTSUP is the answer then, and only then.
+    pub fn zero(&self, length: u64, offset: u64, how: Zeroing) -> Result<(), Error> {
+        if self.is_odd(offset, length) {
+            return self.zero_odd(length, offset, how);
+        }
+        self.check_range(Command::WRITE_ZEROES, offset, length)?;
+        self.zero_blocks(length, offset, how, &self.deadline())
+    }
+
+    /// The same for whole blocks of the server's.
+    pub(super) fn zero_blocks(
+        &self,
+        length: u64,
+        offset: u64,
+        how: Zeroing,
+        deadline: &Deadline,
+    ) -> Result<(), Error> {
+        let mut flags = self.fua(how.fua)?;
+        flags.set(CommandFlags::NO_HOLE, !how.may_trim);
+        if how.fast {
+            if !self.export().can(TransmissionFlags::SEND_FAST_ZERO) {
+                return Err(self.unsupported("the server has no fast zeroes", libc::ENOTSUP));
+            }
+            flags |= CommandFlags::FAST_ZERO;
+        }
+        if !self.export().can(TransmissionFlags::SEND_WRITE_ZEROES) {
+            return self.write_zeroes_as_data(length, offset, how.fua, deadline);
+        }
+        let request = Request::new(Command::WRITE_ZEROES, offset, length).with(flags);
+        match self.in_pieces(request, deadline) {
+            Err(error) if !how.fast && failed_with(&error, &[NbdErrno::ENOTSUP]) => {
+                log::debug!("{error}; writing zeroes as data");
+                self.write_zeroes_as_data(length, offset, how.fua, deadline)
+            }
+            other => other,
+        }
+    }
+
+    fn write_zeroes_as_data(
+        &self,
+        length: u64,
+        offset: u64,
+        fua: bool,
+        deadline: &Deadline,
+    ) -> Result<(), Error> {
+        static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+        let mut pieces = self.pieces();
+        for (at, n) in split::pieces(offset, length, ZEROES.len().min(self.piece())) {
+            pieces.next()?;
+            self.write_until(&ZEROES[..n], at, fua, deadline)?;
+        }
+        Ok(())
+    }
+
     /// Out of the way of those who do not ask for it.
     #[cold]
     #[inline(never)]

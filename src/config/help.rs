@@ -48,6 +48,8 @@ linger=<TIME>          How long a client's connection is kept for the next one,
 keepalive=<TIME>       Silence after which TCP asks for the server's host
                        (default 0: the kernel's time).
 detect-zeroes=<MODE>   Writes of zeroes as such: 'off', 'on' or 'unmap'.
+align=<MODE>           Requests that do not keep to the server's blocks:
+                       'advertise' (refused) or 'emulate'.
 quirks=<LIST>          What not to ask of a server, or not for so much at once.
 extents=<CONTEXT>      Where extents come from: base:allocation (the default),
                        qemu:dirty-bitmap:<NAME> (* for the only one),

@@ -229,6 +229,7 @@ pub struct Params {
     linger: Option<Linger>,
     quirks: Quirks,
     detect_zeroes: DetectZeroes,
+    align: Align,
     extents: Extents,
     extents_cache: u64,
     /// Whether `command-timeout` was given, whatever its value.
@@ -319,6 +320,7 @@ impl Params {
             "connections" => self.connections = Some(params::connections(value)?),
             "quirks" => self.quirks = quirks::parse(value)?,
             "detect-zeroes" => self.detect_zeroes = params::detect_zeroes(value)?,
+            "align" => self.align = params::align(value)?,
             "extents" => self.extents = Extents::parse(value)?,
             "extents-cache" => self.extents_cache = params::size("extents-cache", value)?,
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
@@ -410,6 +412,7 @@ impl Params {
             linger: self.linger,
             quirks: self.quirks,
             detect_zeroes: self.detect_zeroes,
+            align: self.align,
             extents: self.extents,
             extents_cache: self.extents_cache,
         })
@@ -465,6 +468,8 @@ pub struct Config {
     pub quirks: Quirks,
     /// What becomes of writes that are all zeroes.
     pub detect_zeroes: DetectZeroes,
+    /// What becomes of requests that do not keep to the server's blocks.
+    pub align: Align,
 }
 
 /// How long the way of a client that has left is kept for another.
@@ -486,6 +491,16 @@ pub enum DetectZeroes {
     On,
     /// They become zeroes that may be a hole.
     Unmap,
+}
+
+/// What becomes of requests that do not keep to the server's blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Align {
+    /// They are refused: clients are told of the blocks.
+    #[default]
+    Advertise,
+    /// They are carried out by requests that do.
+    Emulate,
 }
 
 /// Which export to open.

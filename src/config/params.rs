@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{DetectZeroes, Error, Linger, uri};
+use super::{Align, DetectZeroes, Error, Linger, uri};
 use crate::proto::codec::printable;
 use crate::proto::name::ExportName;
 use crate::transport::resolve::knows_service;
@@ -318,6 +318,15 @@ pub fn detect_zeroes(value: &[u8]) -> Result<DetectZeroes, Error> {
         b"on" => Ok(DetectZeroes::On),
         b"unmap" => Ok(DetectZeroes::Unmap),
         _ => Err(bad("detect-zeroes", value, "must be off, on or unmap")),
+    }
+}
+
+/// What becomes of requests that do not keep to the server's blocks.
+pub fn align(value: &[u8]) -> Result<Align, Error> {
+    match value {
+        b"advertise" => Ok(Align::Advertise),
+        b"emulate" => Ok(Align::Emulate),
+        _ => Err(bad("align", value, "must be advertise or emulate")),
     }
 }
 

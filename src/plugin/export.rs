@@ -60,10 +60,7 @@ impl Handle {
     /// Minimum, preferred and maximum block size as nbdkit will have them; zeroes where the server
     /// said nothing.
     pub fn block_size(&self) -> (u32, u32, u32) {
-        self.client
-            .export()
-            .block_sizes
-            .map_or((0, 0, 0), acceptable)
+        self.client.block_sizes().map_or((0, 0, 0), acceptable)
     }
 
     /// Whether the export may be written.

@@ -12,7 +12,7 @@ use crate::client::resume::Terms;
 use crate::client::zeroes::Detect;
 use crate::config::extents::Extents;
 use crate::config::target::Place;
-use crate::config::{Config, DetectZeroes, ExportName, servers};
+use crate::config::{Align, Config, DetectZeroes, ExportName, servers};
 use crate::host::params;
 use crate::proto::context::Wish;
 use crate::proto::handshake::TlsPolicy;
@@ -88,12 +88,14 @@ fn at(
         wanted: Some(params::is_wanted),
         connections: config.connections,
         fleet: None,
-        manners: Manners::new(config.quirks.ladder, config.quirks.limits),
+        manners: Arc::new(Manners::new(config.quirks.ladder, config.quirks.limits)),
         detect_zeroes: match config.detect_zeroes {
             DetectZeroes::Off => Detect::Off,
             DetectZeroes::On => Detect::On,
             DetectZeroes::Unmap => Detect::Unmap,
         },
+        // Others' options are for making connections: the first server's are each client's.
+        fences: (config.align == Align::Emulate).then(Arc::default),
         wish: match &config.extents {
             Extents::From(wish) => wish.clone(),
             Extents::List => Wish::default(),

@@ -65,11 +65,13 @@ impl Span {
         }
     }
 
-    fn overlaps(self, other: Self) -> bool {
+    /// Whether any byte is in both.
+    pub fn overlaps(self, other: Self) -> bool {
         self.start < other.end && other.start < self.end
     }
 
-    fn length(self) -> u64 {
+    /// How many bytes it is.
+    pub fn length(self) -> u64 {
         self.end - self.start
     }
 }

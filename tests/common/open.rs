@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nbdkit_nbd_plugin::client::error::Error;
-use nbdkit_nbd_plugin::client::manners::Manners;
 use nbdkit_nbd_plugin::client::zeroes::Detect;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::context::Wish;
@@ -32,8 +31,9 @@ pub fn open(socket: &Path) -> Result<Client, Error> {
         wanted: None,
         connections: 1,
         fleet: None,
-        manners: Manners::default(),
+        manners: Arc::default(),
         detect_zeroes: Detect::Off,
+        fences: None,
         wish: Wish::default(),
         maps: Arc::default(),
     };

@@ -158,6 +158,8 @@ impl Lasting {
         let written = self.rewrite(&up.connection, up.maximum, &pieces, || {
             operation.wanted.is_none_or(|wanted| wanted())
         });
+        // What was told before may be of what the server had lost.
+        self.opener.options.maps.note_server();
         if let Err(Error::Lost(lost)) = written {
             // Others go on once it is buried.
             self.lost(&up.connection, &lost);

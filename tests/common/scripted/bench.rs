@@ -371,6 +371,25 @@ impl Bench {
         self.play_row(row, ask, verdict, script);
     }
 
+    /// [`Bench::row`] for what kills the connection and has the next one asked otherwise: played once.
+    pub fn kills_once(
+        &mut self,
+        row: &str,
+        offer: &Offer,
+        ask: &Ask,
+        dribble: bool,
+        reply: impl Fn(&Request) -> Vec<u8> + Send + Sync + 'static,
+    ) {
+        let offer = offer.clone();
+        let script = Arc::new(move |peer: &mut Peer| {
+            peer.negotiate(&offer)?;
+            let (asked, _) = both(peer)?;
+            peer.send(&reply(&asked))?;
+            peer.expect_closed()
+        });
+        self.play_row_as(&named(row, dribble), ask, Verdict::Dead, script, dribble);
+    }
+
     fn play_row(&mut self, row: &str, ask: &Ask, verdict: Verdict, script: Script) {
         for dribble in [false, true] {
             let row = &named(row, dribble);

@@ -219,6 +219,10 @@ impl World {
         if request.kind != cmd::FLUSH && end.is_none_or(|end| end > self.setup.size) {
             return Outcome::error(errno::EINVAL);
         }
+        let block = u64::from(self.setup.blocks.0.max(1));
+        if offset % block != 0 || length % block != 0 {
+            return Outcome::error(errno::EINVAL);
+        }
         let mut outcome = Outcome::error(0);
         match request.kind {
             cmd::READ => outcome.data = state.cache.read(offset, length),
