@@ -5,16 +5,17 @@
 //! nbdkit --> plugin --> client --> transport --> the other NBD server
 //!   ^          |          |  ^
 //!   |          v          v  |
-//!  host     config   session, proto  (pure: events and bytes in, decisions out)
+//!  host     config   session, proto  (pure: events and bytes in, decisions out), stats
 //! ```
 //!
 //! Data flows one way and no arrow points up. [`proto`] and [`session`] are the ground: they know no
 //! socket, thread or clock. `proto` is the wire; `session` is what outlives a connection: the journal of
 //! what is acknowledged and not permanent, the order of changes, what an answer is worth, and the gate
-//! through which another connection takes the place of a lost one. [`client`] moves bytes and wakes
-//! waiters, and comes back to a lost server; it knows no nbdkit. [`plugin`] knows nbdkit's callbacks and
-//! nothing of the wire. [`host`] is the only place that names nbdkit's functions. [`config`] is what the
-//! user asked for, checked once. [`transport`] is one way to connect each, and TLS over any of them.
+//! through which another connection takes the place of a lost one. [`stats`] is numbers: those above tell
+//! it what they did, and it knows nobody. [`client`] moves bytes and wakes waiters, and comes back to a
+//! lost server; it knows no nbdkit. [`plugin`] knows nbdkit's callbacks and nothing of the wire. [`host`]
+//! is the only place that names nbdkit's functions. [`config`] is what the user asked for, checked once.
+//! [`transport`] is one way to connect each, and TLS over any of them.
 //!
 //! `unsafe` lives in `host`, in `plugin/{mod,callbacks}.rs`, in `transport/{fd,resolve}.rs`,
 //! `transport/tls/rekey.rs` and `transport/command/{descriptors,impatience,keeper,kept,launch,signals}.rs`,
@@ -31,5 +32,7 @@ pub mod plugin;
 pub mod proto;
 #[forbid(unsafe_code)]
 pub mod session;
+#[forbid(unsafe_code)]
+pub mod stats;
 #[deny(unsafe_code)]
 pub mod transport;
