@@ -19,6 +19,8 @@ mod quirks;
 mod reach;
 #[path = "errors/reconnect.rs"]
 mod reconnect;
+#[path = "errors/statistics.rs"]
+mod statistics;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -436,6 +438,7 @@ fn cases() -> impl Iterator<Item = &'static Case> {
         command::CASES,
         reconnect::CASES,
         pool::CASES,
+        statistics::CASES,
     ]
     .into_iter()
     .flatten()
@@ -571,6 +574,13 @@ fn quirks_are_told_of_as_the_manual_says() {
 fn extents_that_cannot_be_had_are_told_as_the_manual_says() {
     if need_all(&["nbdkit"]) {
         check(maps::CASES);
+    }
+}
+
+#[test]
+fn statistics_that_cannot_be_written_are_told_of_as_the_manual_says() {
+    if need_all(&["nbdkit"]) {
+        check(statistics::CASES);
     }
 }
 

@@ -96,6 +96,7 @@ fn open(socket: &Path, export: &str) -> Result<Client, Error> {
         fences: None,
         wish: Wish::default(),
         maps: Arc::default(),
+        stats: None,
     };
     Client::open(
         &Arc::new(options),

@@ -388,6 +388,7 @@ fn options() -> Arc<Options> {
         fences: None,
         wish: Wish::default(),
         maps: Arc::default(),
+        stats: None,
     })
 }
 

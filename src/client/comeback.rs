@@ -20,6 +20,7 @@ use crate::proto::request::Request;
 use crate::session::delay::Delays;
 use crate::session::gate::Protection;
 use crate::session::{Content, Piece, gate};
+use crate::stats::Event;
 use crate::transport::{Deadline, about};
 
 /// So many pieces of the journal are on their way at once.
@@ -112,6 +113,7 @@ impl Lasting {
             match self.try_once(lost_at.elapsed()) {
                 Try::Back => {
                     let away = about(lost_at.elapsed());
+                    self.opener.options.note(Event::Replaced);
                     let server = self.server_at_present();
                     log::error!("{server}: connected again after {away}");
                     // It may have been lost again, and then another thread cares for it.
@@ -417,6 +419,7 @@ impl Lasting {
         if pieces.is_empty() {
             return Ok(());
         }
+        self.opener.options.note(Event::Replay);
         self.resume().lock().begin_progress();
         let next = AtomicUsize::new(0);
         let failed = AtomicBool::new(false);
@@ -489,6 +492,7 @@ impl Lasting {
                 let request = Request::new(Command::WRITE, at, part.len() as u32);
                 let deadline = Deadline::after_maybe(timeout);
                 connection.submit(request, &mut Buffer::Source(part), &deadline)?;
+                self.note_replayed(part.len() as u64);
                 at += part.len() as u64;
             }
             Ok(())
@@ -506,6 +510,13 @@ impl Lasting {
                 write(piece.offset, &bytes)
             }
         }
+    }
+
+    /// A request of the journal's was made again.
+    fn note_replayed(&self, length: u64) {
+        let options = &self.opener.options;
+        options.note(Event::ReplayRequest);
+        options.note_all(Event::ReplayByte, length);
     }
 
     fn zero_piece(
@@ -528,7 +539,11 @@ impl Lasting {
             match connection.submit(request, &mut Buffer::None, &deadline) {
                 // It may take less at once than its predecessor did.
                 Err(error @ Error::Failed { .. }) => log::debug!("{error}; writing zeroes as data"),
-                answer => return answer.map(drop),
+                answer => {
+                    answer?;
+                    self.note_replayed(piece.length);
+                    return Ok(());
+                }
             }
         }
         let zeroes = [0; ZEROES];

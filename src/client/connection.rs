@@ -32,6 +32,7 @@ use crate::proto::errno::NbdErrno;
 use crate::proto::export::{Agreed, Export};
 use crate::proto::framing::Framing;
 use crate::proto::request::{Cookie, Request};
+use crate::stats::{self, Event, Stats};
 use crate::transport::{self, Blocking, Deadline, Doorbell, PAUSE, Stream, Wanted};
 
 type Role<'a> = ReadingRole<'a, Flight, Receiver>;
@@ -72,6 +73,8 @@ pub struct Connection {
     seen: Mutex<Seen>,
     /// `NBD_CMD_DISC` was sent: nothing at all is sent.
     disconnected: AtomicBool,
+    /// Who wants to know how long requests are at the server.
+    stats: Option<Arc<Stats>>,
 }
 
 impl Connection {
@@ -82,6 +85,7 @@ impl Connection {
         export: &Export,
         patience: Patience,
         manners: Arc<Manners>,
+        stats: Option<Arc<Stats>>,
     ) -> Result<Self, transport::Error> {
         stream.limit_receiving()?;
         let receiver = Receiver::new(export.framing);
@@ -100,6 +104,7 @@ impl Connection {
             grace: Mutex::default(),
             seen: Mutex::default(),
             disconnected: AtomicBool::new(false),
+            stats,
         })
     }
 
@@ -172,6 +177,9 @@ impl Connection {
             |role| self.receive(role, own),
         );
         let flight = ticket.finish();
+        if flight.is_timed() {
+            stats::at_server(flight.time_at_server());
+        }
         if large {
             self.large_reads.fetch_sub(1, Ordering::Relaxed);
         }
@@ -340,6 +348,10 @@ impl Connection {
             }
             let mut rest = &mut pieces[..count];
             IoSlice::advance_slices(&mut rest, skip);
+            if self.stats.is_some() {
+                let pending = loads.iter().flatten().filter_map(LoadGuard::get);
+                pending.for_each(Flight::note_sent);
+            }
             match self.stream.send(rest)? {
                 Some(n) => sent += n,
                 None => {
@@ -365,6 +377,9 @@ impl Connection {
         let header = flight.header.bytes();
         let pieces = [IoSlice::new(header), IoSlice::new(payload)];
         let count = if payload.is_empty() { 1 } else { 2 };
+        if self.stats.is_some() {
+            flight.note_sent();
+        }
         let sent = self.stream.send(&pieces[..count])?.unwrap_or(0);
         Ok((sent < header.len() + payload.len()).then_some(sent))
     }
@@ -449,11 +464,24 @@ impl Connection {
             let lost = Lost::new(self.server.clone(), cause);
             log::debug!("{lost}");
             self.manners.learn(&lost);
+            self.count_loss(lost.cause());
             Arc::new(lost)
         });
         match soft {
             true => self.stream.finish_sending(),
             false => self.stream.hang_up(),
+        }
+    }
+
+    /// What has ended it counts as a loss, unless somebody here has left it, or it counts already.
+    fn count_loss(&self, cause: &Cause) {
+        let left = matches!(cause, Cause::GivenUp(_)) || self.disconnected.load(Ordering::Acquire);
+        if let Some(stats) = self
+            .stats
+            .as_ref()
+            .filter(|_| !left && self.closing.get().is_none())
+        {
+            stats.count(Event::Lost);
         }
     }
 
@@ -470,9 +498,10 @@ impl Connection {
         if let Err(WireError::Server { errno, .. }) = &result {
             // spec: Terminating the transmission phase: MUST: NBD_ESHUTDOWN is answered by NBD_CMD_DISC
             if *errno == NbdErrno::ESHUTDOWN {
-                let announced = self
-                    .closing
-                    .get_or_init(|| Arc::new(Lost::new(self.server.clone(), Cause::Announced)));
+                let announced = self.closing.get_or_init(|| {
+                    self.count_loss(&Cause::Announced);
+                    Arc::new(Lost::new(self.server.clone(), Cause::Announced))
+                });
                 return Err(Error::Lost(announced.clone()));
             }
         }
@@ -578,7 +607,14 @@ mod tests {
         let (ours, theirs) = unix::pair();
         let export = Export::new(1 << 20, TransmissionFlags::HAS_FLAGS, Framing::Simple);
         let patience = Patience::default();
-        let connection = Connection::new("server".into(), ours, &export, patience, Arc::default());
+        let connection = Connection::new(
+            "server".into(),
+            ours,
+            &export,
+            patience,
+            Arc::default(),
+            None,
+        );
         (connection.expect("a connection"), theirs)
     }
 

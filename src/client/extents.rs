@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! A client's questions about extents, and the reads that their answers save.
 
+use std::cell::Cell;
+
 use super::error::Error;
 use super::length::Length;
 use super::loan::Buffer;
@@ -10,6 +12,7 @@ use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags};
 use crate::proto::framing::Framing;
 use crate::proto::request::Request;
+use crate::stats::Event;
 use crate::transport::Deadline;
 
 /// Most bytes that the extents of one answer cover. nbdkit joins neighbours that are alike, and its
@@ -51,7 +54,9 @@ impl Client {
             return Ok(Vec::new());
         }
         let deadline = self.deadline();
+        let was_asked = Cell::new(false);
         let ask = |asked: u64, one: bool| {
+            was_asked.set(true);
             let mut flags = CommandFlags::empty();
             flags.set(CommandFlags::REQ_ONE, one);
             let request = Request::new(Command::BLOCK_STATUS, offset, asked).with(flags);
@@ -77,6 +82,9 @@ impl Client {
                 map.answer(question, || self.links.is_alive(), ask)?
             }
         };
+        if !was_asked.get() {
+            self.note(Event::ExtentsFromMemory);
+        }
         split::cut(&mut extents, MAX_DESCRIBED);
         Ok(extents)
     }

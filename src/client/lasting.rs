@@ -33,6 +33,7 @@ use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::request::Request;
 use crate::session::gate::Protection;
 use crate::session::{Change, Core, Sending, Span, Worth, Written};
+use crate::stats::Event;
 use crate::transport::{Deadline, Wanted};
 
 /// How long a request waits before it asks whether its client is still there, and then from one
@@ -118,6 +119,12 @@ impl Lasting {
         }
     }
 
+    /// A request that was begun then, if that matters, was lost with its connection.
+    fn send_again(&self, operation: &mut Operation, begun: Option<Instant>) {
+        operation.lost(begun.map_or(Duration::ZERO, |begun| begun.elapsed()));
+        self.opener.options.note(Event::SentAgain);
+    }
+
     /// Sends a request that changes nothing, as often as it takes.
     pub(super) fn submit(
         self: &Arc<Self>,
@@ -137,7 +144,7 @@ impl Lasting {
             match answer {
                 Err(Error::Lost(lost)) => {
                     self.lost(&up.connection, &lost);
-                    operation.lost(begun.map_or(Duration::ZERO, |begun| begun.elapsed()));
+                    self.send_again(&mut operation, begun);
                 }
                 answer => {
                     let mut inner = self.resume().lock();
@@ -202,7 +209,7 @@ impl Lasting {
             };
             if let Some(lost) = lost {
                 self.lost(&up.connection, lost);
-                operation.lost(begun.map_or(Duration::ZERO, |begun| begun.elapsed()));
+                self.send_again(&mut operation, begun);
                 continue;
             }
             if answer.is_ok() && flush_too {
@@ -436,7 +443,9 @@ impl Lasting {
             return up.connection.submit(request, buffer, deadline);
         }
         let pieces = super::split::pieces(request.offset, request.length, up.maximum as usize);
+        self.opener.options.note(Event::Cut);
         for (offset, length) in pieces {
+            self.opener.options.note(Event::Piece);
             let from = (offset - request.offset) as usize;
             let piece = Request {
                 offset,

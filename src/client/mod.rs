@@ -88,6 +88,7 @@ use crate::proto::export::{BlockSizes, Export};
 use crate::proto::handshake::{Listed, TlsPolicy};
 use crate::proto::name::ExportName;
 use crate::proto::request::Request;
+use crate::stats::{Event, Stats};
 use crate::transport::tls::Settings;
 use crate::transport::{Deadline, Target, Wanted};
 
@@ -129,9 +130,23 @@ pub struct Options {
     pub wish: Wish,
     /// What is kept of them.
     pub maps: Arc<Maps>,
+    /// Whom to tell what is done, where somebody wants to know.
+    pub stats: Option<Arc<Stats>>,
 }
 
 impl Options {
+    /// Something has happened.
+    pub(crate) fn note(&self, event: Event) {
+        self.note_all(event, 1);
+    }
+
+    /// Something has happened so often.
+    pub(crate) fn note_all(&self, event: Event, times: u64) {
+        if let Some(stats) = &self.stats {
+            stats.add(event, times);
+        }
+    }
+
     /// All places where servers are.
     pub fn targets(&self) -> impl Iterator<Item = &Target> {
         let others = self.fleet.iter().flat_map(Fleet::others);
@@ -191,13 +206,14 @@ pub struct Client {
     odd: u64,
     /// Who knows of ranges that need not be read.
     zeroes: Option<Arc<Maps>>,
+    stats: Option<Arc<Stats>>,
 }
 
 /// An operation in several pieces. Each of them may be quick where all of them are not, and a request
 /// that is answered in time is looked after by nobody.
 struct Pieces<'a> {
     client: &'a Client,
-    begun: bool,
+    begun: u32,
     /// When it was last asked whether anybody waits for the end.
     asked: Option<Instant>,
     /// Nobody does, and until then is time for what is left.
@@ -207,12 +223,18 @@ struct Pieces<'a> {
 impl Pieces<'_> {
     /// To be called before each piece. Reads no clock for the first one.
     fn next(&mut self) -> Result<(), Error> {
+        self.begun = self.begun.saturating_add(1);
+        if self.begun == 1 {
+            return Ok(());
+        }
+        if let Some(stats) = &self.client.stats {
+            let (cut, pieces) = if self.begun == 2 { (1, 2) } else { (0, 1) };
+            stats.add(Event::Cut, cut);
+            stats.add(Event::Piece, pieces);
+        }
         let Some(wanted) = self.client.wanted else {
             return Ok(());
         };
-        if !std::mem::replace(&mut self.begun, true) {
-            return Ok(());
-        }
         if let Some(until) = &self.until {
             return match until.has_passed() {
                 true => Err(Error::GivenUp {
@@ -257,6 +279,7 @@ impl Client {
             watch: Watch::new(options, !readonly, odd != 0),
             odd,
             zeroes: zeroes.then(|| maps.clone()),
+            stats: options.stats.clone(),
             links,
             request_timeout: options.request_timeout,
             close_timeout: options.close_timeout,
@@ -308,6 +331,7 @@ impl Client {
         if let Some(maps) = &self.zeroes {
             if self.reads_zero(maps, offset, buffer.len()) {
                 buffer.fill(0);
+                self.note(Event::ReadFromMemory);
                 return Ok(());
             }
         }
@@ -467,10 +491,17 @@ impl Client {
         Ok(())
     }
 
+    /// Something has happened.
+    fn note(&self, event: Event) {
+        if let Some(stats) = &self.stats {
+            stats.count(event);
+        }
+    }
+
     fn pieces(&self) -> Pieces<'_> {
         Pieces {
             client: self,
-            begun: false,
+            begun: 0,
             asked: None,
             until: None,
         }

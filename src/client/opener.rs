@@ -14,10 +14,12 @@ use super::negotiation::AtHand;
 use super::pool::Pool;
 use super::volume::Volumes;
 use super::{Options, open, server};
-use crate::proto::consts::TransmissionFlags;
+use crate::proto::codec::printable;
+use crate::proto::consts::{MAX_STRING, TransmissionFlags};
 use crate::proto::export::Export;
 use crate::proto::name::ExportName;
 use crate::session::gate::{self, Protection};
+use crate::stats::Peer;
 use crate::transport::{Deadline, Stream};
 
 /// A connection that has entered transmission, what its server offers, and nobody's way goes by it yet.
@@ -174,23 +176,41 @@ impl Opener {
             close: options.close_timeout,
             lasting: self.options.reconnect.is_some() || self.may_have_several(&offer),
         };
+        let stats = self.options.stats.clone();
+        let peer = stats.is_some().then(|| self.peer(&server, &stream, at));
         match Connection::new(
             server.clone(),
             stream,
             &offer,
             patience,
             options.manners.clone(),
+            stats.clone(),
         ) {
-            Ok(connection) => Ok(Entered {
-                connection,
-                offer,
-                protection,
-                at,
-            }),
+            Ok(connection) => {
+                if let (Some(stats), Some(peer)) = (stats, peer) {
+                    stats.opened(peer);
+                }
+                Ok(Entered {
+                    connection,
+                    offer,
+                    protection,
+                    at,
+                })
+            }
             Err(error) => Err(Error::Open {
                 server,
                 cause: OpenError::System(error).into(),
             }),
+        }
+    }
+
+    /// Who is at the other end, for those who want to know.
+    fn peer(&self, server: &Server, stream: &Stream, at: usize) -> Peer {
+        let export = self.another(at).map_or(&self.export, |other| &other.export);
+        Peer {
+            server: server.to_string(),
+            export: printable(export.as_bytes(), MAX_STRING),
+            tls: stream.tls(),
         }
     }
 

@@ -18,6 +18,7 @@ use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::request::Request;
 use crate::session::gate::Protection;
+use crate::stats::Event;
 use crate::transport::{Deadline, PAUSE};
 
 /// What changes something that a flush makes permanent.
@@ -184,6 +185,7 @@ impl Plain {
                 continue;
             }
             drop(state);
+            self.opener.options.note(Event::SentAgain);
             *result = self.send(current, request, buffer, deadline);
         }
     }
@@ -232,7 +234,10 @@ impl Plain {
             Ok(opened) => {
                 let was = (self.volume.export(), self.protection);
                 match opened.difference(was) {
-                    None => Ok(opened.connection),
+                    None => {
+                        self.opener.options.note(Event::Replaced);
+                        Ok(opened.connection)
+                    }
                     Some(difference) => {
                         log::debug!("{}: {difference}", self.opener.server);
                         let patience = self.opener.options.close_timeout;

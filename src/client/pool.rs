@@ -34,6 +34,7 @@ use crate::proto::chunks::Descriptor;
 use crate::proto::consts::Command;
 use crate::proto::request::Request;
 use crate::session::gate::Protection;
+use crate::stats::Event;
 use crate::transport::Deadline;
 
 /// How long one more connection may take, for each of its two steps.
@@ -247,6 +248,7 @@ impl Pool {
                         Renewal::Never => (),
                     }
                     moved.get_or_insert(lost);
+                    self.opener.options.note(Event::SentAgain);
                 }
                 Next::Alone => {
                     if wrote || self.take_wrote() {

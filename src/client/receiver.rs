@@ -224,6 +224,9 @@ impl Receiver {
                 }
                 let pause = self.feed(flight)?;
                 if flight.reply.step() == Step::Done {
+                    if flight.is_timed() {
+                        flight.note_answered();
+                    }
                     *over |= wire.inflight.replied(index);
                 }
                 Ok::<_, Violation>(pause)

@@ -55,4 +55,8 @@ extents=<CONTEXT>      Where extents come from: base:allocation (the default),
                        qemu:dirty-bitmap:<NAME> (* for the only one),
                        qemu:allocation-depth; 'by-name', or 'list' to see.
 extents-cache=<SIZE>   Memory for extents of all clients (default 0: none).
+stats=<FILE>           Write statistics to FILE at the end, or to 'stderr'.
+stats-interval=<TIME>  And from time to time (default 0, which is off).
+stats-format=<FORMAT>  As 'text' (the default), or for 'prometheus'.
+slow-log=<TIME>        Tell of each request that takes longer (default 0: off).
 ";

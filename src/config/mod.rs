@@ -7,6 +7,7 @@ mod params;
 pub mod quirks;
 pub mod reconnect;
 pub mod servers;
+pub mod statistics;
 pub mod target;
 pub mod tls;
 pub mod uri;
@@ -17,6 +18,7 @@ use self::extents::Extents;
 use self::quirks::Quirks;
 use self::reconnect::{Reconnect, ReconnectParams};
 use self::servers::{Another, Servers, ServersParams};
+use self::statistics::{Statistics, StatisticsParams};
 use self::target::{Place, TargetParams};
 use self::tls::TlsParams;
 use crate::proto::handshake::TlsPolicy;
@@ -110,6 +112,9 @@ pub enum Error {
     /// A way to come back to a server that is not come back to.
     #[error("‘{0}’ parameter should only be used with ‘reconnect’, which is off")]
     WithoutReconnect(&'static str),
+    /// How to write statistics that are not written.
+    #[error("‘{0}’ parameter should only be used with ‘stats’")]
+    WithoutStats(&'static str),
     /// Nobody can connect a socket again that somebody else has connected.
     #[error("cannot use ‘reconnect’ with ‘socket-fd’: the socket is good for one connection")]
     ReconnectSocketFd,
@@ -190,8 +195,12 @@ pub enum Error {
 }
 
 /// A value that is a path and must be made absolute before [`Params::set`] gets it.
-pub fn is_path(key: &str) -> bool {
-    matches!(key, "socket" | "tls-certificates" | "tls-psk")
+pub fn is_path(key: &str, value: &[u8]) -> bool {
+    match key {
+        "socket" | "tls-certificates" | "tls-psk" => true,
+        "stats" => statistics::is_file(value),
+        _ => false,
+    }
 }
 
 /// A value that says where a password is, and must be turned into the password before
@@ -232,6 +241,7 @@ pub struct Params {
     align: Align,
     extents: Extents,
     extents_cache: u64,
+    statistics: StatisticsParams,
     /// Whether `command-timeout` was given, whatever its value.
     command_timeout: bool,
 }
@@ -323,6 +333,10 @@ impl Params {
             "align" => self.align = params::align(value)?,
             "extents" => self.extents = Extents::parse(value)?,
             "extents-cache" => self.extents_cache = params::size("extents-cache", value)?,
+            "stats" => self.statistics.set_output(value)?,
+            "stats-interval" => self.statistics.set_interval(value)?,
+            "stats-format" => self.statistics.set_format(value)?,
+            "slow-log" => self.statistics.set_slow_log(value)?,
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -415,6 +429,7 @@ impl Params {
             align: self.align,
             extents: self.extents,
             extents_cache: self.extents_cache,
+            statistics: self.statistics.complete()?,
         })
     }
 }
@@ -470,6 +485,15 @@ pub struct Config {
     pub detect_zeroes: DetectZeroes,
     /// What becomes of requests that do not keep to the server's blocks.
     pub align: Align,
+    /// What is told of requests.
+    pub statistics: Statistics,
+}
+
+impl Config {
+    /// Whether what is done is to be counted.
+    pub fn counts(&self) -> bool {
+        self.statistics.counts()
+    }
 }
 
 /// How long the way of a client that has left is kept for another.

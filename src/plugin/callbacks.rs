@@ -90,7 +90,7 @@ pub unsafe extern "C" fn config(key: *const c_char, value: *const c_char) -> c_i
         // SAFETY: likewise.
         let value = unsafe { CStr::from_ptr(value) };
         let key = key.to_string_lossy();
-        if config::is_path(&key) && !value.is_empty() {
+        if config::is_path(&key, value.to_bytes()) && !value.is_empty() {
             let path = params::absolute_path(value).ok_or_else(Failure::by_host)?;
             state::set(&key, path.as_os_str().as_encoded_bytes())?;
         } else if config::is_password(&key) {

@@ -10,9 +10,11 @@ use super::upstream::{Session, Upstream};
 use crate::client::Zeroing;
 use crate::client::error::Error;
 use crate::host::lists::{self, Exports, Extents, intern};
+use crate::host::report;
 use crate::proto::consts::TransmissionFlags;
 use crate::proto::export::BlockSizes;
 use crate::proto::name::ExportName;
+use crate::stats::{Asked, Stats};
 
 /// Largest preferred block size that nbdkit accepts, bytes.
 const MAX_PREFERRED: u32 = 32 << 20;
@@ -23,6 +25,7 @@ pub struct Handle {
     upstream: Arc<Upstream>,
     client: Session,
     readonly: bool,
+    stats: Option<Arc<Stats>>,
 }
 
 impl Handle {
@@ -35,6 +38,7 @@ impl Handle {
             ExportName::new(name).ok_or_else(|| Failure::misuse("the export name is too long"))
         })?;
         Ok(Self {
+            stats: upstream.stats().cloned(),
             upstream,
             client,
             readonly,
@@ -93,34 +97,66 @@ impl Handle {
         })
     }
 
+    /// Carries out a request, and tells of it where somebody wants to know.
+    fn carry_out<T>(
+        &self,
+        asked: Asked,
+        (offset, length): (u64, u64),
+        request: impl FnOnce(&Session) -> Result<T, Error>,
+    ) -> Result<T, Failure> {
+        let Some(stats) = &self.stats else {
+            return self.explained(request(&self.client));
+        };
+        let running = stats.begin();
+        let result = request(&self.client);
+        let errno = result.as_ref().err().map(Error::errno);
+        if let Some(slow) = running.end(asked, offset, length, errno) {
+            report::error(&format!("{}: {slow}", self.client.links().server()));
+        }
+        self.explained(result)
+    }
+
     /// Reads.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Failure> {
-        self.explained(self.client.read(buffer, offset))
+        let range = (offset, buffer.len() as u64);
+        self.carry_out(Asked::Read, range, |client| client.read(buffer, offset))
     }
 
     /// Writes.
     pub fn write(&self, payload: &[u8], offset: u64, fua: bool) -> Result<(), Failure> {
-        self.explained(self.client.write(payload, offset, fua))
+        let range = (offset, payload.len() as u64);
+        self.carry_out(Asked::Write, range, |client| {
+            client.write(payload, offset, fua)
+        })
     }
 
     /// Flushes.
     pub fn flush(&self) -> Result<(), Failure> {
-        self.explained(self.client.flush())
+        self.carry_out(Asked::Flush, (0, 0), |client| client.flush())
     }
 
     /// Trims.
     pub fn trim(&self, length: u32, offset: u64, fua: bool) -> Result<(), Failure> {
-        self.explained(self.client.trim(length.into(), offset, fua))
+        let length = length.into();
+        self.carry_out(Asked::Trim, (offset, length), |client| {
+            client.trim(length, offset, fua)
+        })
     }
 
     /// Zeroes.
     pub fn zero(&self, length: u32, offset: u64, how: Zeroing) -> Result<(), Failure> {
-        self.explained(self.client.zero(length.into(), offset, how))
+        let length = length.into();
+        self.carry_out(Asked::Zero, (offset, length), |client| {
+            client.zero(length, offset, how)
+        })
     }
 
     /// Prefetches.
     pub fn cache(&self, length: u32, offset: u64) -> Result<(), Failure> {
-        self.explained(self.client.cache(length.into(), offset))
+        let length = length.into();
+        self.carry_out(Asked::Cache, (offset, length), |client| {
+            client.cache(length, offset)
+        })
     }
 
     /// Reports extents. The last one may pass the end of the query, and of the export, where nbdkit
@@ -132,8 +168,12 @@ impl Handle {
         one: bool,
         list: &mut Extents,
     ) -> Result<(), Failure> {
+        let length = length.into();
+        let extents = self.carry_out(Asked::Extents, (offset, length), |client| {
+            client.block_status(length, offset, one)
+        })?;
         let mut at = offset;
-        for extent in self.explained(self.client.block_status(length.into(), offset, one))? {
+        for extent in extents {
             if !list.add(at, extent.length, extent.status) {
                 return Err(Failure::by_host());
             }

@@ -37,6 +37,8 @@ mod reception;
 #[forbid(unsafe_code)]
 mod state;
 #[forbid(unsafe_code)]
+mod statistics;
+#[forbid(unsafe_code)]
 mod upstream;
 
 use std::ffi::c_int;

@@ -16,6 +16,7 @@ use crate::config::{Align, Config, DetectZeroes, ExportName, servers};
 use crate::host::params;
 use crate::proto::context::Wish;
 use crate::proto::handshake::TlsPolicy;
+use crate::stats::Stats;
 use crate::transport::Target;
 use crate::transport::command::Child;
 use crate::transport::fd::Inherited;
@@ -23,16 +24,34 @@ use crate::transport::keepalive::Keepalive;
 use crate::transport::ssh::Ssh;
 use crate::transport::tls::Settings;
 
+/// What is one for all servers.
+struct Common {
+    maps: Arc<Maps>,
+    stats: Option<Arc<Stats>>,
+}
+
 /// How to open connections, to all of the servers.
 pub fn options(config: &Config) -> Result<Options, Failure> {
     let many = config.export == ExportName::Dynamic;
-    let maps = Arc::new(Maps::new(config.extents_cache, many));
-    let mut options = at(config, &config.place, config.tls_policy, &config.tls, &maps)?;
+    let common = Common {
+        maps: Arc::new(Maps::new(config.extents_cache, many)),
+        stats: config.counts().then(Arc::default),
+    };
+    if let Some(stats) = &common.stats {
+        stats.set_slow(config.statistics.slow_log);
+    }
+    let mut options = at(
+        config,
+        &config.place,
+        config.tls_policy,
+        &config.tls,
+        &common,
+    )?;
     if let Some(servers) = &config.servers {
         let mut others = Vec::new();
         for another in &servers.others {
             let (place, policy) = (&another.place, another.tls_policy);
-            let options = at(config, place, policy, &another.tls, &maps)?;
+            let options = at(config, place, policy, &another.tls, &common)?;
             others.push(Another {
                 options: Arc::new(options),
                 export: another.export.clone(),
@@ -60,7 +79,7 @@ fn at(
     place: &Place,
     tls_policy: TlsPolicy,
     tls: &Settings,
-    maps: &Arc<Maps>,
+    common: &Common,
 ) -> Result<Options, Failure> {
     let target = target(config, place)?;
     if config.keepalive.is_some() && !matches!(target, Target::Tcp { .. }) {
@@ -100,7 +119,8 @@ fn at(
             Extents::From(wish) => wish.clone(),
             Extents::List => Wish::default(),
         },
-        maps: maps.clone(),
+        maps: common.maps.clone(),
+        stats: common.stats.clone(),
     })
 }
 

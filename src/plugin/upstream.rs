@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::guard::Failure;
 use super::places;
 use super::reception::Reception;
+use super::statistics::Statistics;
 use crate::client::error::Error;
 use crate::client::helpers::Helpers;
 use crate::client::links::{Links, Shared};
@@ -20,6 +21,7 @@ use crate::config::{Config, ExportName, Linger};
 use crate::host::lists::Exports;
 use crate::host::params;
 use crate::proto::name;
+use crate::stats::{Event, Stats};
 use crate::transport::Target;
 
 /// A server that is ready to be connected to.
@@ -28,6 +30,8 @@ pub struct Upstream {
     server: Arc<Server>,
     upkeep: Arc<Upkeep>,
     way: Way,
+    /// What writes statistics, if anything does.
+    statistics: Option<Statistics>,
 }
 
 /// Whose way to it is whose.
@@ -89,6 +93,10 @@ impl Upstream {
             retry: config.retry,
             volumes: Volumes::default(),
         };
+        let report = config.statistics.report.clone();
+        let statistics = report.zip(server.options.stats.clone());
+        let statistics = statistics.map(|(report, stats)| Statistics::new(report, stats));
+        let statistics = statistics.transpose()?;
         params::set_ending(false);
         let upkeep = Arc::new(Upkeep::new(params::is_wanted, config.timeouts.close));
         let server = Arc::new(server);
@@ -116,21 +124,29 @@ impl Upstream {
             server,
             upkeep,
             way,
+            statistics,
         })
     }
 
     /// nbdkit has forked for the last time: threads may run.
     pub fn after_fork(&self) -> Result<(), Failure> {
         params::note_fork();
-        self.upkeep
-            .start()
-            .map_err(|error| Failure::misuse(&format!("cannot start a thread: {error}")))?;
+        let no_thread = |error| Failure::misuse(&format!("cannot start a thread: {error}"));
+        self.upkeep.start().map_err(no_thread)?;
+        if let Some(statistics) = &self.statistics {
+            statistics.start().map_err(no_thread)?;
+        }
         for target in self.server.options.targets() {
             target
                 .after_fork()
                 .map_err(|error| Failure::misuse(&format!("{target}: {error}")))?;
         }
         Ok(())
+    }
+
+    /// Whom to tell what is done, where somebody wants to know.
+    pub fn stats(&self) -> Option<&Arc<Stats>> {
+        self.server.options.stats.as_ref()
     }
 
     /// What a failed request has to say, with the end of a server that we started, if that is why.
@@ -180,6 +196,9 @@ impl Upstream {
                 let pause = params::sleep_a_second;
                 let links = server.connect(&name, pause, &helpers, true, false, start);
                 start.at_hand.leave();
+                if links.is_ok() {
+                    server.options.note(Event::Replaced);
+                }
                 links
             })
         };
@@ -249,6 +268,10 @@ impl Upstream {
         };
         self.upkeep.end(more);
         self.server.options.targets().for_each(Target::end);
+        // Last, so that they have all that was done.
+        if let Some(statistics) = &self.statistics {
+            statistics.end();
+        }
     }
 }
 

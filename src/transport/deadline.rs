@@ -168,7 +168,7 @@ impl Deadline {
     }
 
     /// [`Deadline::slice`], as poll(2) wants it.
-    pub(super) fn timespec(&self) -> Option<Timespec> {
+    pub fn timespec(&self) -> Option<Timespec> {
         // A remainder beyond the range of a time_t is as good as never.
         self.slice().and_then(|left| Timespec::try_from(left).ok())
     }

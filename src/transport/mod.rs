@@ -150,7 +150,7 @@ fn describe(errno: Errno) -> String {
 }
 
 /// The text of an error, without the number that Rust appends.
-fn describe_io(error: &std::io::Error) -> String {
+pub(crate) fn describe_io(error: &std::io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error") {
         Some(end) => text[..end].to_owned(),

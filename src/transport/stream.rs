@@ -19,6 +19,7 @@ use super::ssh::Tunnel;
 use super::tls::{Prepared, Session};
 use super::{Deadline, Doorbell, Error, Lookout};
 use crate::proto::handshake::TlsEstablished;
+use crate::stats;
 
 /// Longest that a receive waits for the first byte before it comes back without: whoever waits for
 /// long has other duties besides.
@@ -74,6 +75,11 @@ impl Stream {
             Some(tunnel) => tunnel.explain(error),
             None => error,
         }
+    }
+
+    /// What TLS came to, if it is on.
+    pub fn tls(&self) -> Option<stats::Tls> {
+        self.tls.as_ref().map(Session::terms)
     }
 
     /// Whether TLS is on.

@@ -36,6 +36,7 @@ pub fn open(socket: &Path) -> Result<Client, Error> {
         fences: None,
         wish: Wish::default(),
         maps: Arc::default(),
+        stats: None,
     };
     Client::open(&Arc::new(options), &ExportName::default())
 }

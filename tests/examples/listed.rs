@@ -64,6 +64,11 @@ pub const NOT_TYPED: &[Listed] = &[
         "the form of a command; tests/increments.rs has it, and the other page an example",
     ),
     (
+        MANUAL,
+        "disk.sock: slow request: read offset=1048576 length=4096",
+        "a line that is printed; tests/stats.rs has one like it",
+    ),
+    (
         EXAMPLES,
         "qemu-system-x86_64 -m 1G -device virtio-blk-pci,drive=disk0 -blockdev \\",
         "a machine that runs until somebody ends it; 30 MB of packages that nothing else needs",

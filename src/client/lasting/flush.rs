@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{ASK, Lasting, Operation};
 use crate::client::error::Error;
@@ -81,7 +81,7 @@ impl Lasting {
                 if operation.is_late() {
                     return answer.map(drop);
                 }
-                operation.lost(begun.map_or(Duration::ZERO, |begun| begun.elapsed()));
+                self.send_again(operation, begun);
                 continue;
             }
             let mut inner = resume.lock();

@@ -8,7 +8,7 @@
 //! only with the last of them the way is lost, and comes back.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Lasting;
@@ -21,6 +21,7 @@ use crate::client::sync::MutexGuard;
 use crate::proto::consts::Command;
 use crate::proto::request::Request;
 use crate::session::gate;
+use crate::stats::Event;
 
 /// Whether another connection is to be opened.
 #[derive(Debug, Default)]
@@ -31,6 +32,8 @@ pub(in crate::client) struct Growth {
     rests: AtomicBool,
     /// There are servers that are to have one whatever the load.
     eager: AtomicBool,
+    /// Lost ones that nothing has taken the place of yet.
+    missing: AtomicU32,
     /// What came of it at each server: how often it failed, or that it is to be left at that.
     tries: Mutex<BTreeMap<usize, u32>>,
 }
@@ -56,6 +59,13 @@ impl Growth {
         } else {
             tries.saturating_add(1)
         };
+    }
+
+    /// One more has come: whether it takes the place of a lost one.
+    fn fills_a_gap(&self) -> bool {
+        let less = |missing: u32| missing.checked_sub(1);
+        let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.missing.fetch_update(set, get, less).is_ok()
     }
 
     fn tries(&self, at: usize) -> u32 {
@@ -159,14 +169,18 @@ impl Lasting {
         self.volume.found_payload(maximum);
         let goes_on = || !self.helpers.is_closed();
         self.growth.lock().remove(&at);
-        if let Err(error) = self.settle_in((connection, at), maximum, true, goes_on) {
-            self.growth.rests.store(true, Ordering::Relaxed);
-            log::debug!("{error}");
-            let hung =
-                matches!(&error, Error::Lost(lost) if matches!(lost.cause(), Cause::GivenUp(_)));
-            self.growth
-                .failed(at, hung || matches!(error, Error::Failed { .. }));
-        }
+        let error = match self.settle_in((connection, at), maximum, true, goes_on) {
+            Ok(true) if self.growth.fills_a_gap() => {
+                return self.opener.options.note(Event::Replaced);
+            }
+            Ok(_) => return,
+            Err(error) => error,
+        };
+        self.growth.rests.store(true, Ordering::Relaxed);
+        log::debug!("{error}");
+        let hung = matches!(&error, Error::Lost(lost) if matches!(lost.cause(), Cause::GivenUp(_)));
+        self.growth
+            .failed(at, hung || matches!(error, Error::Failed { .. }));
     }
 
     /// To which server the next connection goes, and how many there are already. Of several at once it is
@@ -241,6 +255,7 @@ impl Lasting {
             way.dropped.push(lost.clone());
         }
         way.calm = false;
+        self.growth.missing.fetch_add(1, Ordering::Relaxed);
         self.growth.rests.store(true, Ordering::Relaxed);
         self.resume().tell(inner);
         log::debug!("{lost}; others go on");

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Member, PATIENCE, Pool};
 use crate::client::connection::Connection;
+use crate::stats::Event;
 use crate::transport::Deadline;
 
 impl Pool {
@@ -119,6 +120,7 @@ impl Pool {
                         let member = self.member(opened);
                         let mut state = self.lock();
                         state.last = None;
+                        self.opener.options.note(Event::Replaced);
                         self.push(member);
                         return true;
                     }

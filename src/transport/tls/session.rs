@@ -11,7 +11,8 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use openssl::ssl::{self, ErrorCode, Ssl, SslStream, SslVersion};
+use openssl::pkey::Id;
+use openssl::ssl::{self, ErrorCode, Ssl, SslCipherRef, SslRef, SslStream, SslVersion};
 use openssl::x509::verify::X509CheckFlags;
 
 use super::pieces::Pieces;
@@ -19,6 +20,7 @@ use super::rekey;
 use super::socket::{RECORD, Socket};
 use super::verdict::{check_peer, failure, refused, shown, warn_of_gaps};
 use super::{Prepared, Settings, reasons};
+use crate::stats;
 use crate::transport::Error;
 
 /// System calls that one send makes at most, for the same reason as follows.
@@ -55,6 +57,21 @@ struct Inner {
     /// Bytes that the server has sent since there was data among them.
     idle: usize,
     keys: Keys,
+}
+
+/// How the keys were agreed, as far as the library tells.
+fn key_exchange(ssl: &SslRef) -> Option<String> {
+    let key = ssl.peer_tmp_key().ok()?;
+    Some(match key.id() {
+        Id::X25519 => "X25519".to_owned(),
+        Id::X448 => "X448".to_owned(),
+        Id::DH => format!("DH {} bits", key.bits()),
+        Id::EC => {
+            let nid = key.ec_key().ok()?.group().curve_name()?;
+            nid.short_name().ok()?.to_owned()
+        }
+        _ => return None,
+    })
 }
 
 /// How much the keys in use have seen.
@@ -110,6 +127,20 @@ impl Session {
             dry: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
         })
+    }
+
+    /// What was agreed.
+    pub fn terms(&self) -> stats::Tls {
+        let inner = self.lock();
+        let ssl = inner.stream.ssl();
+        stats::Tls {
+            version: ssl.version_str().to_owned(),
+            cipher: ssl
+                .current_cipher()
+                .map_or("", SslCipherRef::name)
+                .to_owned(),
+            key_exchange: key_exchange(ssl).unwrap_or_default(),
+        }
     }
 
     /// Sends what fits at once; `None` if nothing does. What was not taken must be sent again, from
