@@ -124,6 +124,15 @@ const OTHERS: &[Row] = &[
     (
         &[
             PLACE,
+            "socket=t",
+            "servers=failover",
+            "extents=qemu:allocation-depth",
+        ],
+        "‘extents’ other than base:allocation with ‘servers’",
+    ),
+    (
+        &[
+            PLACE,
             "servers=spread",
             "extents=by-name",
             "dynamic-export=1",

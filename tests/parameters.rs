@@ -357,7 +357,9 @@ fn there_may_be_several_servers_if_that_is_said() {
             assert_eq!(said.lines().count(), 1, "{said}");
         }
     }
-    accepted(&[&["servers=failover", "servers-same-disk=1"][..], &several].concat());
+    let one_disk = ["servers=failover", "servers-same-disk=1"];
+    accepted(&[&one_disk[..], &several].concat());
+    accepted(&[&one_disk[..], &several, &["extents=qemu:dirty-bitmap:b"]].concat());
     refused(&several, "cannot mix Unix ‘socket’");
     // As ever.
     accepted(&["socket=/nowhere", "socket=/neither"]);

@@ -119,9 +119,11 @@ fn a_server_without_zeroes_gets_data() {
     };
     let seen = asked("on", offer, 0, &zeroes(), true);
     assert_eq!(seen, [(cmd::WRITE, cmd_flag::FUA, LENGTH)]);
-    let seen = asked("on", Offer::default(), errno::ENOTSUP, &zeroes(), true);
-    let tried = (cmd::WRITE_ZEROES, cmd_flag::FUA | cmd_flag::NO_HOLE, LENGTH);
-    assert_eq!(seen, [tried, (cmd::WRITE, cmd_flag::FUA, LENGTH)]);
+    for error in [errno::ENOTSUP, errno::EINVAL, errno::EOVERFLOW] {
+        let seen = asked("on", Offer::default(), error, &zeroes(), true);
+        let tried = (cmd::WRITE_ZEROES, cmd_flag::FUA | cmd_flag::NO_HOLE, LENGTH);
+        assert_eq!(seen, [tried, (cmd::WRITE, cmd_flag::FUA, LENGTH)]);
+    }
 }
 
 /// A gigabyte of zeroes from a source that cannot say that they are.

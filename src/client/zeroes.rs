@@ -35,6 +35,9 @@ pub enum Detect {
 /// servers read what is around them.
 const LEAST: usize = 4096;
 
+/// How a server says that it has no such request, or not for this range.
+const DECLINED: [NbdErrno; 3] = [NbdErrno::EINVAL, NbdErrno::EOVERFLOW, NbdErrno::ENOTSUP];
+
 impl Detect {
     /// If the payload is better asked for as zeroes: whether they may become a hole.
     #[inline]
@@ -120,7 +123,13 @@ impl Client {
                     fua,
                     fast: false,
                 };
-                return self.zero(payload.len() as u64, offset, how);
+                match self.zero(payload.len() as u64, offset, how) {
+                    // The client has asked for a write, which servers take that do not take this.
+                    Err(error) if failed_with(&error, &DECLINED) => {
+                        log::debug!("{error}; written as data");
+                    }
+                    done => return done,
+                }
             }
         }
         self.write_until(payload, offset, fua, &self.deadline())

@@ -38,6 +38,14 @@ impl Extents {
         }))
     }
 
+    /// Whether it is of no use without certain contexts.
+    pub fn needs_contexts(&self) -> bool {
+        match self {
+            Self::From(wish) => wish.needs_contexts(),
+            Self::List => true,
+        }
+    }
+
     /// Checks that it makes sense together with the choice of the export.
     pub fn check(&self, dynamic: bool) -> Result<(), Error> {
         match self {
@@ -49,15 +57,10 @@ impl Extents {
 
     /// Checks that what has to be asked for it may be.
     pub fn check_asked(&self, ladder: Ladder) -> Result<(), Error> {
-        let needs_contexts = match self {
-            Self::From(wish) => wish.needs_contexts(),
-            Self::List => true,
-        };
+        let needs = self.needs_contexts();
         match self {
-            _ if needs_contexts && !ladder.has_structured() => {
-                Err(Error::QuirkWithExtents("no-structured"))
-            }
-            _ if needs_contexts && !ladder.has_meta() => Err(Error::QuirkWithExtents("no-meta")),
+            _ if needs && !ladder.has_structured() => Err(Error::QuirkWithExtents("no-structured")),
+            _ if needs && !ladder.has_meta() => Err(Error::QuirkWithExtents("no-meta")),
             Self::From(Wish::ByName) if !ladder.can_describe() => Err(Error::ByNameWithoutGo),
             _ => Ok(()),
         }

@@ -158,6 +158,12 @@ pub enum Error {
         "cannot use ‘extents=list’ with ‘servers’: which contexts there are is a question for one server"
     )]
     ListWithServers,
+    /// What has changed on one disk is not what has changed on another.
+    #[error(
+        "cannot use ‘extents’ other than base:allocation with ‘servers’, unless servers-same-disk=true says that \
+         there is one disk: each has a map of its own"
+    )]
+    MapsWithServers,
     /// Contexts are wanted, and are not to be asked for.
     #[error(
         "cannot use ‘quirks={0}’ with ‘extents’ other than base:allocation: no context is asked for then"
@@ -397,6 +403,9 @@ impl Params {
         self.extents.check(self.dynamic_export)?;
         if self.extents == Extents::List && plan.is_some() {
             return Err(Error::ListWithServers);
+        }
+        if plan.is_some() && !same_disk && self.extents.needs_contexts() {
+            return Err(Error::MapsWithServers);
         }
         self.extents.check_asked(self.quirks.ladder)?;
         let (tls_policy, tls) = tls_params.complete(&place)?;

@@ -42,6 +42,16 @@ pub const CASES: &[Case] = &[
         },
     },
     Case {
+        item: "cannot use ‘extents’ other than base:allocation with ‘servers’, unless servers-same-disk=true says \
+               that there is one disk: each has a map of its own",
+        text: "cannot use ‘extents’ other than base:allocation with ‘servers’, unless servers-same-disk=true says \
+               that there is one disk: each has a map of its own",
+        happen: |dir| {
+            let map = "extents=qemu:dirty-bitmap:b";
+            starting(dir, &["socket=s", "socket=t", "servers=spread", map])
+        },
+    },
+    Case {
         item: "cannot use ‘quirks=X’ with ‘extents’ other than base:allocation: no context is asked for then",
         text: "cannot use ‘quirks=no-meta’ with ‘extents’ other than base:allocation: no context is asked for then",
         happen: |dir| {
