@@ -73,6 +73,17 @@ fn over_tls() {
     .endure();
 }
 
+/// nbdkit starts the server, again and again.
+#[test]
+fn started_by_the_plugin() {
+    Ordeal {
+        by_command: true,
+        kills: 8,
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
 /// Here a dead server resets connections, and now and then one that lives breaks them all.
 #[test]
 fn over_tcp_with_broken_connections() {

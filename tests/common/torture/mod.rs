@@ -3,7 +3,8 @@
 //! wrote, and checkers of what both have logged.
 //!
 //! - `setup` says how a server behaves, `server` is that server, `volatile` starts and kills it;
-//! - `block` is what the clients write, `client` sends it, `writer` chooses it at random, `ordeal` puts all together;
+//! - `block` is what the clients write, `client` sends it, `writer` chooses it at random, `crowd` lets several do so,
+//!   `ordeal` puts all together;
 //! - `history` judges what the clients saw, `trace` what the server saw.
 //!
 //! A test file that uses this must declare it itself (`#[path]`), since the server is the test binary once more:
@@ -14,6 +15,7 @@
 
 pub mod block;
 pub mod client;
+pub mod crowd;
 pub mod history;
 pub mod ordeal;
 pub mod server;
