@@ -58,9 +58,9 @@ check-long: ## the tests with more of all that is drawn or counted, and torture 
 	@scripts/deps.sh build run test
 	@scripts/check-long.sh
 
-torture: ## random writers before a server that is killed (KILLS=300, TORTURE_SEED=)
+torture: ## random writers, and fio, before servers that are killed (KILLS=300, TORTURE_SEED=)
 	@scripts/deps.sh build test
-	KILLS=$(or $(KILLS),300) cargo test --locked --test survive_torture
+	@scripts/torture.sh
 
 fuzz: ## fuzz URIs, handshake, replies, connection, journal (SECONDS=60 each, TARGETS=)
 	@scripts/deps.sh build

@@ -4,7 +4,7 @@
 # that is drawn by chance or counted.
 #
 #     KILLS=300 SESSIONS=200000 SCOPE=1 CASES=20000 ROUNDS=50
-#         deaths of the server in each test of survive_torture; random sessions of the core;
+#         deaths of the server in each test of scripts/torture.sh; random sessions of the core;
 #         operations more in each of its small scopes; cases of each property test; ends of a
 #         qemu-nbd of command=
 set -euo pipefail
@@ -26,7 +26,7 @@ step "a server of command=, told to end at random moments"
 ROUNDS=${ROUNDS:-50} cargo test --locked --test command_qcow2
 
 step "torture"
-KILLS=${KILLS:-300} cargo test --locked --test survive_torture
+scripts/torture.sh
 
 step "cuts at every byte under TLS"
 CUTS=all cargo test --locked --test cuts_tls

@@ -25,7 +25,7 @@ pub mod volatile;
 pub mod writer;
 
 use std::env;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Nanoseconds of a clock that all processes of this machine share.
 pub fn now() -> u64 {
@@ -56,6 +56,18 @@ pub fn kills(usual: usize) -> usize {
         return 0;
     }
     env::var("KILLS").map_or(usual, |text| text.parse().expect("KILLS is a number"))
+}
+
+/// A server that nbdkit starts by `command=` is started again ten times in a minute at most: how long it has to live,
+/// and how often it may die then, if it shall die so often.
+pub fn by_command(kills: usize) -> (Duration, usize) {
+    const STARTS: usize = 10;
+    // As each takes as long as that.
+    const MOST: usize = 50;
+    match kills < STARTS {
+        true => (Duration::ZERO, kills),
+        false => (Duration::from_millis(6100), kills.min(MOST)),
+    }
 }
 
 /// Numbers that look random, the same for the same seed: splitmix64.

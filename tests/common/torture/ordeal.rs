@@ -27,16 +27,10 @@ use super::trace;
 use super::trace::event::What;
 use super::volatile::Volatile;
 use super::writer::{Mix, Story, Writer};
-use super::{Rng, kills, seed};
+use super::{Rng, by_command, kills, seed};
 
 /// How many requests are answered when nobody dies any more.
 const LAST: u64 = 1000;
-/// How often nbdkit starts a server again in a minute.
-const STARTS: usize = 10;
-/// With so much between them they are never too often.
-const PAUSE: Duration = Duration::from_millis(6100);
-/// As each takes that long, `KILLS` is no more than this.
-const MOST_STARTS: usize = 50;
 /// By when nbdkit must have said what there is to say.
 const TOLD: Duration = Duration::from_secs(5);
 /// How many flushes there are in the end, for one that succeeds.
@@ -230,10 +224,11 @@ impl Ordeal<'_> {
             ..self.setup.clone()
         };
         (self.trouble)(&mut setup, &mut rng);
-        // Flushes fail only where the server is told to.
+        // Flushes fail only where the server is told to, or where nothing is kept.
+        let loses = self.extra.contains(&"replay=0");
         story
             .flush_may_fail
-            .store(setup.flush_fails != 0, Ordering::SeqCst);
+            .store(setup.flush_fails != 0 || loses, Ordering::SeqCst);
         let mut stage = match self.by_command {
             true => Stage::by_command(setup, self.extra),
             false => Stage::new(setup, self.extra),
@@ -299,7 +294,7 @@ fn kill(
     }
 }
 
-/// [`kill`] for a server that nbdkit starts again, ten times in a minute at most.
+/// [`kill`] for a server that nbdkit starts again.
 fn order(
     stage: &mut Stage,
     story: &Story,
@@ -307,14 +302,14 @@ fn order(
     rng: &mut Rng,
     trouble: fn(&mut Setup, &mut Rng),
 ) {
-    for life in 1..=kills.min(MOST_STARTS) {
+    let (pause, kills) = by_command(kills);
+    for life in 1..=kills {
         let begun = Instant::now();
         let before = story.progress.load(Ordering::SeqCst);
         let enough = 1 + rng.below(600);
         let lived = crowd::wait(story, &format!("death {life}"), |progress| {
             assert!(stage.front.alive(), "death {life}: nbdkit has ended");
-            let soon = kills > STARTS && begun.elapsed() < PAUSE;
-            progress > before + enough && !soon
+            progress > before + enough && begun.elapsed() >= pause
         });
         if !lived {
             return;
@@ -355,7 +350,7 @@ fn finish(stage: &mut Stage, story: &Story, writers: &mut [Writer]) -> Vec<Strin
     stage.server.kill();
     let ops = story.ops();
     complaints.extend(history::judge(&ops, story.blocks, &story.torn()));
-    complaints.extend(compare(&stage.server, &ops, story));
+    complaints.extend(compare(&stage.server.backing(), &ops, story));
     complaints.extend(trace::judge(&stage.server.log(), &ops));
     if !stage.front.alive() {
         complaints.push("nbdkit has ended".to_owned());
@@ -376,8 +371,8 @@ fn finish(stage: &mut Stage, story: &Story, writers: &mut [Writer]) -> Vec<Strin
 }
 
 /// What is durable must be what was read last.
-fn compare(server: &Volatile, ops: &[history::Op], story: &Story) -> Vec<String> {
-    let file = fs::File::open(server.backing()).expect("the backing file");
+pub fn compare(backing: &Path, ops: &[history::Op], story: &Story) -> Vec<String> {
+    let file = fs::File::open(backing).expect("the backing file");
     let mut complaints = Vec::new();
     for number in 0..story.blocks {
         let read = ops
