@@ -7,22 +7,20 @@ mod common;
 #[path = "common/torture/mod.rs"]
 mod torture;
 
-use std::fs;
 use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::clients::{LIMIT, text};
+use common::clients::text;
 use common::nbdkit::{Nbdkit, plugin_args};
 use common::pki::{Authority, LOCALHOST, TOOLS};
-use common::process::{ended_within, eventually, pidfd_open};
 use common::{need, need_all};
 use torture::block::BLOCK;
 use torture::client::Client;
 use torture::crowd::{self, Manner};
 use torture::history;
 use torture::ordeal::{compare, shown};
+use torture::writeback::Server;
 use torture::writer::{Mix, Story, Writer};
 use torture::{Rng, by_command, kills, seed};
 
@@ -32,89 +30,6 @@ const PATIENT: [&str; 2] = ["reconnect=30", "reconnect-delay=10ms:200ms"];
 const LAST: u64 = 1000;
 /// How many flushes there are in the end, for one that succeeds.
 const TRIES: usize = 4;
-
-/// The server, in one life or between two.
-struct Server {
-    socket: PathBuf,
-    pidfile: PathBuf,
-    backing: PathBuf,
-    /// Its options.
-    options: Vec<String>,
-    /// None if it is dead, or nbdkit has started it.
-    process: Option<Nbdkit>,
-    by_command: bool,
-}
-
-impl Server {
-    fn new(directory: &Path, options: &[String], by_command: bool) -> Self {
-        let backing = directory.join("backing");
-        let file = fs::File::create(&backing).expect("the backing file");
-        file.set_len(SIZE).expect("its length");
-        let mut server = Self {
-            socket: directory.join("server.sock"),
-            pidfile: directory.join("server.pid"),
-            backing,
-            options: options.to_vec(),
-            process: None,
-            by_command,
-        };
-        server.again();
-        server
-    }
-
-    fn args(&self) -> Vec<String> {
-        let file = ["--filter=cache", "file", text(&self.backing)];
-        let cache = ["cache=writeback", "cache-min-block-size=4K"];
-        let fixed = [&file[..], &cache].concat();
-        let fixed = fixed.into_iter().map(str::to_owned);
-        self.options.iter().cloned().chain(fixed).collect()
-    }
-
-    /// Where it is, as parameters of the plugin.
-    fn parameters(&self) -> Vec<String> {
-        if !self.by_command {
-            return vec![format!("socket={}", text(&self.socket))];
-        }
-        let pidfile = ["-f", "-P", text(&self.pidfile)].map(str::to_owned);
-        let args = pidfile.into_iter().chain(self.args());
-        let args = args.map(|arg| format!("arg={arg}"));
-        ["command=nbdkit".to_owned()]
-            .into_iter()
-            .chain(args)
-            .collect()
-    }
-
-    /// The next life begins, unless that is another's affair.
-    fn again(&mut self) {
-        if !self.by_command {
-            let _ = fs::remove_file(&self.socket);
-            self.process = Some(Nbdkit::start_at(&self.socket, &self.args()));
-        }
-    }
-
-    /// SIGKILL, once it is there.
-    fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.signal(libc::SIGKILL);
-            assert!(process.wait_timeout(LIMIT).is_some(), "it does not die");
-            return;
-        }
-        let pid: u32 = eventually("nbdkit has started the server", LIMIT, || {
-            let pid = fs::read_to_string(&self.pidfile).ok()?;
-            pid.strip_suffix('\n')?.parse().ok()
-        });
-        fs::remove_file(&self.pidfile).expect("remove");
-        let pidfd = pidfd_open(pid).expect("the server runs");
-        // SAFETY: kill takes plain numbers.
-        unsafe {
-            libc::kill(
-                libc::pid_t::try_from(pid).expect("a process id"),
-                libc::SIGKILL,
-            )
-        };
-        assert!(ended_within(&pidfd, LIMIT), "it does not die");
-    }
-}
 
 /// What is to be tried.
 struct Ordeal<'a> {
@@ -166,7 +81,7 @@ impl Ordeal<'_> {
         let loses = self.extra.contains(&"replay=0");
         story.flush_may_fail.store(loses, Ordering::SeqCst);
         let directory = tempfile::tempdir().expect("temporary directory");
-        let mut server = Server::new(directory.path(), &self.options, self.by_command);
+        let mut server = Server::new(directory.path(), SIZE, &self.options, self.by_command);
         let parameters = server.parameters();
         let parameters = parameters.iter().map(String::as_str);
         let parameters = parameters.chain(PATIENT).chain(self.extra.iter().copied());

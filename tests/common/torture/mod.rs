@@ -2,7 +2,8 @@
 //! What proves that no acknowledged write is lost: a server whose cache dies with it, clients that know what they
 //! wrote, and checkers of what both have logged.
 //!
-//! - `setup` says how a server behaves, `server` is that server, `volatile` starts and kills it;
+//! - `setup` says how a server behaves, `server` is that server, `volatile` starts and kills it; `writeback`
+//!   is one that others wrote;
 //! - `block` is what the clients write, `client` sends it, `writer` chooses it at random, `crowd` lets several do so,
 //!   `ordeal` puts all together;
 //! - `history` judges what the clients saw, `trace` what the server saw.
@@ -22,6 +23,7 @@ pub mod server;
 pub mod setup;
 pub mod trace;
 pub mod volatile;
+pub mod writeback;
 pub mod writer;
 
 use std::env;
