@@ -13,7 +13,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PAGES := plugin plugin-examples
 
 .PHONY: help deps build run check check-nbdkit check-bare check-compat check-packages lint bench
-.PHONY: check-long check-valgrind bench-micro bench-instructions torture fuzz man html dist deb rpm
+.PHONY: check-long check-valgrind bench-micro bench-instructions torture soak fuzz man html dist deb rpm
 .PHONY: install uninstall clean
 
 help: ## show this list
@@ -54,13 +54,17 @@ check-packages: ## make and try the release and its packages (root; minutes)
 	@scripts/deps.sh build run dist deb rpm compat
 	@scripts/check-packages.sh
 
-check-long: ## the tests with more of all that is drawn or counted, and torture (an hour; KILLS=, SCOPE=)
+check-long: ## the tests with more of all that is drawn or counted, and torture and soak (two hours; KILLS=, MINUTES=)
 	@scripts/deps.sh build run test
 	@scripts/check-long.sh
 
-torture: ## random writers before a server that is killed (KILLS=300, TORTURE_SEED=)
+torture: ## random writers, and fio, before servers that are killed (KILLS=300, TORTURE_SEED=)
 	@scripts/deps.sh build test
-	KILLS=$(or $(KILLS),300) cargo test --locked --test survive_torture
+	@scripts/torture.sh
+
+soak: ## clients of all kinds before servers that are killed, for long (MINUTES=20)
+	@scripts/deps.sh build test
+	SOAK=$$(($(or $(MINUTES),20) * 60)) cargo test --locked --test soak -- --nocapture --test-threads=3
 
 fuzz: ## fuzz URIs, handshake, replies, connection, journal (SECONDS=60 each, TARGETS=)
 	@scripts/deps.sh build

@@ -1,12 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# The tests that `make check` runs for seconds, for an hour: the same ones, with more of everything
+# The tests that `make check` runs for seconds, for two hours: the same ones, with more of everything
 # that is drawn by chance or counted.
 #
-#     KILLS=300 SESSIONS=200000 SCOPE=1 CASES=20000 ROUNDS=50
-#         deaths of the server in each test of survive_torture; random sessions of the core;
-#         operations more in each of its small scopes; cases of each property test; ends of a
-#         qemu-nbd of command=
+#     KILLS=300 MINUTES=20 SESSIONS=200000 SCOPE=1 CASES=20000 ROUNDS=50
+#         deaths of the server in each test of scripts/torture.sh; how long clients and servers that
+#         die go on; random sessions of the core; operations more in each of its small scopes; cases
+#         of each property test; ends of a qemu-nbd of command=
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,7 +26,10 @@ step "a server of command=, told to end at random moments"
 ROUNDS=${ROUNDS:-50} cargo test --locked --test command_qcow2
 
 step "torture"
-KILLS=${KILLS:-300} cargo test --locked --test survive_torture
+scripts/torture.sh
+
+step "soak"
+make --no-print-directory soak MINUTES="${MINUTES:-20}"
 
 step "cuts at every byte under TLS"
 CUTS=all cargo test --locked --test cuts_tls

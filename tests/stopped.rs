@@ -302,6 +302,27 @@ fn z5_stopped_at_the_goodbye() {
     });
 }
 
+#[test]
+fn z5_stopped_at_the_goodbye_for_a_moment() {
+    each(|kind| {
+        let mut stage = Stage::new(kind, &[]);
+        let mut front = stage.open();
+        assert_eq!(front.write(8192, &[6; 512]), Ok(()));
+        stage.stop();
+        let (sent, _) = stage.relay.lengths();
+        thread::scope(|scope| {
+            let leaving = scope.spawn(|| front.close());
+            eventually("the last flush is on its way", LIMIT, || {
+                (stage.relay.lengths().0 > sent).then_some(())
+            });
+            stage.go_on();
+            leaving.join().expect("left");
+        });
+        assert_eq!(stage.front.errors(), [""; 0], "{kind:?}");
+        stage.serves_the_next();
+    });
+}
+
 /// nbdkit is told to end while the server is stopped, in each phase.
 #[test]
 fn z13_sigterm_before_a_stopped_server() {

@@ -8,6 +8,8 @@ mod torture;
 use std::fs;
 
 use common::clients::text;
+use common::front::Front;
+use common::nbdkit::{Nbdkit, forward};
 use common::pki::{self, Authority, LOCALHOST, TOOLS};
 use common::scripted::wire::{cmd, flag};
 use common::{need, need_all};
@@ -88,6 +90,39 @@ fn read_only() {
 fn fewer_flags() {
     let change = |setup: &mut Setup| setup.flags &= !flag::SEND_TRIM;
     ends(Setup::default(), &[], change, &["NBD_FLAG_SEND_TRIM"]);
+}
+
+/// A server that has forgotten how to tell extents, or speaks as servers did long ago.
+#[test]
+fn without_contexts_or_oldstyle_now() {
+    if !need("nbdkit") {
+        return;
+    }
+    for mode in ["--no-sr", "-o"] {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let socket = directory.path().join("server.sock");
+        let memory = ["memory", "1M"];
+        let server = Nbdkit::start_at(&socket, &memory);
+        let front = forward(directory.path(), &socket, &PATIENT);
+        let mut client = Front::of(&front);
+        assert_eq!(client.read(0, 512), Ok(vec![0; 512]), "{mode}");
+        drop(server);
+        fs::remove_file(&socket).expect("remove");
+        let _server = Nbdkit::start_at(&socket, &[&[mode], &memory[..]].concat());
+        assert!(
+            client.read(0, 512).is_err(),
+            "{mode}: served by another one"
+        );
+        client.close();
+        let told = front.errors();
+        let told = told
+            .iter()
+            .filter(|line| line.contains(", and has it no more"));
+        assert_eq!(told.count(), 1, "{mode}: {:#?}", front.errors());
+        let mut later = Front::of(&front);
+        assert_eq!(later.read(0, 512), Ok(vec![0; 512]), "{mode}");
+        later.close();
+    }
 }
 
 #[test]

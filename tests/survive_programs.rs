@@ -6,14 +6,14 @@ mod common;
 mod torture;
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::clients::{assert_same_bytes, text};
 use common::need_all;
-use common::process::Guarded;
-use common::upstream::{noise, noise_file};
+use common::process::{Guarded, run};
+use common::upstream::{file, noise, noise_file};
 use torture::ordeal::Stage;
 use torture::setup::Setup;
 use torture::{Rng, kills, seed};
@@ -36,7 +36,8 @@ fn stage(first: u64) -> Stage {
 /// Runs a program, which must succeed, while the server dies again and again.
 fn works(stage: &mut Stage, command: &mut Command, steps: u64) {
     let mut rng = Rng::new(seed());
-    let mut left = kills(6);
+    // More of them, and the time is over: each time more is written again than the server lives to see.
+    let mut left = kills(6).min(40);
     let mut program = Guarded::spawn(command);
     let deadline = Instant::now() + LIMIT;
     while program.alive() {
@@ -174,4 +175,86 @@ fn fio_with_verify() {
         "--randseed=7",
     ]);
     works(&mut stage, &mut command, 3000);
+}
+
+/// fio's job for a disk of which it says later what it wrote there before it was stopped.
+fn stateful(uri: &str, more: &[&str]) -> Command {
+    let mut command = Command::new("fio");
+    let uri = format!("--uri={uri}");
+    command
+        .args(["--name=stateful", "--ioengine=nbd", &uri])
+        .args([
+            "--rw=randwrite",
+            "--bs=4k",
+            "--size=8M",
+            "--iodepth=32",
+            "--serialize_overlap=1",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--randseed=7",
+        ]);
+    command.args(more);
+    command
+}
+
+/// fio stops in the middle of its work, with all that it wrote made durable. Another fio knows from the state that the
+/// first one has saved what must be there, and looks for it in the file of a server that has died once more, without
+/// the plugin. How often it died, and what the other one says.
+fn fio_finds_what_fio_wrote(parameters: &[&str]) -> (usize, Output) {
+    let setup = Setup {
+        size: SIZE as u64,
+        die_at: 400,
+        ..Setup::default()
+    };
+    let mut stage = Stage::new(setup, &[&PATIENT[..], parameters].concat());
+    stage.loses();
+    let directory = stage.directory.path().to_owned();
+    // Of 2048.
+    let stops = [
+        "--number_ios=1500",
+        "--do_verify=0",
+        "--verify_state_save=1",
+        "--end_fsync=1",
+    ];
+    let uri = stage.front.uri();
+    works(
+        &mut stage,
+        stateful(&uri, &stops).current_dir(&directory),
+        1500,
+    );
+    let deaths = stage.server.setup().epoch;
+    stage.server.kill();
+    let bare = file(&directory, &stage.server.backing());
+    let checks = ["--verify_only", "--verify_state_load=1"];
+    let output = run(
+        stateful(&bare.uri(), &checks).current_dir(&directory),
+        LIMIT,
+    );
+    (usize::try_from(deaths).expect("few"), output)
+}
+
+#[test]
+fn fio_finds_what_fio_wrote_before() {
+    if !need_all(&["nbdkit", "fio"]) {
+        return;
+    }
+    let mut deaths = 0;
+    while deaths < kills(6) {
+        let (more, output) = fio_finds_what_fio_wrote(&[]);
+        assert!(output.status.success(), "{output:?}");
+        deaths += more;
+    }
+    println!("{deaths} deaths");
+}
+
+/// The control. The flush in the end fails here, which fio does not tell.
+#[test]
+fn fio_misses_what_is_lost_where_nothing_is_kept() {
+    if !need_all(&["nbdkit", "fio"]) {
+        return;
+    }
+    let (_, output) = fio_finds_what_fio_wrote(&["replay=0"]);
+    assert!(!output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("verify"), "{text}");
 }

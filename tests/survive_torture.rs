@@ -6,6 +6,8 @@ mod common;
 #[path = "common/torture/mod.rs"]
 mod torture;
 
+use std::path::PathBuf;
+
 use common::clients::text;
 use common::pki::{Authority, LOCALHOST, TOOLS};
 use common::scripted::wire::flag;
@@ -68,6 +70,17 @@ fn over_tls() {
             "tls-hostname=localhost",
             &certificates,
         ],
+        ..Ordeal::default()
+    }
+    .endure();
+}
+
+/// nbdkit starts the server, again and again.
+#[test]
+fn started_by_the_plugin() {
+    Ordeal {
+        by_command: true,
+        kills: 8,
         ..Ordeal::default()
     }
     .endure();
@@ -365,5 +378,62 @@ fn finds_what_the_retry_filter_loses() {
     assert!(!complaints.is_empty(), "nothing found");
     for complaint in complaints.iter().take(5) {
         println!("{complaint}");
+    }
+}
+
+/// The same where the plugin keeps nothing, in each way to a server: all of it is lost without what is kept.
+#[test]
+fn finds_what_is_lost_where_nothing_is_kept() {
+    if !need_all(&["nbdkit"]) || !need_all(TOOLS) {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let authority = Authority::new(directory.path(), "authority");
+    let certificates = format!("tls-certificates={}", text(&authority.trusting("client")));
+    let tls = authority.server("server", LOCALHOST);
+    let secure = ["tls=require", "tls-hostname=localhost", &certificates];
+    for (way, by_command, clients, multi, extra) in [
+        ("plain", false, 1, 0, &[][..]),
+        ("TLS", false, 1, 0, &secure),
+        ("shared", false, 2, 0, &["shared=true"]),
+        ("two clients", false, 2, 0, &[]),
+        (
+            "connections",
+            false,
+            1,
+            flag::CAN_MULTI_CONN,
+            &["connections=4"],
+        ),
+        ("command", true, 1, 0, &[]),
+    ] {
+        let complaints = Ordeal {
+            setup: Setup {
+                tls: if way == "TLS" {
+                    tls.clone()
+                } else {
+                    PathBuf::new()
+                },
+                flags: FLAGS | multi,
+                ..Setup::default()
+            },
+            by_command,
+            clients,
+            kills: 3,
+            seed: Some(7),
+            mix: Mix {
+                flushes: 0,
+                fua: 0,
+                trims: 0,
+                ..Mix::default()
+            },
+            extra: &[&["reconnect=30", DELAY, "replay=0"], extra].concat(),
+            ..Ordeal::default()
+        }
+        .suffer();
+        let lost = complaints
+            .iter()
+            .find(|complaint| complaint.contains("cannot have been"));
+        println!("{way}: {lost:?}");
+        assert!(lost.is_some(), "{way}: nothing found: {complaints:?}");
     }
 }

@@ -4,6 +4,8 @@
 use super::*;
 use std::path::PathBuf;
 
+mod pairs;
+
 fn complete(pairs: &[(&str, &str)]) -> Result<Config, Error> {
     let mut params = Params::default();
     for (key, value) in pairs {

@@ -2,8 +2,10 @@
 //! What proves that no acknowledged write is lost: a server whose cache dies with it, clients that know what they
 //! wrote, and checkers of what both have logged.
 //!
-//! - `setup` says how a server behaves, `server` is that server, `volatile` starts and kills it;
-//! - `block` is what the clients write, `client` sends it, `writer` chooses it at random, `ordeal` puts all together;
+//! - `setup` says how a server behaves, `server` is that server, `volatile` starts and kills it; `writeback`
+//!   is one that others wrote;
+//! - `block` is what the clients write, `client` sends it, `writer` chooses it at random, `crowd` lets several do so,
+//!   `ordeal` puts all together;
 //! - `history` judges what the clients saw, `trace` what the server saw.
 //!
 //! A test file that uses this must declare it itself (`#[path]`), since the server is the test binary once more:
@@ -14,16 +16,18 @@
 
 pub mod block;
 pub mod client;
+pub mod crowd;
 pub mod history;
 pub mod ordeal;
 pub mod server;
 pub mod setup;
 pub mod trace;
 pub mod volatile;
+pub mod writeback;
 pub mod writer;
 
 use std::env;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Nanoseconds of a clock that all processes of this machine share.
 pub fn now() -> u64 {
@@ -54,6 +58,18 @@ pub fn kills(usual: usize) -> usize {
         return 0;
     }
     env::var("KILLS").map_or(usual, |text| text.parse().expect("KILLS is a number"))
+}
+
+/// A server that nbdkit starts by `command=` is started again ten times in a minute at most: how long it has to live,
+/// and how often it may die then, if it shall die so often.
+pub fn by_command(kills: usize) -> (Duration, usize) {
+    const STARTS: usize = 10;
+    // As each takes as long as that.
+    const MOST: usize = 50;
+    match kills < STARTS {
+        true => (Duration::ZERO, kills),
+        false => (Duration::from_millis(6100), kills.min(MOST)),
+    }
 }
 
 /// Numbers that look random, the same for the same seed: splitmix64.

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -20,16 +20,15 @@ use crate::common::process::eventually;
 
 use super::block::{self, BLOCK};
 use super::client::{Client, Recorder};
+use super::crowd::{self, Manner};
 use super::history;
 use super::setup::Setup;
 use super::trace;
 use super::trace::event::What;
 use super::volatile::Volatile;
 use super::writer::{Mix, Story, Writer};
-use super::{Rng, kills, seed};
+use super::{Rng, by_command, kills, seed};
 
-/// By when the plugin must have come back and some requests must have been answered.
-const PROGRESS: Duration = Duration::from_secs(30);
 /// How many requests are answered when nobody dies any more.
 const LAST: u64 = 1000;
 /// By when nbdkit must have said what there is to say.
@@ -42,6 +41,8 @@ const SHOWN: usize = 12;
 /// What is to be tried.
 pub struct Ordeal<'a> {
     pub setup: Setup,
+    /// nbdkit starts the server.
+    pub by_command: bool,
     /// Options of nbdkit and parameters of the plugin, beside where the server is.
     pub extra: &'a [&'a str],
     pub clients: usize,
@@ -60,6 +61,7 @@ impl Default for Ordeal<'_> {
     fn default() -> Self {
         Self {
             setup: Setup::default(),
+            by_command: false,
             extra: &["reconnect=30", "reconnect-delay=10ms:200ms"],
             clients: 1,
             depth: 64,
@@ -88,6 +90,17 @@ impl Stage {
     pub fn new(setup: Setup, extra: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
         let server = Volatile::start(directory.path(), setup);
+        Self::before(directory, server, extra)
+    }
+
+    /// [`Stage::new`] with a server that nbdkit starts.
+    pub fn by_command(setup: Setup, extra: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let server = Volatile::by_command(directory.path(), setup);
+        Self::before(directory, server, extra)
+    }
+
+    fn before(directory: TempDir, server: Volatile, extra: &[&str]) -> Self {
         let front = front(directory.path(), &server, extra);
         Self {
             front,
@@ -176,7 +189,7 @@ pub fn front(directory: &Path, server: &Volatile, extra: &[&str]) -> Nbdkit {
     let parameters: Vec<&str> = parameters.iter().map(String::as_str).collect();
     let mut args = plugin_args(&[&["--threads=80"], &parameters[..], extra].concat());
     args.retain(|arg| arg != "-v");
-    Nbdkit::start(directory, &args)
+    Nbdkit::start_with(directory, &args, |command| server.environment(command))
 }
 
 impl Ordeal<'_> {
@@ -203,70 +216,51 @@ impl Ordeal<'_> {
         let story = Story::new(seed, blocks);
         let mut setup = Setup {
             seed: rng.next(),
-            die_at: if kills == 0 { 0 } else { 400 },
+            die_at: if kills == 0 || self.by_command {
+                0
+            } else {
+                400
+            },
             ..self.setup.clone()
         };
         (self.trouble)(&mut setup, &mut rng);
-        // Flushes fail only where the server is told to.
+        // Flushes fail only where the server is told to, or where nothing is kept.
+        let loses = self.extra.contains(&"replay=0");
         story
             .flush_may_fail
-            .store(setup.flush_fails != 0, Ordering::SeqCst);
-        let mut stage = Stage::new(setup, self.extra);
+            .store(setup.flush_fails != 0 || loses, Ordering::SeqCst);
+        let mut stage = match self.by_command {
+            true => Stage::by_command(setup, self.extra),
+            false => Stage::new(setup, self.extra),
+        };
         // The writers have a record of their own.
         stage.loses();
         let clients: Vec<Client> = (0..self.clients).map(|_| stage.client()).collect();
-        let writers: Vec<(Client, Rng)> = clients
-            .into_iter()
-            .map(|client| (client, rng.fork()))
-            .collect();
-        let (mix, depth, stay) = (self.mix, self.depth, self.stay);
+        let writers = clients.into_iter().enumerate();
+        let writers =
+            writers.map(|(number, client)| Writer::new(&story, client, number, rng.fork()));
+        let writers: Vec<Writer> = writers.collect();
+        let manner = Manner {
+            mix: self.mix,
+            depth: self.depth,
+            stay: self.stay,
+        };
         let socket = stage.front.socket().to_owned();
-        thread::scope(|scope| {
-            let handles: Vec<_> = writers
-                .into_iter()
-                .enumerate()
-                .map(|(number, (client, rng))| {
-                    let (story, socket) = (&story, &socket);
-                    scope.spawn(move || {
-                        let mut writer = Writer::new(story, client, number, rng);
-                        let ran = catch_unwind(AssertUnwindSafe(|| {
-                            // When all have left, the journal goes with them.
-                            let stay = if number == 0 { 0 } else { stay };
-                            writer.run(mix, depth, stay, socket);
-                        }));
-                        // Whoever fails lets the others end.
-                        if let Err(panic) = ran {
-                            story.stop.store(true, Ordering::SeqCst);
-                            story.may_fail.store(true, Ordering::SeqCst);
-                            resume_unwind(panic);
-                        }
-                        writer
-                    })
-                })
-                .collect();
-            let killed = catch_unwind(AssertUnwindSafe(|| {
-                kill(&mut stage, &story, kills, &mut rng, self.trouble);
-            }));
-            story.stop.store(true, Ordering::SeqCst);
-            let writers: Vec<_> = handles.into_iter().map(|handle| handle.join()).collect();
-            let failed = writers.iter().filter(|writer| writer.is_err()).count();
-            if killed.is_err() || failed > 0 {
-                println!("nbdkit says: {}", tail(&stage.front.stderr()));
-            }
-            let mut writers: Vec<Writer> = writers
-                .into_iter()
-                .map(|writer| writer.unwrap_or_else(|panic| resume_unwind(panic)))
-                .collect();
-            if let Err(panic) = killed {
-                resume_unwind(panic);
-            }
-            let mut complaints = finish(&mut stage, &story, &mut writers);
-            // Only who keeps a journal needs an order.
-            if !self.extra.iter().any(|word| word.starts_with("reconnect=")) {
-                complaints.retain(|complaint| !complaint.starts_with("I4"));
-            }
-            complaints
-        })
+        let written = crowd::write(&story, writers, &socket, manner, || {
+            let kill = if self.by_command { order } else { kill };
+            kill(&mut stage, &story, kills, &mut rng, self.trouble);
+            last_life(&mut stage, &story);
+        });
+        let mut writers = written.unwrap_or_else(|panic| {
+            println!("nbdkit says: {}", tail(&stage.front.stderr()));
+            resume_unwind(panic)
+        });
+        let mut complaints = finish(&mut stage, &story, &mut writers);
+        // Only who keeps a journal needs an order.
+        if !self.extra.iter().any(|word| word.starts_with("reconnect=")) {
+            complaints.retain(|complaint| !complaint.starts_with("I4"));
+        }
+        complaints
     }
 }
 
@@ -279,11 +273,11 @@ fn kill(
     trouble: fn(&mut Setup, &mut Rng),
 ) {
     for life in 1..=kills {
-        wait(stage, story, &format!("death {life}"), |stage, _| {
+        let died = crowd::wait(story, &format!("death {life}"), |_| {
+            assert!(stage.front.alive(), "death {life}: nbdkit has ended");
             stage.server.has_died()
         });
-        if story.stop.load(Ordering::SeqCst) {
-            // Somebody has failed.
+        if !died {
             return;
         }
         let steps = match rng.below(4) {
@@ -298,34 +292,43 @@ fn kill(
             trouble(setup, rng);
         });
     }
-    let before = story.progress.load(Ordering::SeqCst);
-    wait(stage, story, "the last life", |_, progress| {
-        progress > before + LAST
-    });
 }
 
-/// Waits until `done` says so of the progress, which must never end before.
-fn wait(
+/// [`kill`] for a server that nbdkit starts again.
+fn order(
     stage: &mut Stage,
     story: &Story,
-    what: &str,
-    mut done: impl FnMut(&mut Stage, u64) -> bool,
+    kills: usize,
+    rng: &mut Rng,
+    trouble: fn(&mut Setup, &mut Rng),
 ) {
-    let mut deadline = Instant::now() + PROGRESS;
-    let mut last = 0;
-    loop {
-        let progress = story.progress.load(Ordering::SeqCst);
-        if story.stop.load(Ordering::SeqCst) || done(stage, progress) {
+    let (pause, kills) = by_command(kills);
+    for life in 1..=kills {
+        let begun = Instant::now();
+        let before = story.progress.load(Ordering::SeqCst);
+        let enough = 1 + rng.below(600);
+        let lived = crowd::wait(story, &format!("death {life}"), |progress| {
+            assert!(stage.front.alive(), "death {life}: nbdkit has ended");
+            progress > before + enough && begun.elapsed() >= pause
+        });
+        if !lived {
             return;
         }
-        if progress != last {
-            last = progress;
-            deadline = Instant::now() + PROGRESS;
-        }
-        assert!(Instant::now() < deadline, "{what}: no progress");
-        assert!(stage.front.alive(), "{what}: nbdkit has ended");
-        thread::sleep(Duration::from_millis(1));
+        let seed = rng.next();
+        stage.server.die_by_order(|setup| {
+            setup.seed = seed;
+            trouble(setup, rng);
+        });
     }
+}
+
+/// Nobody dies any more.
+fn last_life(stage: &mut Stage, story: &Story) {
+    let before = story.progress.load(Ordering::SeqCst);
+    crowd::wait(story, "the last life", |progress| {
+        assert!(stage.front.alive(), "the last life: nbdkit has ended");
+        progress > before + LAST
+    });
 }
 
 /// What is on the disk in the end, and in the server's file, must fit to all that the clients were told.
@@ -347,7 +350,7 @@ fn finish(stage: &mut Stage, story: &Story, writers: &mut [Writer]) -> Vec<Strin
     stage.server.kill();
     let ops = story.ops();
     complaints.extend(history::judge(&ops, story.blocks, &story.torn()));
-    complaints.extend(compare(&stage.server, &ops, story));
+    complaints.extend(compare(&stage.server.backing(), &ops, story));
     complaints.extend(trace::judge(&stage.server.log(), &ops));
     if !stage.front.alive() {
         complaints.push("nbdkit has ended".to_owned());
@@ -368,8 +371,8 @@ fn finish(stage: &mut Stage, story: &Story, writers: &mut [Writer]) -> Vec<Strin
 }
 
 /// What is durable must be what was read last.
-fn compare(server: &Volatile, ops: &[history::Op], story: &Story) -> Vec<String> {
-    let file = fs::File::open(server.backing()).expect("the backing file");
+pub fn compare(backing: &Path, ops: &[history::Op], story: &Story) -> Vec<String> {
+    let file = fs::File::open(backing).expect("the backing file");
     let mut complaints = Vec::new();
     for number in 0..story.blocks {
         let read = ops

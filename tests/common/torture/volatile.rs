@@ -16,16 +16,33 @@ use rustix::net::{AddressFamily, SocketType, sockopt};
 use crate::common::pair::Upstream;
 use crate::common::process::{Guarded, eventually};
 
-use super::server::{TEST, VARIABLE};
+use super::server::{IN_FILE, TEST, VARIABLE};
 use super::setup::Setup;
 use super::trace::event::{self, Event};
 
 /// How long a server may take until it listens, or has died.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// With these arguments the test binary is the server.
+const ARGS: [&str; 6] = [
+    "--exact",
+    TEST,
+    "--ignored",
+    "--nocapture",
+    "--quiet",
+    "--test-threads=1",
+];
+
+fn itself() -> PathBuf {
+    env::current_exe().expect("the test knows its own path")
+}
+
 pub struct Volatile {
+    /// Its present life, unless nbdkit has started it.
     process: Option<Guarded>,
     setup: Setup,
+    /// Where a server that nbdkit starts finds the setup of its next life.
+    in_file: Option<PathBuf>,
     /// Keeps its port from others while it is away.
     _port: Option<OwnedFd>,
 }
@@ -45,6 +62,20 @@ fn reserve() -> (OwnedFd, u16) {
 impl Volatile {
     /// Starts the first life in `directory`, where its files go, and waits until it listens.
     pub fn start(directory: &Path, setup: Setup) -> Self {
+        let mut server = Self::prepare(directory, setup);
+        server.again(|_| ());
+        server
+    }
+
+    /// A server that nbdkit starts by `command=`, with its files in `directory`.
+    pub fn by_command(directory: &Path, setup: Setup) -> Self {
+        let mut server = Self::prepare(directory, setup);
+        server.in_file = Some(directory.join("volatile.setup"));
+        server.respawn(|_| ());
+        server
+    }
+
+    fn prepare(directory: &Path, setup: Setup) -> Self {
         let backing = directory.join("backing");
         let file = fs::File::create(&backing).expect("the backing file");
         file.set_len(setup.size).expect("its length");
@@ -55,8 +86,9 @@ impl Volatile {
                 (Some(socket), port)
             }
         };
-        let mut server = Self {
+        Self {
             process: None,
+            in_file: None,
             _port: reserved,
             setup: Setup {
                 port,
@@ -66,9 +98,7 @@ impl Volatile {
                 epoch: 0,
                 ..setup
             },
-        };
-        server.again(|_| ());
-        server
+        }
     }
 
     /// Starts the next life, which must not have begun, with this changed, and waits until it listens.
@@ -82,13 +112,32 @@ impl Volatile {
         assert!(self.process.is_none(), "the last life has not ended");
         self.setup.epoch += 1;
         change(&mut self.setup);
+        if let Some(file) = &self.in_file {
+            fs::write(file, self.setup.to_text()).expect("the setup of the next life");
+            return;
+        }
         let _ = fs::remove_file(self.setup.control());
-        let mut command = Command::new(env::current_exe().expect("the test knows its own path"));
-        command
-            .args(["--exact", TEST, "--ignored", "--nocapture", "--quiet"])
-            .arg("--test-threads=1")
-            .env(VARIABLE, self.setup.to_text());
+        let mut command = Command::new(itself());
+        command.args(ARGS).env(VARIABLE, self.setup.to_text());
         self.process = Some(Guarded::spawn(&mut command));
+    }
+
+    /// What nbdkit, which may start it, has to be told beside the parameters.
+    pub fn environment(&self, command: &mut Command) {
+        if let Some(file) = &self.in_file {
+            command.env(VARIABLE, format!("{IN_FILE}{}", file.display()));
+        }
+    }
+
+    /// Lets a server that nbdkit has started die as by [`Volatile::die`], once it is there. What the next one is
+    /// like is decided before, as nbdkit starts it at once.
+    pub fn die_by_order(&mut self, change: impl FnOnce(&mut Setup)) {
+        eventually("the server that nbdkit starts is there", LIMIT, || {
+            self.try_order("epoch")
+                .filter(|epoch| epoch.trim_end() == self.setup.epoch.to_string())
+        });
+        self.respawn(change);
+        let _ = self.try_order("die");
     }
 
     fn listens(&mut self) {
@@ -110,7 +159,11 @@ impl Volatile {
 
     /// Where clients reach it, as parameters of the plugin.
     pub fn parameters(&self) -> Vec<String> {
-        if self.setup.port == 0 {
+        if self.in_file.is_some() {
+            let args = ARGS.map(|arg| format!("arg={arg}"));
+            let command = format!("command={}", itself().display());
+            [vec![command], args.to_vec()].concat()
+        } else if self.setup.port == 0 {
             vec![format!("socket={}", self.setup.socket.display())]
         } else {
             vec![
@@ -128,6 +181,9 @@ impl Volatile {
 
     /// SIGKILL: nothing of what was not flushed is durable.
     pub fn kill(&mut self) {
+        if self.in_file.is_some() {
+            return self.die_by_order(|_| ());
+        }
         self.process.as_ref().expect("a life").signal(libc::SIGKILL);
         self.dead();
     }
@@ -192,14 +248,19 @@ impl Volatile {
     }
 
     fn order(&self, order: &str) -> String {
-        let mut stream = UnixStream::connect(self.setup.control()).expect("it takes orders");
+        self.try_order(order).expect("it takes orders")
+    }
+
+    /// What it says to an order, if it is there.
+    fn try_order(&self, order: &str) -> Option<String> {
+        let mut stream = UnixStream::connect(self.setup.control()).ok()?;
         stream
             .set_read_timeout(Some(LIMIT))
             .expect("a nonzero timeout");
-        writeln!(stream, "{order}").expect("it takes an order");
+        writeln!(stream, "{order}").ok()?;
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer);
-        answer
+        Some(answer)
     }
 
     /// All that it logged, in all its lives so far.

@@ -14,7 +14,7 @@ use std::env;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread;
@@ -25,8 +25,10 @@ use crate::torture::setup::Setup;
 use crate::torture::trace::event::{Request, What};
 use world::{Connection, World};
 
-/// The environment variable with the setup.
+/// The environment variable with the setup, or with the name of a file that has it behind [`IN_FILE`].
 pub const VARIABLE: &str = "TORTURE_SETUP";
+/// No setup begins like this.
+pub const IN_FILE: &str = "@";
 /// The test that is the server.
 pub const TEST: &str = "torture::server::volatile_server";
 
@@ -37,7 +39,19 @@ fn volatile_server() {
     let Ok(text) = env::var(VARIABLE) else {
         return;
     };
+    let text = match text.strip_prefix(IN_FILE) {
+        Some(file) => fs::read_to_string(file).expect("the file with the setup"),
+        None => text,
+    };
     serve(Setup::from_text(&text));
+}
+
+/// The socket of somebody who starts servers with one (systemd, or the plugin by `command=`).
+fn handed_over() -> Option<UnixListener> {
+    env::var_os("LISTEN_FDS")?;
+    // SAFETY: who sets LISTEN_FDS gives us descriptor 3, and nobody else here takes it.
+    let socket = unsafe { OwnedFd::from_raw_fd(3) };
+    Some(UnixListener::from(socket))
 }
 
 fn serve(setup: Setup) {
@@ -52,7 +66,8 @@ fn serve(setup: Setup) {
         })
     } else {
         let _ = fs::remove_file(&setup.socket);
-        let listener = UnixListener::bind(&setup.socket).expect("listen");
+        let bind = || UnixListener::bind(&setup.socket).expect("listen");
+        let listener = handed_over().unwrap_or_else(bind);
         Box::new(move || listener.accept().map(|(stream, _)| stream))
     };
     // The world begins before anyone can be told that it is there.
@@ -82,6 +97,7 @@ fn take_orders(listener: &UnixListener, world: &Arc<World>) {
         }
         let answer = match line.trim_end() {
             "die" => world.die(),
+            "epoch" => world.setup.epoch.to_string(),
             "peak" => world.peak().to_string(),
             "arrived" => world.arrived().to_string(),
             "connections" => world.connections().to_string(),
