@@ -44,11 +44,13 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// `None` if nobody has to.
-    pub fn new(options: &Options, writes: bool, fenced: bool) -> Option<Self> {
+    /// Of changes by a client that can write. `None` if nobody has to. There are fences also where this
+    /// client's server has no blocks: another client may have been told of some by another server of the
+    /// same disk.
+    pub fn new(options: &Options) -> Option<Self> {
         let maps = &options.maps;
-        let maps = (writes && maps.counts_changes()).then(|| maps.clone());
-        let fences = options.fences.as_ref().filter(|_| writes && fenced);
+        let maps = maps.counts_changes().then(|| maps.clone());
+        let fences = options.fences.as_ref();
         let away = options.reconnect.map(|terms| terms.limit);
         let both = options
             .request_timeout

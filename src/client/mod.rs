@@ -276,7 +276,7 @@ impl Client {
         Self {
             losses: links.losses(),
             map: map.then(|| Map::new(maps.clone(), links.volume().number())),
-            watch: Watch::new(options, !readonly, odd != 0),
+            watch: (!readonly).then(|| Watch::new(options)).flatten(),
             odd,
             zeroes: zeroes.then(|| maps.clone()),
             stats: options.stats.clone(),
