@@ -52,7 +52,7 @@ impl Snapshot {
         for ((errno, _), count) in ERRNOS.iter().zip(self.errors) {
             page.sample("errors_total", &[("errno", errno)], count);
         }
-        let counters: [(&str, &str, fn(&super::Command) -> u64); 3] = [
+        let counters: [Metric<super::Command, u64>; 3] = [
             ("requests_total", "Requests that are over.", |of| {
                 of.requests
             }),
@@ -70,7 +70,7 @@ impl Snapshot {
                 page.sample(metric, &labels, count(self.command(asked)));
             }
         }
-        let summaries: [(&str, &str, fn(&Times) -> Quantiles); 2] = [
+        let summaries: [Metric<Times, Quantiles>; 2] = [
             (
                 "queue_seconds",
                 "Time of requests while nothing of them was at the server.",
@@ -110,6 +110,9 @@ impl Event {
         }
     }
 }
+
+/// A metric's name, what it is, and where its value is.
+type Metric<Of, Value> = (&'static str, &'static str, fn(&Of) -> Value);
 
 /// What all metrics' names begin with.
 const PREFIX: &str = "nbdkit_nbd_";
