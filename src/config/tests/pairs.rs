@@ -109,6 +109,7 @@ const SAMPLES: &[Sample] = &[
     sample("linger", "linger=1"),
     sample("keepalive", "keepalive=1"),
     sample("detect-zeroes", "detect-zeroes=on"),
+    sample("align", "align=emulate"),
     sample("quirks=no-structured", "quirks=no-structured"),
     like("quirks=no-meta", "quirks=no-meta", "quirks=no-structured"),
     sample("quirks=no-opt-go", "quirks=no-opt-go"),
