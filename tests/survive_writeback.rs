@@ -105,7 +105,7 @@ impl Ordeal<'_> {
         let written = crowd::write(&story, writers, &socket, manner, || {
             for life in 1..=kills {
                 let (begun, before) = (Instant::now(), story.progress.load(Ordering::SeqCst));
-                let enough = 1 + rng.below(1200);
+                let enough = 1 + rng.below(500);
                 let lived = crowd::wait(&story, &format!("death {life}"), |progress| {
                     assert!(front.alive(), "death {life}: nbdkit has ended");
                     progress > before + enough && begun.elapsed() >= pause

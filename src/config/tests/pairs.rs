@@ -109,6 +109,7 @@ const SAMPLES: &[Sample] = &[
     sample("linger", "linger=1"),
     sample("keepalive", "keepalive=1"),
     sample("detect-zeroes", "detect-zeroes=on"),
+    sample("align", "align=emulate"),
     sample("quirks=no-structured", "quirks=no-structured"),
     like("quirks=no-meta", "quirks=no-meta", "quirks=no-structured"),
     sample("quirks=no-opt-go", "quirks=no-opt-go"),
@@ -117,6 +118,10 @@ const SAMPLES: &[Sample] = &[
     needs("extents=by-name", "extents=by-name", &["dynamic-export"]),
     sample("extents=list", "extents=list"),
     sample("extents-cache", "extents-cache=1M"),
+    sample("stats", "stats=/run/stats"),
+    needs("stats-interval", "stats-interval=1", &["stats"]),
+    needs("stats-format", "stats-format=prometheus", &["stats"]),
+    sample("slow-log", "slow-log=1"),
 ];
 
 fn of(label: &str) -> &'static Sample {
@@ -215,12 +220,23 @@ fn matrix() -> String {
     }
     text.push('\n');
     for sample in SAMPLES {
-        if let Some(like) = sample.like {
-            text.push_str(&format!("\n {:22} as {like}", sample.label));
-        }
-        if !sample.needs.is_empty() {
-            let needs = sample.needs.join(" or ");
-            text.push_str(&format!("\n {:22} needs {needs}", sample.label));
+        let what = match (sample.like, sample.needs) {
+            (Some(like), _) => format!("as {like}"),
+            (None, []) => continue,
+            (None, needs) => format!("needs {}", needs.join(" or ")),
+        };
+        text.push_str(&format!("\n {:22} {what}", sample.label));
+        // What it makes possible by being there.
+        let goes = |other: &&Sample| {
+            sample.key() != other.key() && sample.implied(other) && !excludes(sample, other)
+        };
+        let goes: Vec<&str> = SAMPLES
+            .iter()
+            .filter(goes)
+            .map(|other| other.label)
+            .collect();
+        if !goes.is_empty() {
+            text.push_str(&format!(", but goes with {}", goes.join(", ")));
         }
     }
     text
