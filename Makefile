@@ -7,7 +7,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # For install and uninstall; the defaults are in scripts/install.sh. NAME counts
 # only on make's command line: some systems have it in the environment.
 NAME := nbd
-export DESTDIR PREFIX prefix PLUGINDIR plugindir MANDIR mandir NAME
+export DESTDIR PREFIX prefix PLUGINDIR plugindir MANDIR mandir BINDIR bindir NAME
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PAGES := plugin plugin-examples
@@ -22,7 +22,7 @@ help: ## show this list
 deps: ## install what building, running and testing need (Debian)
 	@scripts/deps.sh build run test lint
 
-build: ## build the plugin: target/release/libnbdkit_nbd_plugin.so
+build: ## build the plugin and nbdkit-nbdctl: target/release/libnbdkit_nbd_plugin.so
 	@scripts/deps.sh build
 	scripts/cargo.sh build --release --locked
 
@@ -86,15 +86,17 @@ bench-instructions: ## instructions per request against the stored ones (STRICT=
 	@scripts/deps.sh build test
 	scripts/cargo.sh bench --locked --bench instructions
 
-man: ## make the manual: target/nbdkit-nbd-plugin.1, target/nbdkit-nbd-plugin-examples.1
+man: ## make the manual: target/nbdkit-nbd-plugin.1, two more beside it
 	@scripts/deps.sh lint
 	@mkdir -p "$(TARGET_DIR)"
 	set -e; for page in $(PAGES); do scripts/man.sh nbd "$(TARGET_DIR)/nbdkit-nbd-$$page.1" $$page; done
+	scripts/man.sh nbd "$(TARGET_DIR)/nbdkit-nbdctl.1" nbdctl
 
 html: ## make the manual for browsers: target/html/nbdkit-nbd-plugin.html
 	@scripts/deps.sh lint
 	@mkdir -p "$(TARGET_DIR)/html"
 	set -e; for page in $(PAGES); do scripts/man.sh nbd "$(TARGET_DIR)/html/nbdkit-nbd-$$page.html" $$page; done
+	scripts/man.sh nbd "$(TARGET_DIR)/html/nbdkit-nbdctl.html" nbdctl
 
 dist: ## make the source release, with all crates and a list of them: target/dist
 	@scripts/deps.sh build dist
@@ -108,7 +110,7 @@ rpm: ## make RPM packages of it: target/rpm
 	@scripts/deps.sh build dist rpm
 	@scripts/rpm.sh
 
-install: ## install what `make build` built (NAME=nbd, DESTDIR=, PREFIX=, PLUGINDIR=, MANDIR=)
+install: ## install what `make build` built (NAME=nbd, DESTDIR=, PREFIX=, PLUGINDIR=, MANDIR=, BINDIR=)
 	@scripts/install.sh install
 
 uninstall: ## remove it again, with the same variables

@@ -23,7 +23,7 @@ as_it_is() {
     for file in "${theirs[@]}"; do
         if [ -e "$file" ]; then sha256sum -- "$file"; fi
     done
-    find / -xdev -path /proc -prune -o \( -name '*nbdkit*nbd*.distrib' -o -name '*nbdrs*' \) -print |
+    find / -xdev -path /proc -prune -o \( -name '*nbdkit*nbd*.distrib' -o -name '*nbdrs*' -o -name '*nbdctl*' \) -print |
         grep -v "^$work" | grep -v '^/check/' || true
     dpkg-divert --list '*nbdkit*'
     dpkg-query -W -f '${Package} ${Status}\n' 'nbdkit*'
@@ -48,6 +48,7 @@ step_package_beside_is_installed() {
     ours nbdrs || fail "nbdkit nbdrs is not ours"
     ! ours nbd || fail "nbdkit nbd is ours already"
     copies_through nbdrs
+    nbdkit-nbdctl --version | grep -q '^nbdkit-nbdctl ' || fail "no nbdkit-nbdctl"
 }
 
 step_package_instead_is_installed() {

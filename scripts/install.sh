@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# Installs or removes the release build and the two pages of its manual.
+# Installs or removes the release build, nbdkit-nbdctl, and the pages of their manual.
 #
 #     scripts/install.sh install|uninstall
 #
@@ -8,9 +8,11 @@
 #     PREFIX=DIR      default: that of nbdkit for the plugin, /usr/local for the pages
 #     PLUGINDIR=DIR   default: what `pkg-config --variable=plugindir nbdkit` says
 #     MANDIR=DIR      default: PREFIX/share/man
-#     DESTDIR=DIR     put before both, for packaging
+#     BINDIR=DIR      for nbdkit-nbdctl, default: PREFIX/bin
+#     DESTDIR=DIR     put before all of them, for packaging
 #
-# prefix, plugindir and mandir are other spellings.
+# prefix, plugindir, mandir and bindir are other spellings. nbdkit-nbdctl goes with the last NAME of the plugin that
+# is uninstalled from PLUGINDIR.
 #
 # The distribution has an nbd plugin of the same name. Whatever is not ours is
 # set aside as FILE.distrib, and comes back with uninstall. What belongs to dpkg
@@ -64,6 +66,7 @@ name=${NAME:-nbd}
 prefix_given=$(either PREFIX prefix)
 plugin_dir=$(either PLUGINDIR plugindir)
 man_dir=$(either MANDIR mandir)
+bin_dir=$(either BINDIR bindir)
 destdir=${DESTDIR:+$(absolute "$DESTDIR")}
 if [ -z "$plugin_dir" ] && [ -n "$prefix_given" ]; then
     plugin_dir=$(plugin_dir_below "$prefix_given")
@@ -74,10 +77,19 @@ elif [ -z "$plugin_dir" ]; then
 fi
 plugin_dir=$(inside_destdir "$plugin_dir")
 man_dir=$(inside_destdir "${man_dir:-${prefix_given:-/usr/local}/share/man}")
+bin_dir=$(inside_destdir "${bin_dir:-${prefix_given:-/usr/local}/bin}")
 plugin=$plugin_dir/nbdkit-$name-plugin.so
-pages=(plugin plugin-examples)
-page_file() { echo "$man_dir/man1/nbdkit-$name-$1.1"; } # PAGE
-built=$(absolute "${CARGO_TARGET_DIR:-$PWD/target}")/release/libnbdkit_nbd_plugin.so
+program=$bin_dir/nbdkit-nbdctl
+pages=(plugin plugin-examples nbdctl)
+page_file() { # PAGE
+    case $1 in
+    nbdctl) echo "$man_dir/man1/nbdkit-nbdctl.1" ;;
+    *) echo "$man_dir/man1/nbdkit-$name-$1.1" ;;
+    esac
+}
+release=$(absolute "${CARGO_TARGET_DIR:-$PWD/target}")/release
+built=$release/libnbdkit_nbd_plugin.so
+built_program=$release/nbdkit-nbdctl
 
 # --- whose a file is -----------------------------------------------------------------
 
@@ -190,7 +202,7 @@ check_place() { # FILE
     until there "$dir"; do dir=$(dirname -- "$dir"); done
     [ -d "$dir" ] || die "$dir is not a directory"
     [ -w "$dir" ] ||
-        die "may not write to $dir: be root, or say where with PREFIX=, PLUGINDIR=, MANDIR= or DESTDIR="
+        die "may not write to $dir: be root, or say where with PREFIX=, PLUGINDIR=, MANDIR=, BINDIR= or DESTDIR="
 }
 
 check_owner() { # FILE
@@ -209,9 +221,11 @@ make_new() { # FILE: sets $made, a name beside FILE
 
 case ${1:-} in
 install)
-    [ -f "$built" ] || die "there is no $built: run 'make build' first"
-    grep -aqF "$mark" -- "$built" || die "$built is not this plugin: run 'make build' again"
-    files=("$plugin")
+    for file in "$built" "$built_program"; do
+        [ -f "$file" ] || die "there is no $file: run 'make build' first"
+        grep -aqF "$mark" -- "$file" || die "$file is not this plugin: run 'make build' again"
+    done
+    files=("$plugin" "$program")
     command -v pod2man >/dev/null || pages=()
     for page in "${pages[@]}"; do files+=("$(page_file "$page")"); done
     for file in "${files[@]}"; do check_place "$file"; check_owner "$file"; done
@@ -221,6 +235,8 @@ install)
     trap 'exit 143' TERM HUP
     make_new "$plugin"
     install -m 644 -- "$built" "$made"
+    make_new "$program"
+    install -m 755 -- "$built_program" "$made"
     for page in "${pages[@]}"; do
         make_new "$(page_file "$page")"
         scripts/man.sh "$name" "$made" "$page"
@@ -238,7 +254,14 @@ install)
     ;;
 uninstall)
     files=("$plugin")
-    for page in "${pages[@]}"; do files+=("$(page_file "$page")"); done
+    others=no
+    for file in "$plugin_dir"/nbdkit-*-plugin.so; do
+        [ "$file" = "$plugin" ] || ! marked "$file" || others=yes
+    done
+    for page in "${pages[@]}"; do
+        [ "$page" = nbdctl ] || files+=("$(page_file "$page")")
+    done
+    [ $others = yes ] || files+=("$program" "$(page_file nbdctl)")
     for file in "${files[@]}"; do
         [ ! -d "$(dirname -- "$file")" ] || check_place "$file"
     done

@@ -4,12 +4,16 @@
 #
 #     scripts/man.sh NAME FILE [PAGE]
 #
-# PAGE is plugin (the default) or plugin-examples. A FILE that ends in .html is made for browsers.
+# PAGE is plugin (the default), plugin-examples, or nbdctl, which is called nbdkit-nbdctl whatever the
+# plugin is called. A FILE that ends in .html is made for browsers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 name=$1 file=$2 page=${3:-plugin}
-source=nbdkit-nbd-$page.pod
+case $page in
+nbdctl) source=nbdkit-nbdctl.pod title=nbdkit-nbdctl ;;
+*) source=nbdkit-nbd-$page.pod title=nbdkit-$name-$page ;;
+esac
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 # Names of its own that another name of the plugin does not change: nbd://, -D nbd.verbose,
@@ -21,7 +25,7 @@ renamed() {
 
 troff() {
     local changed=@${SOURCE_DATE_EPOCH:-$(stat -c %Y "$source")}
-    pod2man --utf8 --section=1 --name="NBDKIT-${name^^}-${page^^}" --center="nbdkit plugins" \
+    pod2man --utf8 --section=1 --name="${title^^}" --center="nbdkit plugins" \
         --release="$version" --date="$(date -u -d "$changed" +%F)" - "$file"
 }
 
@@ -30,12 +34,12 @@ html() {
     perl -MPod::Simple::XHTML -e '
         package Page;
         our @ISA = "Pod::Simple::XHTML";
-        my ($title, $version) = @ARGV;
+        my ($title, $version, $plugin) = @ARGV;
         sub resolve_man_page_link {
             my ($self, $to, $section) = @_;
             my ($page, $number) = $to =~ /^(.+)\((\w+)\)$/ or return undef;
             my $at = defined $section ? "#" . $self->encode_entities($self->idify($section, 1)) : "";
-            return "$page.html$at" if $title =~ /^\Q$page\E(-examples)?$/ || $page =~ /^\Q$title\E-examples$/;
+            return "$page.html$at" if $page =~ /^(nbdkit-nbdctl|\Q$plugin\E(-examples)?)$/;
             return "https://libguestfs.org/$page.$number.html$at" if $page =~ /^(nbd|libnbd)/;
             return "https://manpages.debian.org/$page.$number$at";
         }
@@ -47,7 +51,7 @@ html() {
         $page->output_fh(*STDOUT);
         binmode STDIN;
         $page->parse_file(*STDIN);
-    ' "nbdkit-$name-$page" "$version" >"$file"
+    ' "$title" "$version" "nbdkit-$name-plugin" >"$file"
 }
 
 case $file in

@@ -2,6 +2,9 @@
 //! nbdkit's `nbd` plugin: forwards everything to another NBD server, with a client of its own.
 //!
 //! ```text
+//!        control, where somebody else gives commands
+//!            ^  \
+//!            |   v
 //! nbdkit --> plugin --> client --> transport --> the other NBD server
 //!   ^          |          |  ^
 //!   |          v          v  |
@@ -15,7 +18,8 @@
 //! it what they did, and it knows nobody. [`client`] moves bytes and wakes waiters, and comes back to a
 //! lost server; it knows no nbdkit. [`plugin`] knows nbdkit's callbacks and nothing of the wire. [`host`]
 //! is the only place that names nbdkit's functions. [`config`] is what the user asked for, checked once.
-//! [`transport`] is one way to connect each, and TLS over any of them.
+//! [`control`] takes commands while nbdkit serves, and acts on the client by a handle that the plugin gives
+//! it. [`transport`] is one way to connect each, and TLS over any of them.
 //!
 //! `unsafe` lives in `host`, in `plugin/{mod,callbacks}.rs`, in `transport/{fd,resolve}.rs`,
 //! `transport/tls/rekey.rs` and `transport/command/{descriptors,impatience,keeper,kept,launch,signals}.rs`,
@@ -26,6 +30,8 @@
 pub mod client;
 #[forbid(unsafe_code)]
 pub mod config;
+#[forbid(unsafe_code)]
+pub mod control;
 pub mod host;
 pub mod plugin;
 #[forbid(unsafe_code)]

@@ -191,6 +191,19 @@ const OTHERS: &[Row] = &[
     (&[PLACE, "stats-format=text"], "‘stats-format’ parameter"),
     (&[PLACE, "slow-log="], "slow-log=: must be "),
     (&[PLACE, "slow-log=5 ms"], "slow-log=5 ms: must be "),
+    (&[PLACE, "control="], "control=: must not be empty"),
+    (
+        &[PLACE, "control=/no/such/socket"],
+        "control=/no/such/socket: its",
+    ),
+    (
+        &[PLACE, "control=/dev/null"],
+        "control=/dev/null: there is a file",
+    ),
+    (
+        &[PLACE, "control=/"],
+        "control=/: there is a file that is no socket",
+    ),
     (&[PLACE, "close-timeout=never"], "close-timeout=never"),
     (&[PLACE, "reconnect="], "reconnect=: must be "),
     (&[PLACE, "reconnect=always"], "reconnect=always: must be "),

@@ -9,6 +9,8 @@ mod errors_tls;
 // Beside this file they would be tests of their own.
 #[path = "errors/command.rs"]
 mod command;
+#[path = "errors/control.rs"]
+mod control;
 #[path = "errors/maps.rs"]
 mod maps;
 #[path = "errors/pool.rs"]
@@ -439,6 +441,7 @@ fn cases() -> impl Iterator<Item = &'static Case> {
         reconnect::CASES,
         pool::CASES,
         statistics::CASES,
+        control::CASES,
     ]
     .into_iter()
     .flatten()
@@ -560,6 +563,13 @@ fn losses_and_returns_are_told_as_the_manual_says() {
 fn several_connections_are_told_of_as_the_manual_says() {
     if need_all(&["nbdkit"]) {
         check(pool::CASES);
+    }
+}
+
+#[test]
+fn what_commands_do_is_told_as_the_manual_says() {
+    if need_all(&["nbdkit"]) {
+        check(control::CASES);
     }
 }
 

@@ -112,16 +112,51 @@ fn name_of_its_own_leaves_the_plain_one_alone() {
     assert_eq!(
         machine.files("man"),
         [
+            "man1/nbdkit-nbdctl.1",
             "man1/nbdkit-nbdrs-plugin-examples.1",
             "man1/nbdkit-nbdrs-plugin.1"
         ]
+    );
+    assert_eq!(
+        machine.files("programs"),
+        [format!("nbdkit-nbdctl: {BUILT}")]
     );
     machine.uninstall();
     assert_eq!(machine.files("usr"), [plain.clone(), named]);
     machine.step("uninstall", &name);
     assert_eq!(machine.files("usr"), [plain]);
     assert_eq!(machine.files("man"), [""; 0]);
+    assert_eq!(machine.files("programs"), [""; 0]);
     assert_eq!(machine.read("dpkg/diversions"), "");
+}
+
+/// With two names of the plugin there is one program for both.
+#[test]
+fn nbdctl_stays_while_there_is_a_plugin_of_ours() {
+    if !can_install() {
+        return;
+    }
+    let machine = Machine::new();
+    machine.write("target/release/nbdkit-nbdctl", "somebody's");
+    let complaint = machine.refused(&mut machine.script(project(), "install"));
+    assert!(complaint.contains("is not this plugin"), "{complaint}");
+    machine.write("target/release/nbdkit-nbdctl", BUILT);
+    machine.step("install", &[("NAME", "nbdrs")]);
+    machine.install();
+    machine.uninstall();
+    assert_eq!(
+        machine.files("programs"),
+        [format!("nbdkit-nbdctl: {BUILT}")]
+    );
+    machine.step("uninstall", &[("NAME", "nbdrs")]);
+    assert_eq!(machine.files("programs"), [""; 0]);
+    assert_eq!(machine.files("man"), [""; 0]);
+    // What is not ours is set aside, and comes back.
+    machine.write("programs/nbdkit-nbdctl", "somebody's");
+    machine.install();
+    assert_eq!(machine.read("programs/nbdkit-nbdctl"), BUILT);
+    machine.uninstall();
+    assert_eq!(machine.files("programs"), ["nbdkit-nbdctl: somebody's"]);
 }
 
 #[test]
@@ -179,13 +214,16 @@ fn destdir_may_be_relative_and_have_spaces() {
         ("DESTDIR", "a stage"),
         ("PLUGINDIR", "/opt/some plugins"),
         ("MANDIR", "/opt/man"),
+        ("BINDIR", "/opt/bin"),
     ];
     machine.step("install", &variables);
     assert_eq!(
         machine.files("a stage"),
         [
+            format!("opt/bin/nbdkit-nbdctl: {BUILT}"),
             "opt/man/man1/nbdkit-nbd-plugin-examples.1".to_owned(),
             "opt/man/man1/nbdkit-nbd-plugin.1".to_owned(),
+            "opt/man/man1/nbdkit-nbdctl.1".to_owned(),
             format!("opt/some plugins/{PLUGIN}: {BUILT}")
         ]
     );
@@ -205,13 +243,16 @@ fn prefix_moves_both_in_either_spelling() {
             (variable, prefix.as_os_str()),
             ("PLUGINDIR", OsStr::new("")),
             ("MANDIR", OsStr::new("")),
+            ("BINDIR", OsStr::new("")),
         ];
         machine.step("install", &variables);
         let files = machine.files(&format!("{variable} here"));
         // Below lib, or lib and a name of the architecture, as nbdkit's own directory is.
         assert!(
-            matches!(files.as_slice(), [so, examples, page]
-                if so.starts_with("lib") && so.ends_with(&format!("/nbdkit/plugins/{PLUGIN}: {BUILT}"))
+            matches!(files.as_slice(), [program, so, examples, page, nbdctl]
+                if *program == format!("bin/nbdkit-nbdctl: {BUILT}")
+                && nbdctl == "share/man/man1/nbdkit-nbdctl.1"
+                && so.starts_with("lib") && so.ends_with(&format!("/nbdkit/plugins/{PLUGIN}: {BUILT}"))
                 && examples == "share/man/man1/nbdkit-nbd-plugin-examples.1"
                 && page == "share/man/man1/nbdkit-nbd-plugin.1"),
             "{files:?}"
@@ -280,6 +321,8 @@ fn modes_do_not_depend_on_the_umask() {
         ("usr/lib/a/b/nbdkit-nbd-plugin.so", 0o644),
         ("man/man1/nbdkit-nbd-plugin.1", 0o644),
         ("man/man1/nbdkit-nbd-plugin-examples.1", 0o644),
+        ("programs/nbdkit-nbdctl", 0o755),
+        ("man/man1/nbdkit-nbdctl.1", 0o644),
     ];
     for (path, expected) in modes {
         assert_eq!(mode(&machine.path(path)), expected, "{path}");
@@ -484,6 +527,7 @@ fn without_permission_nothing_is_changed() {
         "Cargo.toml",
         "nbdkit-nbd-plugin.pod",
         "nbdkit-nbd-plugin-examples.pod",
+        "nbdkit-nbdctl.pod",
     ] {
         let copy = machine.path("project").join(file);
         fs::copy(project().join(file), &copy).expect("copy");

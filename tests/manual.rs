@@ -34,8 +34,16 @@ const SECTIONS: [&str; 18] = [
     "AUTHORS",
 ];
 
-/// The two pages, by their last word.
-const PAGES: [&str; 2] = ["plugin", "plugin-examples"];
+/// The pages, by their last word.
+const PAGES: [&str; 3] = ["plugin", "plugin-examples", "nbdctl"];
+
+/// What a page is called, where the plugin is called `name`.
+fn page_name(name: &str, page: &str) -> String {
+    match page {
+        "nbdctl" => "nbdkit-nbdctl".to_owned(),
+        page => format!("nbdkit-{name}-{page}"),
+    }
+}
 
 fn headings(text: &str, command: &str) -> Vec<String> {
     text.lines()
@@ -98,7 +106,7 @@ fn optional_parameters_tell_their_default() {
 #[test]
 fn pages_refer_to_what_is_there() {
     for page in PAGES {
-        let text = manual::file(&format!("nbdkit-nbd-{page}.pod"));
+        let text = manual::file(&format!("{}.pod", page_name("nbd", page)));
         for link in text.split("L<").skip(1) {
             let link = link.split('>').next().expect("always a first part");
             let link = link.replace('\n', " ");
@@ -125,7 +133,7 @@ fn pages_are_flawless_pod() {
         return;
     }
     for page in PAGES {
-        let file = format!("nbdkit-nbd-{page}.pod");
+        let file = format!("{}.pod", page_name("nbd", page));
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         run_ok(
             Command::new("podchecker")
@@ -138,23 +146,23 @@ fn pages_are_flawless_pod() {
 
 /// What `scripts/man.sh` makes for browsers of a page, in a directory of the caller's.
 fn html(directory: &Path, name: &str, page: &str) -> String {
-    let file: PathBuf = directory.join(format!("nbdkit-{name}-{page}.html"));
+    let file: PathBuf = directory.join(format!("{}.html", page_name(name, page)));
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/man.sh");
     run_ok(Command::new(script).arg(name).arg(&file).arg(page), LIMIT);
     std::fs::read_to_string(file).expect("a page")
 }
 
 #[test]
-fn browsers_get_both_pages_and_all_their_links() {
+fn browsers_get_all_pages_and_all_their_links() {
     if !need_all(&["bash", "perl"]) {
         return;
     }
     for name in ["nbd", "nbdrs"] {
         let directory = tempfile::tempdir().expect("temporary directory");
         let pages = PAGES.map(|page| (page, html(directory.path(), name, page)));
-        let own = |page: &str| format!("nbdkit-{name}-{page}.html");
+        let own = |page: &str| format!("{}.html", page_name(name, page));
         for (page, text) in &pages {
-            assert!(text.contains(&format!("<title>nbdkit-{name}-{page}</title>")));
+            assert!(text.contains(&format!("<title>{}</title>", page_name(name, page))));
             assert!(!text.contains("POD ERRORS"), "{page}");
             assert!(text.contains("</html>"), "{page} is whole");
             let links = text.split("href=\"").skip(1);

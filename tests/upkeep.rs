@@ -7,6 +7,7 @@ mod common;
 #[path = "common/open.rs"]
 mod open;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use common::nbdkit::Nbdkit;
 use common::need;
 use log::{LevelFilter, Log, Metadata, Record};
+use nbdkit_nbd_plugin::client::times::{Time, Times};
 use nbdkit_nbd_plugin::client::upkeep::Upkeep;
 use open::open;
 
@@ -61,7 +63,11 @@ fn no_thread_is_left_at_the_end() {
     log::set_max_level(LevelFilter::Debug);
     let directory = tempfile::tempdir().expect("temporary directory");
     let server = Nbdkit::start(directory.path(), &["memory", "1M"]);
-    let upkeep = Upkeep::new(|| true, Some(Duration::from_secs(20)));
+    let times = Arc::new(Times {
+        close: Time::new(Some(Duration::from_secs(20))),
+        ..Times::default()
+    });
+    let upkeep = Upkeep::new(|| true, times);
     for _ in 0..MANY {
         let client = open(server.socket()).expect("open");
         upkeep.register(client.links().clone());

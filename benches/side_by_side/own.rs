@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nbdkit_nbd_plugin::client::error::Error;
+use nbdkit_nbd_plugin::client::times::{Time, Times};
 use nbdkit_nbd_plugin::client::zeroes::Detect;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::context::Wish;
@@ -83,11 +84,14 @@ fn open(socket: &Path, export: &str) -> Result<Client, Error> {
         target: Target::Unix(socket.to_owned()),
         tls_policy: TlsPolicy::Off,
         tls: Settings::default(),
-        connect_timeout: PATIENCE,
-        handshake_timeout: PATIENCE,
-        request_timeout: PATIENCE,
-        close_timeout: PATIENCE,
+        times: Arc::new(Times {
+            connect: Time::new(PATIENCE),
+            handshake: Time::new(PATIENCE),
+            request: Time::new(PATIENCE),
+            close: Time::new(PATIENCE),
+        }),
         reconnect: None,
+        turnstile: None,
         wanted: None,
         connections: 1,
         fleet: None,

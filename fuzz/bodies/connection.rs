@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use nbdkit_nbd_plugin::client::times::{Time, Times};
 use nbdkit_nbd_plugin::client::zeroes::Detect;
 use nbdkit_nbd_plugin::client::{Client, Options, Zeroing};
 use nbdkit_nbd_plugin::proto::context::Wish;
@@ -374,12 +375,15 @@ fn options() -> Arc<Options> {
         target: Target::Unix(place().path.clone()),
         tls_policy: TlsPolicy::Off,
         tls: Settings::default(),
-        connect_timeout: Some(Duration::from_secs(5)),
-        handshake_timeout: Some(Duration::from_secs(5)),
-        // A server that lies may owe an answer for ever.
-        request_timeout: Some(Duration::from_millis(400)),
-        close_timeout: Some(Duration::from_millis(400)),
+        times: Arc::new(Times {
+            connect: Time::new(Some(Duration::from_secs(5))),
+            handshake: Time::new(Some(Duration::from_secs(5))),
+            // A server that lies may owe an answer for ever.
+            request: Time::new(Some(Duration::from_millis(400))),
+            close: Time::new(Some(Duration::from_millis(400))),
+        }),
         reconnect: None,
+        turnstile: None,
         wanted: None,
         connections: 1,
         fleet: None,

@@ -22,6 +22,8 @@ use self::parts::{Grid, Part};
 use super::error::Error;
 use super::loan::Buffer;
 use super::maps::Maps;
+use super::resume::Terms;
+use super::times::Times;
 use super::{Client, Options, Zeroing, failed_with};
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Allocation, Command, CommandFlags};
@@ -39,8 +41,8 @@ const SHORT: u64 = 512 * 1024;
 pub struct Watch {
     maps: Option<Arc<Maps>>,
     fences: Option<Arc<Fences>>,
-    /// How long to wait behind others' changes, which may themselves wait for a lost server.
-    patience: Option<Duration>,
+    times: Arc<Times>,
+    terms: Option<Arc<Terms>>,
 }
 
 impl Watch {
@@ -51,15 +53,22 @@ impl Watch {
         let maps = &options.maps;
         let maps = maps.counts_changes().then(|| maps.clone());
         let fences = options.fences.as_ref();
-        let away = options.reconnect.map(|terms| terms.limit);
-        let both = options
-            .request_timeout
-            .zip(away.unwrap_or(Some(Duration::ZERO)));
         (maps.is_some() || fences.is_some()).then(|| Self {
             maps,
             fences: fences.cloned(),
-            patience: both.map(|(one, other)| one.saturating_add(other)),
+            times: options.times.clone(),
+            terms: options.reconnect.clone(),
         })
+    }
+
+    /// How long to wait behind others' changes, which may themselves wait for a lost server.
+    fn patience(&self) -> Option<Duration> {
+        let away = match &self.terms {
+            None => Some(Duration::ZERO),
+            Some(terms) => terms.limit.get(),
+        };
+        let both = self.times.request.get().zip(away);
+        both.map(|(one, other)| one.saturating_add(other))
     }
 }
 
@@ -114,7 +123,7 @@ impl Client {
         else {
             return act();
         };
-        let patience = || Deadline::after_maybe(watch.patience).while_wanted(self.wanted);
+        let patience = || Deadline::after_maybe(watch.patience()).while_wanted(self.wanted);
         let server = || self.links.server().clone();
         let _fence = fences
             .enter(span, kind, patience)
@@ -153,6 +162,7 @@ impl Client {
     #[cold]
     #[inline(never)]
     pub(super) fn read_odd(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+        let deadline = self.begin()?;
         let parts = self.parts(Command::READ, offset, buffer.len() as u64)?;
         if let Some(maps) = &self.zeroes {
             if self.reads_zero(maps, offset, buffer.len()) {
@@ -160,7 +170,6 @@ impl Client {
                 return Ok(());
             }
         }
-        let deadline = self.deadline();
         let mut rest = buffer;
         let mut pieces = self.pieces();
         for part in parts {
@@ -205,6 +214,7 @@ impl Client {
     #[cold]
     #[inline(never)]
     pub(super) fn zero_odd(&self, length: u64, offset: u64, how: Zeroing) -> Result<(), Error> {
+        let deadline = self.begin()?;
         let parts = self.parts(Command::WRITE_ZEROES, offset, length)?;
         let flags = self.fua(how.fua)?;
         if how.fast {
@@ -213,7 +223,6 @@ impl Client {
                 "zeroes that are not aligned to the server's minimum block size are not fast";
             return Err(self.unsupported(what, libc::ENOTSUP));
         }
-        let deadline = self.deadline();
         let mut pieces = self.pieces();
         for part in parts {
             pieces.next()?;
@@ -257,13 +266,14 @@ impl Client {
     #[cold]
     #[inline(never)]
     pub(super) fn trim_odd(&self, length: u64, offset: u64, fua: bool) -> Result<(), Error> {
+        let deadline = self.begin()?;
         self.check_end(Command::TRIM, offset, length)?;
         let flags = self.fua(fua)?;
         match self.grid().within(Span::new(offset, length)) {
             None => Ok(()),
             Some(whole) => {
                 let request = Request::new(Command::TRIM, whole.start, whole.length());
-                self.in_pieces(request.with(flags), &self.deadline())
+                self.in_pieces(request.with(flags), &deadline)
             }
         }
     }
@@ -272,6 +282,7 @@ impl Client {
     #[cold]
     #[inline(never)]
     pub(super) fn cache_odd(&self, length: u64, offset: u64) -> Result<(), Error> {
+        let deadline = self.begin()?;
         self.check_end(Command::CACHE, offset, length)?;
         let grid = self.grid();
         if length == 0 {
@@ -282,7 +293,7 @@ impl Client {
             None => Ok(()),
             Some(whole) => {
                 let request = Request::new(Command::CACHE, whole.start, whole.length());
-                self.in_pieces(request, &self.deadline())
+                self.in_pieces(request, &deadline)
             }
         }
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
-use super::error::{Cause, Error, Outage, Server};
+use super::error::{Error, Outage, Server};
 use super::lasting::{ASK, Lasting};
 use super::loan::Buffer;
 use super::opener::Entered;
@@ -77,6 +77,11 @@ impl Lasting {
         }
     }
 
+    fn delays(&self) -> Delays {
+        let first = self.terms.first.get().unwrap_or_default();
+        Delays::new(first, self.terms.max.get().unwrap_or_default())
+    }
+
     fn no_thread(&self) {
         let mut inner = self.resume().lock();
         if let Some(Phase::Away(away)) = inner.ways.get_mut(&self.way).map(|way| &mut way.phase) {
@@ -133,7 +138,7 @@ impl Lasting {
     /// Says once that the server is still away, when a third of the time is over. A try may take longer
     /// than that.
     pub(super) fn remind(&self) {
-        let after = self.terms.limit.map_or(REMINDER, |limit| limit / 3);
+        let after = self.terms.limit.get().map_or(REMINDER, |limit| limit / 3);
         let mut inner = self.resume().lock();
         let Some(Phase::Away(away)) = inner.ways.get_mut(&self.way).map(|way| &mut way.phase)
         else {
@@ -164,7 +169,7 @@ impl Lasting {
         let way = inner.ways.get_mut(&self.way);
         let (since, delays) = way
             .map_or(&mut none, |way| &mut way.flapping)
-            .get_or_insert_with(|| (lost_at, Delays::new(self.terms.first, self.terms.max)));
+            .get_or_insert_with(|| (lost_at, self.delays()));
         // Each try may start a server, which may happen ten times only in a minute.
         let lasted = match self.opener.options.target.starts_again() {
             true => Duration::MAX,
@@ -178,7 +183,7 @@ impl Lasting {
         let deadline = self.close_deadline();
         let goes_on = || self.goes_on();
         match outage.lost().cause() {
-            Cause::Announced => {
+            cause if cause.is_farewell() => {
                 let can_flush = self.volume.export().can(TransmissionFlags::SEND_FLUSH);
                 let flush = can_flush && self.resume().lock().core.has_unflushed();
                 up.connection.retire(flush, deadline, goes_on);
@@ -194,7 +199,7 @@ impl Lasting {
     }
 
     pub(super) fn close_deadline(&self) -> Deadline {
-        Deadline::after_maybe(self.opener.options.close_timeout)
+        Deadline::after_maybe(self.opener.options.times.close.get())
     }
 
     fn goes_on(&self) -> bool {
@@ -479,13 +484,19 @@ impl Lasting {
         lock(&failure).take().map_or(Ok(()), Err)
     }
 
+    /// How long a piece of the journal may take.
+    fn timeout(&self) -> Option<Duration> {
+        let times = &self.opener.options.times;
+        times.request.get().or(self.terms.limit.get())
+    }
+
     fn write_piece(
         &self,
         connection: &Connection,
         maximum: u32,
         piece: &Piece,
     ) -> Result<(), Error> {
-        let timeout = self.opener.options.request_timeout.or(self.terms.limit);
+        let timeout = self.timeout();
         let write = |offset: u64, bytes: &[u8]| {
             let mut at = offset;
             for part in bytes.chunks(maximum as usize) {
@@ -534,7 +545,7 @@ impl Lasting {
             let mut request =
                 Request::new(Command::WRITE_ZEROES, piece.offset, piece.length as u32);
             request.flags.set(CommandFlags::NO_HOLE, no_hole);
-            let timeout = self.opener.options.request_timeout.or(self.terms.limit);
+            let timeout = self.timeout();
             let deadline = Deadline::after_maybe(timeout);
             match connection.submit(request, &mut Buffer::None, &deadline) {
                 // It may take less at once than its predecessor did.

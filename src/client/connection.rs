@@ -12,7 +12,7 @@ pub use self::leaving::come_to_rest;
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::Instant;
 
 use once_cell::sync::OnceCell;
 
@@ -23,7 +23,9 @@ use super::loan::Buffer;
 use super::manners::Manners;
 use super::outbox::{BATCH, Batch, Next, Outbox};
 use super::receiver::{LARGE, Receiver, Wire};
+use super::report::ConnectionReport;
 use super::sync::lookout;
+use super::times::Times;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::Command;
@@ -38,13 +40,13 @@ use crate::transport::{self, Blocking, Deadline, Doorbell, PAUSE, Stream, Wanted
 type Role<'a> = ReadingRole<'a, Flight, Receiver>;
 
 /// How long a connection goes on without answers.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Patience {
     /// Whether the client that a request is for is still there, asked on the thread that makes the
     /// request. `None` where others use the connection too: it does not end with one of them.
     pub wanted: Option<Wanted>,
-    /// How long answers may take after that; `None` for ever.
-    pub close: Option<Duration>,
+    /// How long answers may take after that.
+    pub times: Arc<Times>,
     /// Whether another connection takes its place when it is lost, and this one is buried first:
     /// see [`Connection::bury`].
     pub lasting: bool,
@@ -75,6 +77,7 @@ pub struct Connection {
     disconnected: AtomicBool,
     /// Who wants to know how long requests are at the server.
     stats: Option<Arc<Stats>>,
+    opened: Instant,
 }
 
 impl Connection {
@@ -105,6 +108,7 @@ impl Connection {
             seen: Mutex::default(),
             disconnected: AtomicBool::new(false),
             stats,
+            opened: Instant::now(),
         })
     }
 
@@ -189,6 +193,16 @@ impl Connection {
     /// The server's name for messages.
     pub fn server(&self) -> &Server {
         &self.server
+    }
+
+    /// What is to be seen of it from outside.
+    pub fn report(&self) -> ConnectionReport {
+        ConnectionReport {
+            server: self.server.clone(),
+            age: self.opened.elapsed(),
+            tls: self.stream.has_tls(),
+            in_flight: self.inflight.count(),
+        }
     }
 
     /// Whether nothing is in flight.
@@ -280,7 +294,7 @@ impl Connection {
     /// Finds out whether the client that this thread's request is for is still there.
     fn look(&self) {
         if self.grace().is_none() && self.patience.wanted.is_some_and(|wanted| !wanted()) {
-            self.give_grace(Deadline::after_maybe(self.patience.close));
+            self.give_grace(Deadline::after_maybe(self.patience.times.close.get()));
         }
     }
 

@@ -5,7 +5,7 @@
 //! is lost.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -50,6 +50,14 @@ pub enum Error {
         server: Server,
         /// Which request.
         request: Request,
+        /// The time.
+        timeout: transport::Error,
+    },
+    /// All requests were held until its time was over.
+    #[error("{server}: not sent, as all requests wait until control=... says resume: {timeout}")]
+    Held {
+        /// Which server.
+        server: Server,
         /// The time.
         timeout: transport::Error,
     },
@@ -120,7 +128,7 @@ impl Error {
             // While the journal was written to a server that is killed again and again.
             Self::Lost(lost) => matches!(
                 lost.cause,
-                Cause::Transport(_) | Cause::Deadline(..) | Cause::Announced
+                Cause::Transport(_) | Cause::Deadline(..) | Cause::Announced | Cause::Replaced
             ),
             _ => false,
         }
@@ -180,7 +188,7 @@ impl Error {
                 libc::ENOTSUP if !request.flags.contains(CommandFlags::FAST_ZERO) => libc::EINVAL,
                 errno => errno,
             },
-            Self::Crowded { .. } => libc::EIO,
+            Self::Crowded { .. } | Self::Held { .. } => libc::EIO,
             Self::GivenUp { .. } | Self::Unwanted(_) => libc::ESHUTDOWN,
             // Never ESHUTDOWN, which tells clients to leave: the tries go on.
             Self::Outage(_) | Self::Doomed { .. } | Self::Unflushed(_) => libc::EIO,
@@ -299,7 +307,7 @@ impl Lost {
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.cause {
-            Cause::Announced => write!(f, "{}: {}", self.server, self.cause),
+            Cause::Announced | Cause::Replaced => write!(f, "{}: {}", self.server, self.cause),
             _ => write!(f, "{}: connection lost: {}", self.server, self.cause),
         }
     }
@@ -314,6 +322,8 @@ pub struct Outage {
     /// How long requests wait; `None` for ever.
     limit: Option<Duration>,
     told: AtomicBool,
+    /// How many tries have failed.
+    tries: AtomicU32,
     /// Why the last try failed.
     last: Mutex<Option<String>>,
 }
@@ -324,6 +334,7 @@ impl Outage {
             lost,
             limit,
             told: AtomicBool::new(false),
+            tries: AtomicU32::new(0),
             last: Mutex::default(),
         }
     }
@@ -341,7 +352,13 @@ impl Outage {
     /// A try has failed.
     pub(super) fn note(&self, failure: &Error) {
         let failure = failure.without(&self.lost.server);
+        self.tries.fetch_add(1, Ordering::Relaxed);
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+    }
+
+    /// How many tries have failed.
+    pub(super) fn tries(&self) -> u32 {
+        self.tries.load(Ordering::Relaxed)
     }
 
     /// Why the last try failed, if one did.
@@ -382,6 +399,9 @@ pub enum Cause {
     /// The server answered that it is going away, so nothing more is asked of it.
     #[error("the server is shutting down")]
     Announced,
+    /// It is left for a new one, as the user wants it.
+    #[error("left for a new connection, as control=... says")]
+    Replaced,
     /// Nobody wants anything more of the connection, and what was in flight was not answered in the
     /// time that is left then.
     #[error("no answer after the client has left, or nbdkit was told to end: {0}")]
@@ -406,10 +426,15 @@ impl Cause {
         matches!(self, Self::Violation(Violation::Framing { .. }))
     }
 
+    /// Whether it is left in good order: what is in flight is answered first.
+    pub(super) fn is_farewell(&self) -> bool {
+        matches!(self, Self::Announced | Self::Replaced)
+    }
+
     fn errno(&self) -> i32 {
         match self {
             Self::Transport(error) | Self::Deadline(_, error) => error.errno(),
-            Self::Announced | Self::GivenUp(_) => libc::ESHUTDOWN,
+            Self::Announced | Self::Replaced | Self::GivenUp(_) => libc::ESHUTDOWN,
             Self::Violation(_) | Self::Panic => libc::EIO,
         }
     }

@@ -53,7 +53,7 @@ impl Client {
         if length == 0 {
             return Ok(Vec::new());
         }
-        let deadline = self.deadline();
+        let deadline = self.begin()?;
         let was_asked = Cell::new(false);
         let ask = |asked: u64, one: bool| {
             was_asked.set(true);

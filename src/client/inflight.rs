@@ -167,6 +167,11 @@ impl<P, R> Inflight<P, R> {
         lock(&self.free).slots == ALL
     }
 
+    /// How many requests are in flight.
+    pub fn count(&self) -> u32 {
+        (ALL & !lock(&self.free).slots).count_ones()
+    }
+
     /// Whether there was never any request: the first one takes the first slot.
     pub fn is_unused(&self) -> bool {
         let first = self.slots.first();

@@ -49,7 +49,7 @@ const REST: u32 = 30;
 pub(super) struct Lasting {
     pub(super) opener: Opener,
     pub(super) volume: Arc<Volume>,
-    pub(super) terms: Terms,
+    pub(super) terms: Arc<Terms>,
     pub(super) helpers: Arc<Helpers>,
     pub(super) way: WayId,
     pub(super) protection: Protection,
@@ -66,7 +66,7 @@ impl Lasting {
     pub(super) fn open(
         opener: Opener,
         volume: Arc<Volume>,
-        terms: Terms,
+        terms: Arc<Terms>,
         helpers: Arc<Helpers>,
         connection: (Connection, usize),
         protection: Protection,
@@ -110,7 +110,7 @@ impl Lasting {
         Operation {
             wanted: self.opener.options.wanted,
             timeout: deadline.length(),
-            limit: self.terms.limit,
+            limit: self.terms.limit.get(),
             waited: Duration::ZERO,
             asked: Duration::ZERO,
             again: false,
@@ -329,7 +329,8 @@ impl Lasting {
         let mut inner = resume.lock();
         let mut ordered: Option<Deadline> = None;
         loop {
-            let outage = match inner.pass(self.server(), self.way, self.terms.limit, &may) {
+            operation.limit = self.terms.limit.get();
+            let outage = match inner.pass(self.server(), self.way, operation.limit, &may) {
                 Pass::Send(up) if self.several => {
                     let up = self.choose(&inner, up, request);
                     return Ok((inner, up));

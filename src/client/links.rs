@@ -17,6 +17,7 @@ use super::lasting::Lasting;
 use super::loan::Buffer;
 use super::plain::Plain;
 use super::pool::Pool;
+use super::report::WayReport;
 use super::upkeep::Upkeep;
 use super::volume::Volume;
 use crate::proto::chunks::Descriptor;
@@ -164,6 +165,33 @@ impl Links {
             Way::Plain(plain) => plain.rest(deadline),
             Way::Pool(pool) => pool.rest(deadline),
             Way::Lasting(lasting) => lasting.rest(deadline),
+        }
+    }
+
+    /// What can be seen of it from outside.
+    pub(super) fn report(&self) -> WayReport {
+        match &self.way {
+            Way::Plain(plain) => plain.report(),
+            Way::Pool(pool) => pool.report(),
+            Way::Lasting(lasting) => lasting.report(),
+        }
+    }
+
+    /// Flushes if something was written, on behalf of no client. Takes as long as a client's flush may.
+    pub(super) fn settle(&self) -> Result<(), Error> {
+        match &self.way {
+            Way::Plain(plain) => plain.settle(),
+            Way::Pool(pool) => pool.settle(),
+            Way::Lasting(lasting) => lasting.settle(),
+        }
+    }
+
+    /// Leaves all its connections for new ones, where there can be any. No request may be in flight, and
+    /// nothing unflushed.
+    pub(super) fn replace_connections(&self) {
+        match &self.way {
+            Way::Plain(_) | Way::Pool(_) => (),
+            Way::Lasting(lasting) => lasting.replace_connections(),
         }
     }
 

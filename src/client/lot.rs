@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::links::Links;
+use super::times::Time;
 use crate::proto::name::ExportName;
 
 /// Most ways that are kept.
@@ -41,8 +42,8 @@ pub struct Kept {
 /// See the module.
 #[derive(Debug)]
 pub struct Lot {
-    /// How long a way is kept; `None` until it is needed, or nbdkit ends.
-    linger: Option<Duration>,
+    /// How long a way is kept; none is until it is needed, or nbdkit ends.
+    linger: Arc<Time>,
     state: Mutex<State>,
 }
 
@@ -65,8 +66,8 @@ impl State {
 }
 
 impl Lot {
-    /// An empty lot, in which a way is kept so long; `None` for ever.
-    pub fn new(linger: Option<Duration>) -> Self {
+    /// An empty lot, in which a way is kept so long; none is for ever.
+    pub fn new(linger: Arc<Time>) -> Self {
         Self {
             linger,
             state: Mutex::default(),
@@ -169,14 +170,14 @@ impl Lot {
         let (since, _) = state.parked.first()?;
         // A server may end them, too.
         let look = Duration::from_secs(1);
-        Some(match self.linger {
+        Some(match self.linger.get() {
             Some(time) => time.saturating_sub(since.elapsed()).min(look),
             None => look,
         })
     }
 
     fn has_time(&self, since: Instant) -> bool {
-        match self.linger {
+        match self.linger.get() {
             Some(time) => since.elapsed() < time,
             None => true,
         }

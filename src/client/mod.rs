@@ -37,6 +37,7 @@ pub mod error;
 mod extents;
 pub mod fleet;
 mod flight;
+pub mod helm;
 pub mod helpers;
 // Public for benches/micro alone.
 pub mod inflight;
@@ -55,15 +56,18 @@ mod outbox;
 mod plain;
 mod pool;
 mod receiver;
+pub mod report;
 pub mod resume;
 mod split;
 mod sync;
+pub mod times;
+pub mod turnstile;
 pub mod upkeep;
+mod visit;
 pub mod volume;
 pub mod zeroes;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 pub use self::align::Fences;
 use self::align::Watch;
@@ -78,6 +82,9 @@ use self::negotiation::AtHand;
 use self::opener::Opener;
 pub use self::opener::{Entered, Start, connect, enter_default};
 use self::resume::Terms;
+use self::times::Times;
+use self::turnstile::Turnstile;
+use self::visit::Attendance;
 use self::zeroes::Detect;
 pub use self::zeroes::Zeroing;
 use crate::proto::WireError;
@@ -101,17 +108,12 @@ pub struct Options {
     pub tls_policy: TlsPolicy,
     /// How to use TLS, where it is.
     pub tls: Settings,
-    /// Longest time to wait for the connection; `None` for ever.
-    pub connect_timeout: Option<Duration>,
-    /// Longest time for the whole handshake; `None` for ever.
-    pub handshake_timeout: Option<Duration>,
-    /// Longest time from a request to its complete answer; `None` for ever.
-    pub request_timeout: Option<Duration>,
-    /// Longest time for answers in flight and for closing, once a client has left or nbdkit ends;
-    /// `None` for ever.
-    pub close_timeout: Option<Duration>,
+    /// How long to wait for it, whatever for.
+    pub times: Arc<Times>,
     /// Whether and how to come back to a server that was lost.
-    pub reconnect: Option<Terms>,
+    pub reconnect: Option<Arc<Terms>>,
+    /// Where operations pass; `None` where nobody can hold them.
+    pub turnstile: Option<Arc<Turnstile>>,
     /// Whether the client that a thread serves is still there, and nbdkit goes on. Asked on that
     /// thread, and only where it has waited for a second. `None` where nobody can be asked.
     pub wanted: Option<Wanted>,
@@ -191,8 +193,9 @@ pub fn server(options: &Options) -> Server {
 #[derive(Debug)]
 pub struct Client {
     links: Arc<Links>,
-    request_timeout: Option<Duration>,
-    close_timeout: Option<Duration>,
+    times: Arc<Times>,
+    turnstile: Option<Arc<Turnstile>>,
+    attendance: Attendance,
     wanted: Option<Wanted>,
     detect_zeroes: Detect,
     /// What [`Links::losses`] said when it came.
@@ -208,56 +211,6 @@ pub struct Client {
     zeroes: Option<Arc<Maps>>,
     stats: Option<Arc<Stats>>,
 }
-
-/// An operation in several pieces. Each of them may be quick where all of them are not, and a request
-/// that is answered in time is looked after by nobody.
-struct Pieces<'a> {
-    client: &'a Client,
-    begun: u32,
-    /// When it was last asked whether anybody waits for the end.
-    asked: Option<Instant>,
-    /// Nobody does, and until then is time for what is left.
-    until: Option<Deadline>,
-}
-
-impl Pieces<'_> {
-    /// To be called before each piece. Reads no clock for the first one.
-    fn next(&mut self) -> Result<(), Error> {
-        self.begun = self.begun.saturating_add(1);
-        if self.begun == 1 {
-            return Ok(());
-        }
-        if let Some(stats) = &self.client.stats {
-            let (cut, pieces) = if self.begun == 2 { (1, 2) } else { (0, 1) };
-            stats.add(Event::Cut, cut);
-            stats.add(Event::Piece, pieces);
-        }
-        let Some(wanted) = self.client.wanted else {
-            return Ok(());
-        };
-        if let Some(until) = &self.until {
-            return match until.has_passed() {
-                true => Err(Error::GivenUp {
-                    server: self.client.links.server().clone(),
-                    timeout: until.passed(),
-                }),
-                false => Ok(()),
-            };
-        }
-        let now = Instant::now();
-        if now.duration_since(*self.asked.get_or_insert(now)) >= ASK {
-            self.asked = Some(now);
-            if !wanted() {
-                self.until = Some(Deadline::after_maybe(self.client.close_timeout));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// How long an operation goes on without asking whether anybody waits for its end. To ask may print a
-/// message.
-const ASK: Duration = Duration::from_secs(1);
 
 impl Client {
     /// A client that goes by these links. Nothing is written by it if it is `readonly`.
@@ -281,8 +234,9 @@ impl Client {
             zeroes: zeroes.then(|| maps.clone()),
             stats: options.stats.clone(),
             links,
-            request_timeout: options.request_timeout,
-            close_timeout: options.close_timeout,
+            times: options.times.clone(),
+            turnstile: options.turnstile.clone(),
+            attendance: Attendance::default(),
             wanted: options.wanted,
             detect_zeroes: options.detect_zeroes,
         }
@@ -300,7 +254,8 @@ impl Client {
     /// Disconnects, when the links are nobody else's. No request may be in flight. Takes no longer
     /// than closing may take.
     pub fn close(&self) {
-        self.links.close(Deadline::after_maybe(self.close_timeout));
+        self.links
+            .close(Deadline::after_maybe(self.times.close.get()));
     }
 
     /// Its way to the server.
@@ -327,6 +282,7 @@ impl Client {
         if self.is_odd(offset, buffer.len() as u64) {
             return self.read_odd(buffer, offset);
         }
+        let deadline = self.begin()?;
         self.check_range(Command::READ, offset, buffer.len() as u64)?;
         if let Some(maps) = &self.zeroes {
             if self.reads_zero(maps, offset, buffer.len()) {
@@ -335,7 +291,6 @@ impl Client {
                 return Ok(());
             }
         }
-        let deadline = self.deadline();
         // Nearly always one request does, and there is nothing to be looked after between pieces.
         match buffer.len() <= self.piece() {
             true => self.read_piece(buffer, offset, &deadline),
@@ -368,7 +323,7 @@ impl Client {
     /// Writes `payload` at `offset`; with `fua` it is permanent when this returns.
     pub fn write(&self, payload: &[u8], offset: u64, fua: bool) -> Result<(), Error> {
         match self.detect_zeroes {
-            Detect::Off => self.write_until(payload, offset, fua, &self.deadline()),
+            Detect::Off => self.write_until(payload, offset, fua, &*self.begin()?),
             detect => self.write_or_zero(detect, payload, offset, fua),
         }
     }
@@ -440,7 +395,7 @@ impl Client {
     /// Makes every answered write permanent.
     pub fn flush(&self) -> Result<(), Error> {
         self.require(TransmissionFlags::SEND_FLUSH, "NBD_CMD_FLUSH")?;
-        self.links.flush(&self.deadline(), self.losses)
+        self.links.flush(&*self.begin()?, self.losses)
     }
 
     /// Tells the server that a range is not needed any more.
@@ -451,7 +406,7 @@ impl Client {
         }
         self.check_range(Command::TRIM, offset, length)?;
         let request = Request::new(Command::TRIM, offset, length).with(self.fua(fua)?);
-        self.in_pieces(request, &self.deadline())
+        self.in_pieces(request, &*self.begin()?)
     }
 
     /// Tells the server that a range will be needed soon.
@@ -462,7 +417,7 @@ impl Client {
         }
         self.check_range(Command::CACHE, offset, length)?;
         let request = Request::new(Command::CACHE, offset, length);
-        self.in_pieces(request, &self.deadline())
+        self.in_pieces(request, &*self.begin()?)
     }
 
     /// Sends a request without payload, in pieces if it is longer than what the server takes at once.
@@ -496,20 +451,6 @@ impl Client {
         if let Some(stats) = &self.stats {
             stats.count(event);
         }
-    }
-
-    fn pieces(&self) -> Pieces<'_> {
-        Pieces {
-            client: self,
-            begun: 0,
-            asked: None,
-            until: None,
-        }
-    }
-
-    /// Until when an operation that begins now must have ended, all its requests together.
-    fn deadline(&self) -> Deadline {
-        Deadline::after_maybe(self.request_timeout)
     }
 
     /// Longest payload of one request, bytes.

@@ -77,9 +77,9 @@ impl Negotiation {
         let tls = tls.transpose().map_err(OpenError::Credentials)?;
         let stream = options
             .target
-            .connect(limit(options, options.connect_timeout, most))
+            .connect(limit(options, options.times.connect.get(), most))
             .map_err(OpenError::Connect)?;
-        let deadline = limit(options, options.handshake_timeout, most);
+        let deadline = limit(options, options.times.handshake.get(), most);
         if let Some(instead) = at_hand.instead {
             await_room(server, options, &stream, deadline, instead)?;
         }
@@ -107,7 +107,7 @@ impl Negotiation {
         goal: Goal,
         left: &mut Option<Self>,
     ) -> Result<(Self, Outcome), OpenError> {
-        let deadline = limit(options, options.handshake_timeout, None);
+        let deadline = limit(options, options.times.handshake.get(), None);
         let shaken = match self.machine.ask(goal) {
             Ok(()) => self.shake_hands(None, deadline),
             Err(error) => Err(OpenError::Handshake(error)),

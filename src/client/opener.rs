@@ -173,7 +173,7 @@ impl Opener {
         };
         let patience = Patience {
             wanted: options.wanted.filter(|_| !self.shared),
-            close: options.close_timeout,
+            times: options.times.clone(),
             lasting: self.options.reconnect.is_some() || self.may_have_several(&offer),
         };
         let stats = self.options.stats.clone();
@@ -285,7 +285,7 @@ impl Opener {
             target: &format!("left-out {server}"),
             "{server}: {what} is left out: {difference}"
         );
-        let deadline = Deadline::after_maybe(self.options.close_timeout);
+        let deadline = Deadline::after_maybe(self.options.times.close.get());
         opened.connection.close(deadline);
         Error::Unsupported {
             server,
@@ -343,8 +343,8 @@ pub fn connect(
         Some(entered) => entered?,
         None => opener.open_over(&mut start.at_hand)?,
     };
-    let terms = options.reconnect;
-    let volume = volumes.admit(export.as_bytes(), &opened.offer, terms.as_ref());
+    let terms = options.reconnect.clone();
+    let volume = volumes.admit(export.as_bytes(), &opened.offer, terms.as_deref());
     let several = opener.may_have_several(&opened.offer);
     if opener.places() > 1 && !several {
         // Whether clients of a shared connection will write cannot be known when it is made.
@@ -376,7 +376,7 @@ pub fn connect(
         at,
     } = opened;
     if !readonly && terms.replay > 0 && !can_be_made_permanent(&offer) {
-        connection.close(Deadline::after_maybe(options.close_timeout));
+        connection.close(Deadline::after_maybe(options.times.close.get()));
         // Whether clients of a shared connection will write cannot be known when it is made.
         let or = if shared { "" } else { ", or nbdkit -r" };
         return Err(Error::Unsupported {

@@ -13,6 +13,7 @@ use super::Opener;
 use super::connection::{Connection, come_to_rest};
 use super::error::Error;
 use super::loan::Buffer;
+use super::report::{WayReport, WayState};
 use super::volume::Volume;
 use crate::proto::chunks::Descriptor;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
@@ -40,6 +41,8 @@ pub(super) struct Plain {
     wrote: AtomicBool,
     /// Changes that have yet to be noted there: whoever leaves the connection waits for that.
     changing: AtomicU32,
+    /// A flush of our own.
+    own: OwnFlushes,
     successor: Mutex<Successor>,
     settled: Condvar,
 }
@@ -67,6 +70,7 @@ impl Plain {
             first,
             wrote: AtomicBool::new(false),
             changing: AtomicU32::new(0),
+            own: OwnFlushes::default(),
             successor: Mutex::default(),
             settled: Condvar::new(),
         }
@@ -208,7 +212,7 @@ impl Plain {
     /// Leaves a connection whose server is going away. Whether nothing that was written over it can
     /// be lost.
     fn retire(&self, connection: &Connection) -> bool {
-        let deadline = Deadline::after_maybe(self.opener.options.close_timeout);
+        let deadline = Deadline::after_maybe(self.opener.options.times.close.get());
         // Whatever is answered until then is to be flushed, too.
         come_to_rest(deadline, || self.changing.load(Ordering::Acquire) == 0);
         let flush = self.wrote.swap(false, Ordering::AcqRel);
@@ -240,7 +244,7 @@ impl Plain {
                     }
                     Some(difference) => {
                         log::debug!("{}: {difference}", self.opener.server);
-                        let patience = self.opener.options.close_timeout;
+                        let patience = self.opener.options.times.close.get();
                         opened.connection.close(Deadline::after_maybe(patience));
                         Err(true)
                     }
@@ -286,6 +290,7 @@ impl Plain {
     }
 
     pub(super) fn close(&self, deadline: Deadline) {
+        self.end_own(deadline);
         self.with(|connection| {
             let deadline = connection.grace().unwrap_or(deadline);
             match connection.is_over() {
@@ -307,6 +312,47 @@ impl Plain {
         if let Err(error) = self.flush(&deadline) {
             // Not once for each kind: every time it is other data.
             log::error!("warning: {error}; what was written since the last flush may be lost");
+        }
+    }
+
+    pub(super) fn report(&self) -> WayReport {
+        let over = self.is_over();
+        WayReport {
+            server: self.opener.server.clone(),
+            export: self.opener.export.clone(),
+            state: if over {
+                WayState::Over(None)
+            } else {
+                WayState::Up
+            },
+            connections: if over {
+                Vec::new()
+            } else {
+                vec![self.with(Connection::report)]
+            },
+            unflushed: self.wrote.load(Ordering::Acquire),
+        }
+    }
+
+    /// Flushes if something was written, on behalf of no client.
+    pub(super) fn settle(&self) -> Result<(), Error> {
+        let can_flush = self.volume.export().can(TransmissionFlags::SEND_FLUSH);
+        if !can_flush || !self.wrote.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _own = Own::new(&self.own);
+        self.flush(&Deadline::after_maybe(
+            self.opener.options.times.request.get(),
+        ))
+    }
+
+    /// Ends a flush of our own: a thread of ours is to end, and with it what it waits for.
+    fn end_own(&self, deadline: Deadline) {
+        if self.own.is_busy() {
+            come_to_rest(deadline, || !self.own.is_busy());
+            if self.own.is_busy() {
+                self.with(Connection::give_up);
+            }
         }
     }
 
@@ -349,7 +395,7 @@ impl Plain {
 
     /// Waits until everybody has noted what was written over a connection on which nothing is in flight.
     pub(super) fn await_notes(&self) {
-        let deadline = Deadline::after_maybe(self.opener.options.close_timeout);
+        let deadline = Deadline::after_maybe(self.opener.options.times.close.get());
         come_to_rest(deadline, || self.changing.load(Ordering::Acquire) == 0);
     }
 
@@ -390,6 +436,32 @@ impl Plain {
         self.successor
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Flushes that no client has asked for, and that are on their way.
+#[derive(Debug, Default)]
+pub(super) struct OwnFlushes(AtomicU32);
+
+impl OwnFlushes {
+    pub(super) fn is_busy(&self) -> bool {
+        self.0.load(Ordering::Acquire) > 0
+    }
+}
+
+/// One of them.
+pub(super) struct Own<'a>(&'a AtomicU32);
+
+impl<'a> Own<'a> {
+    pub(super) fn new(OwnFlushes(count): &'a OwnFlushes) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Own<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -27,7 +27,7 @@ use super::helpers::Helpers;
 use super::lasting::ASK;
 use super::loan::Buffer;
 use super::opener::{Entered, Opener};
-use super::plain::{Plain, changes};
+use super::plain::{OwnFlushes, Plain, changes};
 use super::volume::Volume;
 use crate::proto::WireError;
 use crate::proto::chunks::Descriptor;
@@ -81,6 +81,8 @@ pub(super) struct Pool {
     trial: AtomicU64,
     /// Where the next look for the least busy one begins.
     turn: AtomicUsize,
+    /// A flush of our own.
+    own: OwnFlushes,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -149,6 +151,7 @@ impl Pool {
             eager: AtomicBool::new(spread),
             trial: AtomicU64::new(0),
             turn: AtomicUsize::new(0),
+            own: OwnFlushes::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
             opener,
@@ -362,7 +365,7 @@ impl Pool {
                 return;
             };
             let _burial = Burial(&this, member);
-            let deadline = Deadline::after_maybe(this.opener.options.close_timeout);
+            let deadline = Deadline::after_maybe(this.opener.options.times.close.get());
             let goes_on = || !this.helpers.is_closed();
             match announced {
                 // What was written over it, another's flush makes permanent.

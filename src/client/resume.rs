@@ -25,20 +25,21 @@ use std::time::{Duration, Instant};
 use super::connection::Connection;
 use super::error::{Error, Lost, Outage, Server};
 use super::sync::{self, Condvar, Mutex, MutexGuard};
+use super::times::Time;
 use crate::proto::consts::TransmissionFlags;
 use crate::proto::export::Export;
 use crate::session::delay::Delays;
 use crate::session::{Core, Facts, MemberId};
 
 /// Whether and how links come back to a server that was lost.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Terms {
-    /// How long requests wait for that; `None` for ever.
-    pub limit: Option<Duration>,
+    /// How long requests wait for that; none is for ever.
+    pub limit: Time,
     /// The delay before the second try; it doubles from try to try.
-    pub first: Duration,
+    pub first: Time,
     /// The longest delay.
-    pub max: Duration,
+    pub max: Time,
     /// Most memory for what is acknowledged and not permanent, bytes; 0 for none.
     pub replay: u64,
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use super::helpers::Helpers;
 use super::links::Links;
+use super::times::Times;
 use crate::transport::{Deadline, Wanted};
 
 /// From one inspection to the next.
@@ -79,8 +80,8 @@ struct Inner {
     changed: Condvar,
     /// Whether nbdkit goes on, asked by a thread that serves no client.
     wanted: Wanted,
-    /// How long answers and closing may take once it does not; `None` for ever.
-    patience: Option<Duration>,
+    /// How long answers and closing may take once it does not.
+    times: Arc<Times>,
 }
 
 #[derive(Default)]
@@ -110,15 +111,15 @@ impl fmt::Debug for State {
 }
 
 impl Upkeep {
-    /// No thread yet. `wanted` is asked on the thread whether nbdkit goes on; `patience` is how long
-    /// answers and closing may take once it does not, `None` for ever.
-    pub fn new(wanted: Wanted, patience: Option<Duration>) -> Self {
+    /// No thread yet. `wanted` is asked on the thread whether nbdkit goes on; `times` says how long
+    /// answers and closing may take once it does not.
+    pub fn new(wanted: Wanted, times: Arc<Times>) -> Self {
         Self {
             inner: Arc::new(Inner {
                 state: Mutex::default(),
                 changed: Condvar::new(),
                 wanted,
-                patience,
+                times,
             }),
             thread: Mutex::new(None),
             helpers: Arc::default(),
@@ -176,6 +177,11 @@ impl Upkeep {
         true
     }
 
+    /// All links that are looked after at present.
+    pub(super) fn live(&self) -> Vec<Arc<Links>> {
+        lock(&self.inner.state).live.clone()
+    }
+
     /// Looks after links no longer, since they are being closed.
     pub fn forget(&self, links: &Links) {
         lock(&self.inner.state)
@@ -199,7 +205,7 @@ impl Upkeep {
         self.helpers.close();
         let live = std::mem::take(&mut lock(&self.inner.state).live);
         // What hung until now has used up its own time, and nobody else's.
-        let until = Deadline::after_maybe(self.inner.patience);
+        let until = Deadline::after_maybe(self.inner.times.close.get());
         std::thread::scope(|scope| {
             let mut closing = Vec::new();
             for close in more {
@@ -311,7 +317,7 @@ impl Inner {
             }
             lock(&self.state).ending = true;
         }
-        let until = Deadline::after_maybe(self.patience);
+        let until = Deadline::after_maybe(self.times.close.get());
         for links in waiting {
             links.give_grace(until);
         }

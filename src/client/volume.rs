@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use super::report::JournalReport;
 use super::resume::{Resume, Terms};
 use crate::proto::consts::Command;
 use crate::proto::export::Export;
@@ -61,6 +62,18 @@ impl Volume {
     /// What outlives its connections.
     pub(super) fn session(&self) -> Option<&Resume> {
         self.session.as_ref()
+    }
+
+    /// What is kept of it to be sent again, where anything is.
+    pub(super) fn journal(&self) -> Option<JournalReport> {
+        let inner = self.session.as_ref()?.lock();
+        let (entries, bytes) = inner.core.journal_size()?;
+        Some(JournalReport {
+            number: self.number,
+            entries,
+            bytes,
+            memory: inner.core.cost(),
+        })
     }
 
     /// Largest length of one read or write, bytes.

@@ -58,7 +58,7 @@ impl Client {
             return self.zero_odd(length, offset, how);
         }
         self.check_range(Command::WRITE_ZEROES, offset, length)?;
-        self.zero_blocks(length, offset, how, &self.deadline())
+        self.zero_blocks(length, offset, how, &*self.begin()?)
     }
 
     /// The same for whole blocks of the server's.
@@ -132,7 +132,7 @@ impl Client {
                 }
             }
         }
-        self.write_until(payload, offset, fua, &self.deadline())
+        self.write_until(payload, offset, fua, &*self.begin()?)
     }
 }
 

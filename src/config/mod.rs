@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! What the user asked for: collected key by key, checked once, then immutable.
 
+pub mod change;
 pub mod extents;
 pub mod help;
-mod params;
+pub(crate) mod params;
 pub mod quirks;
 pub mod reconnect;
 pub mod servers;
@@ -12,6 +13,7 @@ pub mod target;
 pub mod tls;
 pub mod uri;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use self::extents::Extents;
@@ -141,6 +143,12 @@ pub enum Error {
     /// The path does not fit a Unix socket address.
     #[error("socket file name too large")]
     SocketTooLong,
+    /// It is read once, when nbdkit starts.
+    #[error("‘{0}’ cannot be changed while nbdkit runs, only: {list}", list = change::KEYS.join(", "))]
+    Unchangeable(String),
+    /// What is off has no time that could be another.
+    #[error("‘{0}’ cannot be turned on or off while nbdkit runs")]
+    TurnedOver(&'static str),
     /// The client's export name and ours cannot both be meant.
     #[error("cannot mix 'dynamic-export' with explicit export name")]
     DynamicWithExport,
@@ -203,7 +211,7 @@ pub enum Error {
 /// A value that is a path and must be made absolute before [`Params::set`] gets it.
 pub fn is_path(key: &str, value: &[u8]) -> bool {
     match key {
-        "socket" | "tls-certificates" | "tls-psk" => true,
+        "socket" | "tls-certificates" | "tls-psk" | "control" => true,
         "stats" => statistics::is_file(value),
         _ => false,
     }
@@ -248,6 +256,7 @@ pub struct Params {
     extents: Extents,
     extents_cache: u64,
     statistics: StatisticsParams,
+    control: Option<PathBuf>,
     /// Whether `command-timeout` was given, whatever its value.
     command_timeout: bool,
 }
@@ -343,6 +352,7 @@ impl Params {
             "stats-interval" => self.statistics.set_interval(value)?,
             "stats-format" => self.statistics.set_format(value)?,
             "slow-log" => self.statistics.set_slow_log(value)?,
+            "control" => self.control = Some(params::control(value)?),
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -439,6 +449,7 @@ impl Params {
             extents: self.extents,
             extents_cache: self.extents_cache,
             statistics: self.statistics.complete()?,
+            control: self.control,
         })
     }
 }
@@ -496,12 +507,14 @@ pub struct Config {
     pub align: Align,
     /// What is told of requests.
     pub statistics: Statistics,
+    /// Where commands are taken.
+    pub control: Option<PathBuf>,
 }
 
 impl Config {
     /// Whether what is done is to be counted.
     pub fn counts(&self) -> bool {
-        self.statistics.counts()
+        self.statistics.counts() || self.control.is_some()
     }
 }
 

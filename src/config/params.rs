@@ -11,7 +11,7 @@ use super::{Align, DetectZeroes, Error, Linger, uri};
 use crate::proto::codec::printable;
 use crate::proto::name::ExportName;
 use crate::transport::resolve::knows_service;
-use crate::transport::{Deadline, keepalive};
+use crate::transport::{Deadline, keepalive, unix};
 
 /// What is wrong with a long export name.
 pub const NAME_TOO_LONG: &str = "must be at most 4096 bytes long";
@@ -23,6 +23,8 @@ const BAD_TIME: &str = "must be a time such as 30, 1.5s or 200ms, or 0 for none"
 pub const TIME_TOO_LONG: &str = "must be at most 366 days";
 /// Longest time, seconds: a year. More is a typing mistake.
 const MAX_SECONDS: f64 = 366.0 * 86400.0;
+const CONTROL_TOO_LONG: &str =
+    "must be at most 107 bytes long with its directory, as it is a Unix socket";
 const BAD_SIZE: &str = "must be a size such as 1048576, 64M or 1G";
 const SIZE_TOO_LARGE: &str = "must be less than 8E";
 
@@ -165,6 +167,15 @@ pub fn socket(value: &[u8]) -> Result<PathBuf, Error> {
         return Err(Error::UriElsewhere("socket"));
     }
     path("socket", value)
+}
+
+/// The path of the socket for commands. It is absolute where it comes from nbdkit.
+pub fn control(value: &[u8]) -> Result<PathBuf, Error> {
+    let path = path("control", value)?;
+    match unix::fits(&path) {
+        true => Ok(path),
+        false => Err(bad("control", value, CONTROL_TOO_LONG)),
+    }
 }
 
 /// Whether a URI was given to a parameter that is none; a directory may be in front of it, since

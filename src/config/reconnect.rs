@@ -43,41 +43,36 @@ pub struct ReconnectParams {
     replay: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Limit {
+/// How long requests wait for a lost server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// So long.
     Time(Duration),
+    /// Until it is back.
     Forever,
+}
+
+impl Limit {
+    /// A time, or the word for ever. Zero is off.
+    pub fn parse(value: &[u8]) -> Result<Option<Self>, Error> {
+        if value == b"forever" {
+            return Ok(Some(Self::Forever));
+        }
+        let time = params::time("reconnect", value, value, BAD_LIMIT)?;
+        Ok((!time.is_zero()).then_some(Self::Time(time)))
+    }
 }
 
 impl ReconnectParams {
     /// Takes `reconnect=`: a time, or the word for ever. Zero is off.
     pub fn set_limit(&mut self, value: &[u8]) -> Result<(), Error> {
-        self.limit = match value {
-            b"forever" => Some(Limit::Forever),
-            _ => Some(params::time("reconnect", value, value, BAD_LIMIT)?)
-                .filter(|limit| !limit.is_zero())
-                .map(Limit::Time),
-        };
+        self.limit = Limit::parse(value)?;
         Ok(())
     }
 
     /// Takes `reconnect-delay=`: the first delay, and the longest if wanted.
     pub fn set_delay(&mut self, value: &[u8]) -> Result<(), Error> {
-        let refused = |why| params::bad("reconnect-delay", value, why);
-        let time = |text| params::time("reconnect-delay", value, text, BAD_DELAY);
-        let mut times = value.splitn(2, |byte| *byte == b':');
-        let first = time(times.next().unwrap_or_default())?;
-        let max = times.next().map(time).transpose()?;
-        let max = max.unwrap_or(first.max(MAX));
-        if first < SHORTEST {
-            return Err(refused("must begin with a delay of 1ms or more"));
-        }
-        if first > max {
-            return Err(refused(
-                "must begin with a delay that is not longer than the longest",
-            ));
-        }
-        self.delay = Some((first, max));
+        self.delay = Some(delay(value)?);
         Ok(())
     }
 
@@ -112,6 +107,25 @@ impl ReconnectParams {
             replay: self.replay.unwrap_or(REPLAY),
         }))
     }
+}
+
+/// The first delay, and the longest.
+pub fn delay(value: &[u8]) -> Result<(Duration, Duration), Error> {
+    let refused = |why| params::bad("reconnect-delay", value, why);
+    let time = |text| params::time("reconnect-delay", value, text, BAD_DELAY);
+    let mut times = value.splitn(2, |byte| *byte == b':');
+    let first = time(times.next().unwrap_or_default())?;
+    let max = times.next().map(time).transpose()?;
+    let max = max.unwrap_or(first.max(MAX));
+    if first < SHORTEST {
+        return Err(refused("must begin with a delay of 1ms or more"));
+    }
+    if first > max {
+        return Err(refused(
+            "must begin with a delay that is not longer than the longest",
+        ));
+    }
+    Ok((first, max))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::sys;
@@ -68,6 +69,10 @@ impl log::Log for Logger {
         let text = record.args().to_string();
         match record.level() {
             log::Level::Error => error(&text),
+            // Nobody would see it where nbdkit has no -v.
+            log::Level::Debug | log::Level::Trace if TELLING.load(Ordering::Relaxed) => {
+                error(&format!("debug: {text}"));
+            }
             log::Level::Warn if is_first(record.target()) => error(&format!("warning: {text}")),
             _ => debug(&text),
         }
@@ -76,15 +81,33 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
+/// What is only for the debug output is shown as messages.
+static TELLING: AtomicBool = AtomicBool::new(false);
+
+/// Shows all that there is to be told, each request included, as messages, whether nbdkit has debug output
+/// or not; or no more than before.
+pub fn tell_all(on: bool) {
+    TELLING.store(on, Ordering::Relaxed);
+    let verbose = on || VERBOSE.load(Ordering::Relaxed);
+    log::set_max_level(level(verbose));
+}
+
+/// What it was said to be when nbdkit was started.
+static VERBOSE: AtomicBool = AtomicBool::new(false);
+
+fn level(verbose: bool) -> log::LevelFilter {
+    match verbose {
+        true => log::LevelFilter::Trace,
+        false => log::LevelFilter::Debug,
+    }
+}
+
 /// Starts forwarding `log` lines. With `verbose` lines about every request come too; without, they
 /// are not even formatted.
 pub fn forward_log(verbose: bool) {
     static LOGGER: Logger = Logger;
     // Fails when it was set before, and then it is this one.
     let _ = log::set_logger(&LOGGER);
-    log::set_max_level(if verbose {
-        log::LevelFilter::Trace
-    } else {
-        log::LevelFilter::Debug
-    });
+    VERBOSE.store(verbose, Ordering::Relaxed);
+    log::set_max_level(level(verbose));
 }

@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::client::error::Error;
 use crate::config;
+use crate::control;
 use crate::host::report;
 
 /// What a callback returns to say that it failed.
@@ -109,6 +110,12 @@ impl From<config::Error> for Failure {
             errno: libc::EINVAL,
             message: Message::Tell(error.to_string()),
         }
+    }
+}
+
+impl From<control::Error> for Failure {
+    fn from(error: control::Error) -> Self {
+        Self::misuse(&error.to_string())
     }
 }
 

@@ -9,10 +9,13 @@ use crate::client::fleet::{Another, Fleet, Plan};
 use crate::client::manners::Manners;
 use crate::client::maps::Maps;
 use crate::client::resume::Terms;
+use crate::client::times::{Time, Times};
+use crate::client::turnstile::Turnstile;
 use crate::client::zeroes::Detect;
 use crate::config::extents::Extents;
+use crate::config::reconnect::Reconnect;
 use crate::config::target::Place;
-use crate::config::{Align, Config, DetectZeroes, ExportName, servers};
+use crate::config::{Align, Config, DetectZeroes, ExportName, Timeouts, servers};
 use crate::host::params;
 use crate::proto::context::Wish;
 use crate::proto::handshake::TlsPolicy;
@@ -27,6 +30,9 @@ use crate::transport::tls::Settings;
 /// What is one for all servers.
 struct Common {
     maps: Arc<Maps>,
+    times: Arc<Times>,
+    terms: Option<Arc<Terms>>,
+    turnstile: Option<Arc<Turnstile>>,
     stats: Option<Arc<Stats>>,
 }
 
@@ -35,6 +41,9 @@ pub fn options(config: &Config) -> Result<Options, Failure> {
     let many = config.export == ExportName::Dynamic;
     let common = Common {
         maps: Arc::new(Maps::new(config.extents_cache, many)),
+        times: Arc::new(times(&config.timeouts)),
+        terms: config.reconnect.map(|reconnect| Arc::new(terms(reconnect))),
+        turnstile: config.control.as_ref().map(|_| Arc::default()),
         stats: config.counts().then(Arc::default),
     };
     if let Some(stats) = &common.stats {
@@ -73,6 +82,24 @@ pub fn options(config: &Config) -> Result<Options, Failure> {
     Ok(options)
 }
 
+fn times(timeouts: &Timeouts) -> Times {
+    Times {
+        connect: Time::new(timeouts.connect),
+        handshake: Time::new(timeouts.handshake),
+        request: Time::new(timeouts.request),
+        close: Time::new(timeouts.close),
+    }
+}
+
+fn terms(reconnect: Reconnect) -> Terms {
+    Terms {
+        limit: Time::new(reconnect.limit),
+        first: Time::new(Some(reconnect.first)),
+        max: Time::new(Some(reconnect.max)),
+        replay: reconnect.replay,
+    }
+}
+
 /// How to open connections to one of them.
 fn at(
     config: &Config,
@@ -94,16 +121,9 @@ fn at(
         target,
         tls_policy,
         tls: tls.clone(),
-        connect_timeout: config.timeouts.connect,
-        handshake_timeout: config.timeouts.handshake,
-        request_timeout: config.timeouts.request,
-        close_timeout: config.timeouts.close,
-        reconnect: config.reconnect.map(|reconnect| Terms {
-            limit: reconnect.limit,
-            first: reconnect.first,
-            max: reconnect.max,
-            replay: reconnect.replay,
-        }),
+        times: common.times.clone(),
+        reconnect: common.terms.clone(),
+        turnstile: common.turnstile.clone(),
         wanted: Some(params::is_wanted),
         connections: config.connections,
         fleet: None,

@@ -312,7 +312,7 @@ impl Reception {
     }
 
     fn deadline(&self) -> Deadline {
-        Deadline::after_maybe(self.server.options.close_timeout)
+        Deadline::after_maybe(self.server.options.times.close.get())
     }
 
     /// What is to be closed at nbdkit's end, and is not registered.

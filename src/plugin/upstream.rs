@@ -11,15 +11,18 @@ use super::places;
 use super::reception::Reception;
 use super::statistics::Statistics;
 use crate::client::error::Error;
+use crate::client::helm::Helm;
 use crate::client::helpers::Helpers;
 use crate::client::links::{Links, Shared};
 use crate::client::lot::{Kept, Lot};
+use crate::client::times::Time;
 use crate::client::upkeep::Upkeep;
 use crate::client::volume::Volumes;
 use crate::client::{self, Client, Options, Start};
 use crate::config::{Config, ExportName, Linger};
+use crate::control::{self, Control, Office};
 use crate::host::lists::Exports;
-use crate::host::params;
+use crate::host::{params, report};
 use crate::proto::name;
 use crate::stats::{Event, Stats};
 use crate::transport::Target;
@@ -32,6 +35,7 @@ pub struct Upstream {
     way: Way,
     /// What writes statistics, if anything does.
     statistics: Option<Statistics>,
+    control: Option<Control>,
 }
 
 /// Whose way to it is whose.
@@ -87,8 +91,15 @@ impl Upstream {
     /// Prepares for connections. A shared connection is made at once: this runs before nbdkit
     /// goes into the background or starts its captive command, so failure still reaches the user.
     pub fn new(config: &Config) -> Result<Self, Failure> {
+        // Before anything is connected to, or started.
+        if let Some(path) = &config.control {
+            control::check(path)?;
+        }
+        let options = Arc::new(places::options(config)?);
+        let control = config.control.clone().zip(options.turnstile.clone());
+        let times = options.times.clone();
         let server = Server {
-            options: Arc::new(places::options(config)?),
+            options,
             export: config.export.clone(),
             retry: config.retry,
             volumes: Volumes::default(),
@@ -98,7 +109,13 @@ impl Upstream {
         let statistics = statistics.map(|(report, stats)| Statistics::new(report, stats));
         let statistics = statistics.transpose()?;
         params::set_ending(false);
-        let upkeep = Arc::new(Upkeep::new(params::is_wanted, config.timeouts.close));
+        let linger = config.linger.map(|linger| {
+            Arc::new(Time::new(match linger {
+                Linger::For(time) => Some(time),
+                Linger::Forever => None,
+            }))
+        });
+        let upkeep = Arc::new(Upkeep::new(params::is_wanted, times));
         let server = Arc::new(server);
         let way = if config.shared {
             // nbdkit's own sleep cannot be used yet, and signals still end the process.
@@ -114,17 +131,31 @@ impl Upstream {
             upkeep.register(links.clone());
             Way::Shared(Arc::new(Shared::with(links)))
         } else {
-            let lot = config.linger.map(|linger| match linger {
-                Linger::For(time) => Lot::new(Some(time)),
-                Linger::Forever => Lot::new(None),
-            });
+            let lot = linger.clone().map(Lot::new);
             Way::Each(Reception::new(server.clone(), upkeep.clone(), lot))
         };
+        let control = control.map(|(path, turnstile)| {
+            let options = &server.options;
+            let office = Office {
+                helm: Arc::new(Helm::new(
+                    upkeep.clone(),
+                    turnstile,
+                    options.reconnect.is_some(),
+                )),
+                times: options.times.clone(),
+                terms: options.reconnect.clone(),
+                linger: linger.filter(|_| matches!(way, Way::Each(_))),
+                stats: options.stats.clone(),
+                tell_all: report::tell_all,
+            };
+            Control::new(path, office)
+        });
         Ok(Self {
             server,
             upkeep,
             way,
             statistics,
+            control,
         })
     }
 
@@ -140,6 +171,9 @@ impl Upstream {
             target
                 .after_fork()
                 .map_err(|error| Failure::misuse(&format!("{target}: {error}")))?;
+        }
+        if let Some(control) = &self.control {
+            control.start()?;
         }
         Ok(())
     }
@@ -246,6 +280,7 @@ impl Upstream {
     pub fn contexts(config: &Config) -> Result<Vec<Vec<u8>>, Failure> {
         let alone = Self::new(&Config {
             shared: false,
+            control: None,
             ..config.clone()
         })?;
         let export = match &alone.server.export {
@@ -262,6 +297,7 @@ impl Upstream {
     pub fn end(&self) {
         // Before the thread is waited for that asks.
         params::set_ending(true);
+        self.control.iter().for_each(Control::end);
         let more = match &self.way {
             Way::Shared(_) => Vec::new(),
             Way::Each(reception) => reception.clear_for_good(),

@@ -496,6 +496,13 @@ impl Core {
         self.journal.shrink(0);
     }
 
+    /// How many ranges are in the journal, and how many bytes they are; `None` if nothing is kept at all.
+    pub fn journal_size(&self) -> Option<(usize, u64)> {
+        let lengths = self.journal.iter().map(|(span, _)| span.length());
+        let kept = lengths.fold((0, 0), |(count, sum), length| (count + 1, sum + length));
+        (self.facts.replay > 0).then_some(kept)
+    }
+
     /// Bytes of memory that the journal takes, about.
     pub fn cost(&self) -> u64 {
         self.journal.cost()

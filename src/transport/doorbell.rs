@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! A bell for a thread that waits for a stream.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -27,7 +27,14 @@ impl Doorbell {
         let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
     }
 
-    pub(super) fn quieten(&self) {
+    /// Lets it be silent until it is rung again.
+    pub fn quieten(&self) {
         let _ = rustix::io::read(&self.fd, &mut [0; 8]);
+    }
+}
+
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }

@@ -35,6 +35,7 @@ impl Machine {
             machine.write(file, "");
         }
         machine.write("target/release/libnbdkit_nbd_plugin.so", BUILT);
+        machine.write("target/release/nbdkit-nbdctl", BUILT);
         machine
     }
 
@@ -83,6 +84,7 @@ impl Machine {
             "prefix",
             "plugindir",
             "mandir",
+            "bindir",
             "NAME",
             "DESTDIR",
             "DPKG_ROOT",
@@ -95,6 +97,7 @@ impl Machine {
             .env("DPKG_ADMINDIR", self.path("dpkg"))
             .env("CARGO_TARGET_DIR", self.path("target"))
             .env("PLUGINDIR", self.path("usr/lib"))
+            .env("BINDIR", self.path("programs"))
             .env("MANDIR", self.path("man"));
         command
     }

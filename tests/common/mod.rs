@@ -9,6 +9,7 @@
 
 pub mod bitmaps;
 pub mod clients;
+pub mod control;
 pub mod counted;
 pub mod cutting;
 pub mod daemon;

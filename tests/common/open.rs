@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nbdkit_nbd_plugin::client::error::Error;
+use nbdkit_nbd_plugin::client::times::{Time, Times};
 use nbdkit_nbd_plugin::client::zeroes::Detect;
 use nbdkit_nbd_plugin::client::{Client, Options};
 use nbdkit_nbd_plugin::proto::context::Wish;
@@ -23,11 +24,12 @@ pub fn open(socket: &Path) -> Result<Client, Error> {
         target: Target::Unix(socket.to_owned()),
         tls_policy: TlsPolicy::Off,
         tls: Settings::default(),
-        connect_timeout: None,
-        handshake_timeout: None,
-        request_timeout: None,
-        close_timeout: Some(Duration::from_secs(5)),
+        times: Arc::new(Times {
+            close: Time::new(Some(Duration::from_secs(5))),
+            ..Times::default()
+        }),
         reconnect: None,
+        turnstile: None,
         wanted: None,
         connections: 1,
         fleet: None,

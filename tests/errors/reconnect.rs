@@ -251,7 +251,7 @@ fn takes_a_write(peer: &mut Peer) -> io::Result<()> {
 }
 
 /// What nbdkit says behind `kind` in a line with these words, perhaps a moment later.
-fn says(nbdkit: &Nbdkit, kind: &str, words: &str) -> String {
+pub fn says(nbdkit: &Nbdkit, kind: &str, words: &str) -> String {
     eventually(words, LIMIT, || {
         let log = nbdkit.stderr();
         let line = log

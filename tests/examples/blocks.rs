@@ -4,10 +4,11 @@
 use super::common::manual;
 
 /// The documents whose examples are typed, each in a directory of its own.
-pub const DOCUMENTS: [&str; 5] = [
+pub const DOCUMENTS: [&str; 6] = [
     "nbdkit-nbd-plugin.pod",
     "nbdkit-nbd-plugin-examples.pod",
     "README.md",
+    "nbdkit-nbdctl.pod",
     "docs/scaling.md",
     "contrib/README.md",
 ];

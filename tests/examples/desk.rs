@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -39,6 +39,8 @@ impl Desk {
         );
         fs::write(&wrapper, script).expect("wrapper");
         fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).expect("executable");
+        let nbdctl = bin.join("nbdkit-nbdctl");
+        symlink(env!("CARGO_BIN_EXE_nbdkit-nbdctl"), nbdctl).expect("link");
         Self {
             directory,
             far: None,

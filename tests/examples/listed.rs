@@ -114,6 +114,11 @@ pub const NOT_TYPED: &[Listed] = &[
         "runs this very test; needs nbdkit's sources, or root",
     ),
     (
+        "nbdkit-nbdctl.pod",
+        "nbdkit-nbdctl [--json] PATH COMMAND",
+        "a grammar; tests/nbdctl.rs compares the commands with those of the help",
+    ),
+    (
         SCALING,
         "nbdkit -U /run/rbd.sock -P /run/rbd.pid nbd \\",
         "needs a Ceph cluster",

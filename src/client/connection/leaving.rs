@@ -2,10 +2,10 @@
 //! How a connection is left: in good order, softly, or to be buried.
 
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Cause, Connection};
+use super::{Cause, Connection, Lost};
 use crate::client::loan::Buffer;
 use crate::proto::consts::Command;
 use crate::proto::request::{Cookie, Request};
@@ -62,6 +62,13 @@ impl Connection {
             error => log::debug!("{}: disconnect: {error}", self.server),
         }
         self.stream.hang_up();
+    }
+
+    /// Nothing new is sent from now on, since another connection is to take its place. What its end is
+    /// for whoever asks.
+    pub fn replace(&self) -> Arc<Lost> {
+        let replaced = || Arc::new(Lost::new(self.server.clone(), Cause::Replaced));
+        self.closing.get_or_init(replaced).clone()
     }
 
     /// Leaves for a server that said that it is going away: once what is in flight was answered,

@@ -30,7 +30,14 @@ impl Lasting {
     /// A flush that no client has asked for, and nobody waits for. What comes of a failure is that
     /// everything is written again before the next one.
     pub(in crate::client) fn flush_quietly(self: &Arc<Self>) {
-        let deadline = Deadline::after_maybe(self.opener.options.request_timeout);
+        if let Err(error) = self.flush_on_our_own() {
+            log::debug!("flush without being asked: {error}");
+        }
+    }
+
+    /// A flush that no client has asked for.
+    pub(super) fn flush_on_our_own(self: &Arc<Self>) -> Result<(), Error> {
+        let deadline = Deadline::after_maybe(self.opener.options.times.request.get());
         let mut operation = self.operation(&deadline);
         operation.wanted = None;
         operation.hurried = true;
@@ -39,7 +46,6 @@ impl Lasting {
         self.own.fetch_sub(1, Ordering::AcqRel);
         let mut inner = self.resume().lock();
         if let Err(error) = &flushed {
-            log::debug!("flush without being asked: {error}");
             // After a loss there is more reason for it, not less.
             let failed = matches!(error, Error::Failed { .. });
             if let Some(way) = inner.ways.get_mut(&self.way).filter(|_| failed) {
@@ -48,6 +54,7 @@ impl Lasting {
         }
         // Whoever leaves waits for it.
         self.resume().tell(inner);
+        flushed
     }
 
     pub(super) fn flush_for(

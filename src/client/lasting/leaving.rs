@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 
 use super::Lasting;
 use super::members::tell;
+use crate::client::error::Error;
+use crate::client::report::{WayReport, WayState};
 use crate::client::resume::{Inner, Phase, SLICE, Up, Way};
 use crate::session::Core;
 use crate::transport::Deadline;
@@ -65,6 +67,59 @@ impl Lasting {
         // All have been told: their servers end side by side.
         open.iter()
             .for_each(|connection| connection.close(deadline));
+    }
+
+    /// Leaves all connections for new ones, as if the server had said that it is going away.
+    pub(in crate::client) fn replace_connections(self: &Arc<Self>) {
+        for up in self.ups() {
+            let replaced = up.connection.replace();
+            self.lost(&up.connection, &replaced);
+        }
+    }
+
+    /// Flushes what this way wrote, on behalf of no client; a server that is lost is not waited for.
+    pub(in crate::client) fn settle(self: &Arc<Self>) -> Result<(), Error> {
+        let wants = {
+            let inner = self.resume().lock();
+            let core = &inner.core;
+            let way = inner.ways.get(&self.way);
+            let mut ups = way.into_iter().flat_map(|way| way.ups()).peekable();
+            match ups.peek() {
+                Some(_) => ups.any(|up| core.wants_flush(up.member)),
+                None => core.has_unflushed(),
+            }
+        };
+        match wants && self.can_flush() {
+            true => self.flush_on_our_own(),
+            false => Ok(()),
+        }
+    }
+
+    pub(in crate::client) fn report(&self) -> WayReport {
+        let inner = self.resume().lock();
+        let core = &inner.core;
+        let way = inner.ways.get(&self.way);
+        let state = match (core.doom(), way.map(|way| &way.phase)) {
+            (Some(why), _) => WayState::Over(Some(why.clone())),
+            (None, Some(Phase::Up(_))) => WayState::Up,
+            (None, Some(Phase::Away(away))) => WayState::Away {
+                lasts: away.since.elapsed(),
+                tries: away.outage.tries(),
+                why: away
+                    .outage
+                    .last()
+                    .unwrap_or_else(|| away.outage.lost().cause().to_string()),
+            },
+            (None, Some(Phase::New | Phase::Over) | None) => WayState::Over(None),
+        };
+        let ups = way.into_iter().flat_map(|way| way.ups());
+        WayReport {
+            server: self.server().clone(),
+            export: self.opener.export.clone(),
+            state,
+            connections: ups.map(|up| up.connection.report()).collect(),
+            unflushed: core.has_unflushed(),
+        }
     }
 
     /// Whether the server is there, and has all connections open; looks for the end of the streams.

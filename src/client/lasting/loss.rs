@@ -45,7 +45,7 @@ impl Lasting {
         }
         // The outage is the one loss of all.
         way.dropped.clear();
-        let outage = Arc::new(Outage::new(lost.clone(), self.terms.limit));
+        let outage = Arc::new(Outage::new(lost.clone(), self.terms.limit.get()));
         way.phase = Phase::Away(Away {
             since: Instant::now(),
             outage: outage.clone(),
@@ -63,7 +63,7 @@ impl Lasting {
     pub(super) fn bury_aside(self: &Arc<Self>, up: Up) {
         let (this, last) = (self.clone(), up.clone());
         let bury = move || {
-            let deadline = Deadline::after_maybe(this.opener.options.close_timeout);
+            let deadline = Deadline::after_maybe(this.opener.options.times.close.get());
             up.connection.bury(deadline, || !this.helpers.is_closed());
             let mut inner = this.resume().lock();
             inner.core.buried(up.member);
@@ -81,7 +81,7 @@ impl Lasting {
         lost.tell_once();
         let obituary = self.opener.options.target.obituary();
         let obituary = obituary.map(|text| format!(": {text}")).unwrap_or_default();
-        let limit = match self.terms.limit {
+        let limit = match self.terms.limit.get() {
             Some(limit) => format!("for up to {}", seconds(limit)),
             None => "for as long as it takes".to_owned(),
         };

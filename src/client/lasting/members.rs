@@ -239,7 +239,7 @@ impl Lasting {
             return Some(inner);
         };
         inner_ref.core.lost(up.member);
-        let announced = matches!(lost.cause(), Cause::Announced);
+        let announced = lost.cause().is_farewell();
         match lost.cause() {
             Cause::GivenUp(_) => {
                 // Whoever would wait for it has left. The others are closed when it is.
@@ -247,7 +247,7 @@ impl Lasting {
                     way.more.insert(0, oldest);
                 }
             }
-            Cause::Announced => way.leaving = true,
+            Cause::Announced | Cause::Replaced => way.leaving = true,
             Cause::Violation(_) => way.violations += 1,
             _ => (),
         }

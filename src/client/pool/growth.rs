@@ -171,7 +171,7 @@ impl Pool {
     }
 
     fn close(&self, connection: Connection) {
-        let timeout = self.opener.options.close_timeout;
+        let timeout = self.opener.options.times.close.get();
         let close = move || connection.close(Deadline::after_maybe(timeout));
         // If there are no threads any more, it is closed without a word.
         self.helpers.run("nbd-close", Box::new(close));

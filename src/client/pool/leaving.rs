@@ -5,6 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Member, Pool, Renewal};
+use crate::client::connection::come_to_rest;
+use crate::client::error::Error;
+use crate::client::plain::Own;
+use crate::client::report::{WayReport, WayState};
 use crate::proto::consts::TransmissionFlags;
 use crate::transport::Deadline;
 
@@ -44,7 +48,48 @@ impl Pool {
             .all(|member| member.is_gone() || member.plain.is_gone())
     }
 
+    pub(in crate::client) fn report(&self) -> WayReport {
+        let living = || self.living().filter(|member| !member.plain.is_over());
+        let over = living().next().is_none();
+        WayReport {
+            server: self.server().clone(),
+            export: self.opener.export.clone(),
+            state: if over {
+                WayState::Over(None)
+            } else {
+                WayState::Up
+            },
+            connections: living()
+                .flat_map(|member| member.plain.report().connections)
+                .collect(),
+            unflushed: self.all().any(|member| member.plain.report().unflushed),
+        }
+    }
+
+    /// Flushes if something was written, on behalf of no client.
+    pub(in crate::client) fn settle(self: &Arc<Self>) -> Result<(), Error> {
+        let can_flush = self.volume.export().can(TransmissionFlags::SEND_FLUSH);
+        if !can_flush || !self.take_wrote() {
+            return Ok(());
+        }
+        self.all().for_each(|member| member.plain.note_wrote());
+        let _own = Own::new(&self.own);
+        let timeout = self.opener.options.times.request.get();
+        self.flush(&Deadline::after_maybe(timeout))
+    }
+
+    /// Ends a flush of our own: a thread of ours is to end, and with it what it waits for.
+    fn end_own(&self, deadline: Deadline) {
+        if self.own.is_busy() {
+            come_to_rest(deadline, || !self.own.is_busy());
+            if self.own.is_busy() {
+                self.all().for_each(|member| member.plain.first().give_up());
+            }
+        }
+    }
+
     pub(in crate::client) fn leave(self: &Arc<Self>, deadline: Deadline) {
+        self.end_own(deadline);
         let candidate = {
             let mut state = self.lock();
             state.closed = true;

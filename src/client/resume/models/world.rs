@@ -6,6 +6,7 @@ use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::client::error::{Cause, Lost};
 use crate::client::resume::*;
+use crate::client::times::Time;
 use crate::session::{Change, Content, Piece, Rules, Span, Worth, Written};
 use crate::transport;
 
@@ -53,9 +54,9 @@ impl World {
         let export = Export::new(1, flags, crate::proto::framing::Framing::Structured);
         assert!(export.can(flags));
         let terms = Terms {
-            limit: None,
-            first: Duration::ZERO,
-            max: Duration::ZERO,
+            limit: Time::default(),
+            first: Time::default(),
+            max: Time::default(),
             replay: 1 << 20,
         };
         let mut world = Self {
