@@ -54,6 +54,7 @@ mod opener;
 mod outbox;
 mod plain;
 mod pool;
+pub mod probe;
 mod receiver;
 pub mod resume;
 mod split;

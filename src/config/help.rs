@@ -59,4 +59,5 @@ stats=<FILE>           Write statistics to FILE at the end, or to 'stderr'.
 stats-interval=<TIME>  And from time to time (default 0, which is off).
 stats-format=<FORMAT>  As 'text' (the default), or for 'prometheus'.
 slow-log=<TIME>        Tell of each request that takes longer (default 0: off).
+probe=<MODE>           Print what the server is, and end: 1, or 'json'.
 ";

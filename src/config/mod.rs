@@ -4,6 +4,7 @@
 pub mod extents;
 pub mod help;
 mod params;
+pub mod probe;
 pub mod quirks;
 pub mod reconnect;
 pub mod servers;
@@ -15,6 +16,7 @@ pub mod uri;
 use std::time::Duration;
 
 use self::extents::Extents;
+use self::probe::Probe;
 use self::quirks::Quirks;
 use self::reconnect::{Reconnect, ReconnectParams};
 use self::servers::{Another, Servers, ServersParams};
@@ -164,6 +166,9 @@ pub enum Error {
          there is one disk: each has a map of its own"
     )]
     MapsWithServers,
+    /// Two things to print instead of serving.
+    #[error("cannot use ‘probe’ with ‘extents=list’: it tells the contexts, too")]
+    ProbeWithList,
     /// Contexts are wanted, and are not to be asked for.
     #[error(
         "cannot use ‘quirks={0}’ with ‘extents’ other than base:allocation: no context is asked for then"
@@ -248,6 +253,7 @@ pub struct Params {
     extents: Extents,
     extents_cache: u64,
     statistics: StatisticsParams,
+    probe: Probe,
     /// Whether `command-timeout` was given, whatever its value.
     command_timeout: bool,
 }
@@ -343,6 +349,7 @@ impl Params {
             "stats-interval" => self.statistics.set_interval(value)?,
             "stats-format" => self.statistics.set_format(value)?,
             "slow-log" => self.statistics.set_slow_log(value)?,
+            "probe" => self.probe = Probe::parse(value)?,
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -407,6 +414,9 @@ impl Params {
         if plan.is_some() && !same_disk && self.extents.needs_contexts() {
             return Err(Error::MapsWithServers);
         }
+        if self.extents == Extents::List && self.probe != Probe::Off {
+            return Err(Error::ProbeWithList);
+        }
         self.extents.check_asked(self.quirks.ladder)?;
         let (tls_policy, tls) = tls_params.complete(&place)?;
         let reconnect = self.reconnect.complete(&place)?;
@@ -439,6 +449,7 @@ impl Params {
             extents: self.extents,
             extents_cache: self.extents_cache,
             statistics: self.statistics.complete()?,
+            probe: self.probe,
         })
     }
 }
@@ -486,6 +497,8 @@ pub struct Config {
     pub extents: Extents,
     /// Memory for extents that are kept for all clients, bytes; 0 for none.
     pub extents_cache: u64,
+    /// Whether the server is told of, and nobody is served.
+    pub probe: Probe,
     /// How long the way of a client that has left is kept for another.
     pub linger: Option<Linger>,
     /// What the server has to be spared.
