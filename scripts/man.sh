@@ -46,6 +46,7 @@ html() {
         $page->index(1);
         $page->output_fh(*STDOUT);
         binmode STDIN;
+        binmode STDOUT, ":utf8";
         $page->parse_file(*STDIN);
     ' "nbdkit-$name-$page" "$version" >"$file"
 }
