@@ -117,6 +117,7 @@ const SAMPLES: &[Sample] = &[
     needs("extents=by-name", "extents=by-name", &["dynamic-export"]),
     sample("extents=list", "extents=list"),
     sample("extents-cache", "extents-cache=1M"),
+    sample("probe", "probe=1"),
 ];
 
 fn of(label: &str) -> &'static Sample {
