@@ -45,9 +45,12 @@ const USUAL: u64 = 4;
 const ROUND: u64 = 30;
 /// Connections of each client, or of all of them where they share.
 const CONNECTIONS: usize = 4;
-/// Most descriptors and threads at any time: of clients at once, of which there are fewer than ten, each has its
-/// own, [`CONNECTIONS`] to the server, as many that are left or made just then, and 16 threads.
-const MOST_DESCRIPTORS: usize = 120;
+/// What a connection to the server may have open: its socket, a bell for who receives, and once somebody has waited
+/// beside others for what comes, an epoll with a bell of its own.
+const DESCRIPTORS: usize = 4;
+/// Most descriptors and threads at any time: there are fewer than ten clients at once, each with its own socket,
+/// with [`CONNECTIONS`] to the server and as many that are left or made just then, and with 16 threads.
+const MOST_DESCRIPTORS: usize = 10 * (1 + 2 * CONNECTIONS * DESCRIPTORS);
 const MOST_THREADS: usize = 200;
 /// How much more memory nbdkit may have at the end than after the first third, in KiB: twice what `replay` allows to
 /// be kept, whatever the time.
@@ -194,7 +197,11 @@ impl Soak {
 
     /// When the clients have gone there is what was there before the first came: and what they share, if they do.
     fn settles(&self) -> u64 {
-        let kept = if self.shared { CONNECTIONS } else { 0 };
+        let kept = if self.shared {
+            CONNECTIONS * DESCRIPTORS
+        } else {
+            0
+        };
         eventually("threads are back to the start", LIMIT, || {
             (self.front.threads() <= self.threads).then_some(())
         });
