@@ -15,6 +15,9 @@ void nbd_shim_debug (const char *message);
 /* One line on standard output, through the buffer that nbdkit's own --dump-plugin uses. */
 void nbd_shim_print (const char *line);
 
+/* Writes what was printed; 0 if all of it could be. */
+int nbd_shim_flush (void);
+
 /* Family and address of the client of this thread, without its port; how many bytes were written,
  * none if that is not known. nbdkit_peer_name is not needed to load the plugin. */
 size_t nbd_shim_peer_host (unsigned char *host, size_t size);

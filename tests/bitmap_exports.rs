@@ -3,20 +3,17 @@
 
 mod common;
 
-use std::process::Command;
-
 use common::bitmaps::{BOTH, before_changed, changed, dirty, extents, has_qemu, serving};
-use common::clients::{LIMIT, attempt, map, nbdinfo, nbdsh_unconnected, text};
+use common::clients::{attempt, map, nbdinfo, nbdsh_unconnected, text};
 use common::front::Front;
-use common::nbdkit::{Nbdkit, forward};
+use common::nbdkit::{Nbdkit, forward, printed};
+use common::need_all;
 use common::pair::Pair;
-use common::process::run;
 use common::relay::Relay;
 use common::scripted::Scripted;
 use common::scripted::peer::Offer;
 use common::scripted::wire::{self, opt, rep};
 use common::upstream::qemu_nbd;
-use common::{need_all, plugin};
 
 /// The names and descriptions that nbdkit lists.
 fn list(front: &Nbdkit) -> Vec<(String, String)> {
@@ -201,18 +198,6 @@ fn a_server_that_hangs_up_is_listed_without_bitmaps() {
         .map(|(name, _)| name)
         .collect();
     assert_eq!(names, [b"disk".to_vec()]);
-}
-
-/// `nbdkit PLUGIN ...` that prints and ends.
-fn printed(args: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::new("nbdkit");
-    let output = run(command.arg(plugin()).args(args), LIMIT);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (
-        output.status.code(),
-        text(&output.stdout),
-        text(&output.stderr),
-    )
 }
 
 #[test]

@@ -55,6 +55,7 @@ mod opener;
 mod outbox;
 mod plain;
 mod pool;
+pub mod probe;
 mod receiver;
 pub mod report;
 pub mod resume;

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::Options;
 use super::error::{OpenError, Server};
-use crate::proto::handshake::{self, Goal, Handshake, Ladder, Outcome, Step, TlsPolicy};
-use crate::transport::tls::{Credentials, Prepared};
+use crate::proto::consts::OptionType;
+use crate::proto::handshake::{self, Goal, Handshake, Ladder, Outcome, Step, Style, TlsPolicy};
+use crate::transport::tls::{Credentials, Facts, Prepared};
 use crate::transport::{self, Blocking, Deadline, Stream};
 
 /// How long a server may take to close a connection that we left: several times what a far one needs.
@@ -27,6 +28,8 @@ pub struct End {
     pub asked: bool,
     /// What to try if it hung up.
     pub lower: Option<Ladder>,
+    /// What it was asked last, if it has said nothing to that.
+    pub unanswered: Option<OptionType>,
 }
 
 /// What there is to begin with.
@@ -93,6 +96,7 @@ impl Negotiation {
         *end = End {
             asked: this.machine.has_asked(),
             lower: this.machine.step_down(),
+            unanswered: this.machine.unanswered(),
         };
         if this.machine.knows_only_compact() {
             options.manners.found_compact();
@@ -101,13 +105,15 @@ impl Negotiation {
     }
 
     /// Pursues another goal. Where the server has only refused, what is `left` may be asked once more.
+    /// `most` is a limit beside that of the user.
     pub fn ask(
         mut self,
         options: &Options,
         goal: Goal,
+        most: Option<Duration>,
         left: &mut Option<Self>,
     ) -> Result<(Self, Outcome), OpenError> {
-        let deadline = limit(options, options.times.handshake.get(), None);
+        let deadline = limit(options, options.times.handshake.get(), most);
         let shaken = match self.machine.ask(goal) {
             Ok(()) => self.shake_hands(None, deadline),
             Err(error) => Err(OpenError::Handshake(error)),
@@ -145,6 +151,16 @@ impl Negotiation {
         }
     }
 
+    /// How the server has begun, until an export is open.
+    pub fn style(&self) -> Option<Style> {
+        self.machine.style()
+    }
+
+    /// How TLS protects the connection, if it does.
+    pub fn tls_facts(&self) -> Option<Facts> {
+        self.stream.tls_facts()
+    }
+
     /// The stream, once an export is open.
     pub fn into_stream(self) -> Stream {
         self.stream
@@ -161,26 +177,9 @@ impl Negotiation {
     /// side, so that it can get rid of its reply and need not complain of us. The reply may be missing;
     /// it is of no interest.
     pub fn leave(self) {
-        let stream = &self.stream;
-        let deadline = Deadline::after(LEAVE_TIMEOUT);
-        let goodbye = self.machine.goodbye();
-        if stream.send_all(&goodbye, deadline).is_err() {
-            return;
-        }
         // spec: Termination of the session: MUST: NBD_OPT_ABORT is followed by the end of TLS and of the connection
         // spec: Termination of the session: SHOULD: TLS is ended before the connection is
-        // Under TLS this says so there, too: servers complain of who leaves without a word.
-        stream.finish_sending();
-        let mut scrap = [0; 64];
-        while !deadline.has_passed() {
-            match stream.wait(true, false, None, deadline) {
-                Ok(ready) if ready.readable => (),
-                _ => break,
-            }
-            if stream.receive(&mut scrap, Blocking::No).is_err() {
-                break;
-            }
-        }
+        see_off(&self.stream, &self.machine.goodbye());
     }
 
     /// Runs the handshake machine over the stream. One deadline covers all of it, so a server cannot
@@ -247,6 +246,26 @@ impl Negotiation {
                 }
                 Step::Done => return Ok(()),
             }
+        }
+    }
+}
+
+/// Says the last word on a connection, and gives the server a little time to close its side.
+pub fn see_off(stream: &Stream, goodbye: &[u8]) {
+    let deadline = Deadline::after(LEAVE_TIMEOUT);
+    if stream.send_all(goodbye, deadline).is_err() {
+        return;
+    }
+    // Under TLS this says so there, too: servers complain of who leaves without a word.
+    stream.finish_sending();
+    let mut scrap = [0; 64];
+    while !deadline.has_passed() {
+        match stream.wait(true, false, None, deadline) {
+            Ok(ready) if ready.readable => (),
+            _ => break,
+        }
+        if stream.receive(&mut scrap, Blocking::No).is_err() {
+            break;
         }
     }
 }

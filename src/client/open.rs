@@ -17,7 +17,7 @@ use crate::proto::Violation;
 use crate::proto::export::Export;
 use crate::proto::handshake::{self, Described, Goal, Listed, Outcome};
 use crate::proto::name::ExportName;
-use crate::transport::{self, Stream};
+use crate::transport::{self, Deadline, Stream};
 
 /// Connects, and enters transmission with `export`. When it comes back `again` to a server, a hang-up
 /// is a loss and no reason to ask otherwise, and connecting and the handshake take so long at most each.
@@ -50,7 +50,19 @@ pub fn enter_over(
     export: &ExportName,
     at_hand: &mut AtHand<'_>,
 ) -> Result<(Stream, Export), Error> {
-    let reached = reach(server, options, open_goal(options, export), at_hand)?;
+    enter_before(server, options, export, Deadline::NEVER, at_hand)
+}
+
+/// The same, all of it before a deadline that may be sooner than those of the user.
+pub fn enter_before(
+    server: &Server,
+    options: &Options,
+    export: &ExportName,
+    deadline: Deadline,
+    at_hand: &mut AtHand<'_>,
+) -> Result<(Stream, Export), Error> {
+    let goal = open_goal(options, export);
+    let reached = reach_before(server, options, goal, deadline, at_hand)?;
     Ok(entered_with(server, options, reached))
 }
 
@@ -125,24 +137,40 @@ pub fn describe_default(
     }
 }
 
-fn failed(server: &Server, cause: OpenError) -> Error {
+pub fn failed(server: &Server, cause: OpenError) -> Error {
     Error::Open {
         server: server.clone(),
         cause: Arc::new(cause),
     }
 }
 
-/// Reaches a goal, if need be with fewer questions, one connection for each step. What led there is
-/// remembered; what did not may have had another cause.
+/// Reaches a goal, in the time that the user gives it.
 fn reach(
     server: &Server,
     options: &Options,
     goal: Goal,
     at_hand: &mut AtHand<'_>,
 ) -> Result<(Negotiation, Outcome), Error> {
+    reach_before(server, options, goal, Deadline::NEVER, at_hand)
+}
+
+/// Reaches a goal, if need be with fewer questions, one connection for each step. What led there is
+/// remembered; what did not may have had another cause.
+fn reach_before(
+    server: &Server,
+    options: &Options,
+    goal: Goal,
+    deadline: Deadline,
+    at_hand: &mut AtHand<'_>,
+) -> Result<(Negotiation, Outcome), Error> {
     let mut goal = goal.with_ladder(options.manners.ladder());
     if let Some(negotiation) = at_hand.negotiation.take().filter(Negotiation::is_alive) {
-        match negotiation.ask(options, goal.clone(), &mut at_hand.negotiation) {
+        match negotiation.ask(
+            options,
+            goal.clone(),
+            left(deadline),
+            &mut at_hand.negotiation,
+        ) {
             Ok(reached) => return Ok(reached),
             // The server may have closed it long ago, or it is one that takes no second question.
             Err(cause) if hung_up(&cause) => log::debug!("{server}: {cause}; connecting anew"),
@@ -152,7 +180,8 @@ fn reach(
     let mut first = None;
     loop {
         let mut end = End::default();
-        let begun = Negotiation::begin(server, options, goal.clone(), &mut end, None, at_hand);
+        let most = left(deadline);
+        let begun = Negotiation::begin(server, options, goal.clone(), &mut end, most, at_hand);
         let cause = match begun {
             Ok(reached) => {
                 if first.is_some() {
@@ -174,13 +203,19 @@ fn reach(
     }
 }
 
+/// What is left until a deadline, as a limit for one step: whole seconds, since messages tell them.
+pub fn left(deadline: Deadline) -> Option<Duration> {
+    let left = deadline.remaining();
+    left.map(|left| Duration::from_secs(left.as_secs() + 1))
+}
+
 /// Whether it is no failure at all.
 fn is_superseded(cause: &OpenError) -> bool {
     matches!(cause, OpenError::Superseded)
 }
 
 /// Whether the server hung up or lost its place, and was not just silent.
-fn hung_up(cause: &OpenError) -> bool {
+pub fn hung_up(cause: &OpenError) -> bool {
     use transport::Error::{Closed, Io};
     match cause {
         OpenError::Broken { error, .. } => match error {

@@ -60,4 +60,5 @@ stats-interval=<TIME>  And from time to time (default 0, which is off).
 stats-format=<FORMAT>  As 'text' (the default), or for 'prometheus'.
 slow-log=<TIME>        Tell of each request that takes longer (default 0: off).
 control=<SOCKNAME>     A Unix socket to make, for commands while it runs.
+probe=<MODE>           Print what the server is, and end: 1, or 'json'.
 ";

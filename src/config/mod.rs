@@ -5,6 +5,7 @@ pub mod change;
 pub mod extents;
 pub mod help;
 pub(crate) mod params;
+pub mod probe;
 pub mod quirks;
 pub mod reconnect;
 pub mod servers;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use self::extents::Extents;
+use self::probe::Probe;
 use self::quirks::Quirks;
 use self::reconnect::{Reconnect, ReconnectParams};
 use self::servers::{Another, Servers, ServersParams};
@@ -172,6 +174,9 @@ pub enum Error {
          there is one disk: each has a map of its own"
     )]
     MapsWithServers,
+    /// Two things to print instead of serving.
+    #[error("cannot use ‘probe’ with ‘extents=list’: it tells the contexts, too")]
+    ProbeWithList,
     /// Contexts are wanted, and are not to be asked for.
     #[error(
         "cannot use ‘quirks={0}’ with ‘extents’ other than base:allocation: no context is asked for then"
@@ -257,6 +262,7 @@ pub struct Params {
     extents_cache: u64,
     statistics: StatisticsParams,
     control: Option<PathBuf>,
+    probe: Probe,
     /// Whether `command-timeout` was given, whatever its value.
     command_timeout: bool,
 }
@@ -353,6 +359,7 @@ impl Params {
             "stats-format" => self.statistics.set_format(value)?,
             "slow-log" => self.statistics.set_slow_log(value)?,
             "control" => self.control = Some(params::control(value)?),
+            "probe" => self.probe = Probe::parse(value)?,
             other => return Err(Error::Unknown(params::shown(other.as_bytes()))),
         }
         Ok(())
@@ -417,6 +424,9 @@ impl Params {
         if plan.is_some() && !same_disk && self.extents.needs_contexts() {
             return Err(Error::MapsWithServers);
         }
+        if self.extents == Extents::List && self.probe != Probe::Off {
+            return Err(Error::ProbeWithList);
+        }
         self.extents.check_asked(self.quirks.ladder)?;
         let (tls_policy, tls) = tls_params.complete(&place)?;
         let reconnect = self.reconnect.complete(&place)?;
@@ -450,6 +460,7 @@ impl Params {
             extents_cache: self.extents_cache,
             statistics: self.statistics.complete()?,
             control: self.control,
+            probe: self.probe,
         })
     }
 }
@@ -497,6 +508,8 @@ pub struct Config {
     pub extents: Extents,
     /// Memory for extents that are kept for all clients, bytes; 0 for none.
     pub extents_cache: u64,
+    /// Whether the server is told of, and nobody is served.
+    pub probe: Probe,
     /// How long the way of a client that has left is kept for another.
     pub linger: Option<Linger>,
     /// What the server has to be spared.

@@ -29,6 +29,13 @@ pub fn print(line: &str) {
     unsafe { sys::nbd_shim_print(line.as_ptr()) }
 }
 
+/// Whether all that was printed has been taken.
+#[must_use]
+pub fn is_printed() -> bool {
+    // SAFETY: takes nothing.
+    unsafe { sys::nbd_shim_flush() == 0 }
+}
+
 /// Ends this process, which has done what it was started for, with what was printed shown. nbdkit has no
 /// other way to end well before it serves.
 pub fn end_well() -> ! {

@@ -30,6 +30,12 @@ nbd_shim_print (const char *line)
   printf ("%s\n", line);
 }
 
+int
+nbd_shim_flush (void)
+{
+  return fflush (stdout) == 0 && !ferror (stdout) ? 0 : -1;
+}
+
 /* Appends bytes where there is room. */
 static size_t
 append (unsigned char *to, size_t at, size_t size, const void *bytes, size_t n)

@@ -33,6 +33,8 @@ mod export;
 mod guard;
 #[forbid(unsafe_code)]
 mod places;
+#[forbid(unsafe_code)]
+mod probe;
 mod reception;
 #[forbid(unsafe_code)]
 mod state;

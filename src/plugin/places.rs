@@ -13,6 +13,7 @@ use crate::client::times::{Time, Times};
 use crate::client::turnstile::Turnstile;
 use crate::client::zeroes::Detect;
 use crate::config::extents::Extents;
+use crate::config::probe::Probe;
 use crate::config::reconnect::Reconnect;
 use crate::config::target::Place;
 use crate::config::{Align, Config, DetectZeroes, ExportName, Timeouts, servers};
@@ -136,6 +137,8 @@ fn at(
         // Others' options are for making connections: the first server's are each client's.
         fences: (config.align == Align::Emulate).then(Arc::default),
         wish: match &config.extents {
+            // A probe opens an export whatever maps there are.
+            _ if config.probe != Probe::Off => Wish::default(),
             Extents::From(wish) => wish.clone(),
             Extents::List => Wish::default(),
         },

@@ -4,8 +4,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::guard::Failure;
+use super::probe;
 use super::upstream::Upstream;
 use crate::config::extents::Extents;
+use crate::config::probe::Probe;
 use crate::config::{Config, Params};
 use crate::host::{params, report};
 use crate::proto::codec::printable;
@@ -41,17 +43,22 @@ pub fn freeze() -> Result<(), Failure> {
     let mut state = state();
     if let State::Collecting(params) = &mut *state {
         let config = params.take().unwrap_or_default().complete()?;
-        if config.extents == Extents::List && !params::is_stdio_free() {
-            return Err(Failure::misuse(
-                "cannot use ‘extents=list’ with nbdkit -s: standard output is the client's",
-            ));
+        let printed = match (&config.extents, config.probe) {
+            (Extents::List, _) => Some("extents=list"),
+            (_, Probe::Text | Probe::Json) => Some("probe"),
+            _ => None,
+        };
+        if let Some(what) = printed.filter(|_| !params::is_stdio_free()) {
+            return Err(Failure::misuse(&format!(
+                "cannot use ‘{what}’ with nbdkit -s: standard output is the client's"
+            )));
         }
         *state = State::Frozen(config);
     }
     Ok(())
 }
 
-/// Prepares the server. If all that is wanted is a list, it is printed, and that is the end.
+/// Prepares the server. If all that is wanted is a list, or a report, it is printed, and that is the end.
 pub fn get_ready() -> Result<(), Failure> {
     let mut state = state();
     if let State::Frozen(config) = &*state {
@@ -60,12 +67,30 @@ pub fn get_ready() -> Result<(), Failure> {
             for name in names {
                 report::print(&printable(&name, MAX_STRING));
             }
-            report::end_well();
+            return end_printed();
+        }
+        if config.probe != Probe::Off {
+            let found = Upstream::probe(config)?;
+            let all_failed = found.iter().all(|(_, result)| result.is_err());
+            let lines = probe::render(config.probe, &found);
+            let failure = found.into_iter().find_map(|(_, result)| result.err());
+            if !all_failed {
+                lines.iter().for_each(|line| report::print(line));
+            }
+            return failure.map_or_else(end_printed, |error| Err(error.into()));
         }
         let upstream = Upstream::new(config)?;
         *state = State::Ready(Arc::new(upstream));
     }
     Ok(())
+}
+
+/// What was wanted is printed, and nobody is served.
+fn end_printed() -> Result<(), Failure> {
+    match report::is_printed() {
+        true => report::end_well(),
+        false => Err(Failure::misuse("cannot write to standard output")),
+    }
 }
 
 /// Lets the server know that nbdkit has forked.

@@ -15,6 +15,7 @@ use crate::client::helm::Helm;
 use crate::client::helpers::Helpers;
 use crate::client::links::{Links, Shared};
 use crate::client::lot::{Kept, Lot};
+use crate::client::probe::report::Report;
 use crate::client::times::Time;
 use crate::client::upkeep::Upkeep;
 use crate::client::volume::Volumes;
@@ -275,21 +276,45 @@ impl Upstream {
         }
     }
 
-    /// The metadata contexts that the server has for the export. Nobody is served: a server that was started
-    /// for this ends.
-    pub fn contexts(config: &Config) -> Result<Vec<Vec<u8>>, Failure> {
-        let alone = Self::new(&Config {
+    /// Prepared to be asked, and by no client.
+    fn alone(config: &Config) -> Result<Self, Failure> {
+        Self::new(&Config {
             shared: false,
             control: None,
             ..config.clone()
-        })?;
-        let export = match &alone.server.export {
-            ExportName::Fixed(name) => name.clone(),
-            ExportName::Dynamic => name::ExportName::default(),
-        };
+        })
+    }
+
+    /// The metadata contexts that the server has for the export. Nobody is served: a server that was started
+    /// for this ends.
+    pub fn contexts(config: &Config) -> Result<Vec<Vec<u8>>, Failure> {
+        let alone = Self::alone(config)?;
+        let export = alone.server.fixed_name();
         let names = client::contexts(&alone.server.options, &export);
         alone.end();
         Ok(names?)
+    }
+
+    /// What each server is. Nobody is served, as above; a server that may still be starting is given the
+    /// time that the user gives it.
+    pub fn probe(config: &Config) -> Result<Vec<(Arc<str>, Result<Report, Error>)>, Failure> {
+        let alone = Self::alone(config)?;
+        let export = alone.server.fixed_name();
+        let mut tries_left = config.retry;
+        let found = loop {
+            let found = client::probe::probe(&alone.server.options, &export);
+            let mut failures = found.iter().filter_map(|(_, result)| result.as_ref().err());
+            match failures.find(|error| error.is_transient()) {
+                Some(error) if tries_left > 0 => {
+                    log::debug!("connect failed; will try again: {error}");
+                }
+                _ => break found,
+            }
+            tries_left -= 1;
+            std::thread::sleep(Duration::from_secs(1));
+        };
+        alone.end();
+        Ok(found)
     }
 
     /// Disconnects everybody, also clients that nbdkit did not close, and ends a server that we
@@ -312,6 +337,14 @@ impl Upstream {
 }
 
 impl Server {
+    /// The export that the user has named; the default one if that is left to clients.
+    fn fixed_name(&self) -> name::ExportName {
+        match &self.export {
+            ExportName::Fixed(name) => name.clone(),
+            ExportName::Dynamic => name::ExportName::default(),
+        }
+    }
+
     /// Connects, and tries again as often as the user said, if time can help. `start` is what is at
     /// hand to begin with.
     pub fn connect(

@@ -118,7 +118,7 @@ pub fn quoted(text: &[u8]) -> String {
 }
 
 /// Characters that reorder the text around them and so could disguise a log line.
-fn is_bidi_override(c: char) -> bool {
+pub fn is_bidi_override(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 

@@ -16,7 +16,7 @@ use rustix::net::{
 };
 
 use super::ssh::Tunnel;
-use super::tls::{Prepared, Session};
+use super::tls::{Facts, Prepared, Session};
 use super::{Deadline, Doorbell, Error, Lookout};
 use crate::proto::handshake::TlsEstablished;
 use crate::stats;
@@ -85,6 +85,11 @@ impl Stream {
     /// Whether TLS is on.
     pub fn has_tls(&self) -> bool {
         self.tls.is_some()
+    }
+
+    /// How TLS protects it, if it does.
+    pub fn tls_facts(&self) -> Option<Facts> {
+        self.tls.as_ref().map(Session::facts)
     }
 
     /// Puts TLS over a plain stream. Nothing that came in clear may be left: whoever can put bytes

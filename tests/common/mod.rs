@@ -19,6 +19,7 @@ pub mod manual;
 pub mod nbdkit;
 pub mod pair;
 pub mod pki;
+pub mod probed;
 pub mod process;
 pub mod refusal;
 pub mod relay;

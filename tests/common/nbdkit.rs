@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::clients::LIMIT;
-use super::process::{Guarded, eventually};
+use super::plugin;
+use super::process::{Guarded, eventually, run};
 
 /// How long a server may take until it listens. Generous: the machine may be busy.
 const START: Duration = Duration::from_secs(20);
@@ -209,4 +210,26 @@ pub fn explanation(log: &str) -> String {
         .collect();
     assert_eq!(errors.len(), 1, "one explanation:\n{log}");
     errors[0].to_owned()
+}
+
+/// `nbdkit PLUGIN ...` that prints and ends: its status, and what came on standard output and standard error.
+pub fn printed(args: &[&str]) -> (Option<i32>, String, String) {
+    printed_with(args, |_| ())
+}
+
+/// [`printed`], with something done to the command before it runs.
+pub fn printed_with(
+    args: &[&str],
+    prepare: impl FnOnce(&mut Command),
+) -> (Option<i32>, String, String) {
+    let mut command = Command::new("nbdkit");
+    command.arg(plugin()).args(args);
+    prepare(&mut command);
+    let output = run(&mut command, LIMIT);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
 }

@@ -40,6 +40,11 @@ impl Ladder {
         self.go
     }
 
+    /// Whether extended headers are asked for.
+    pub fn has_extended(self) -> bool {
+        self.extended
+    }
+
     /// Whether structured replies are asked for.
     pub fn has_structured(self) -> bool {
         self.structured

@@ -17,6 +17,8 @@ mod newstyle;
 mod oldstyle;
 mod options;
 
+use std::fmt;
+
 pub use self::ladder::Ladder;
 use self::newstyle::Newstyle;
 use super::codec::Reader;
@@ -58,6 +60,31 @@ pub enum Outcome {
     Described(Described),
     /// The metadata contexts that the server has for an export.
     Contexts(Vec<Vec<u8>>),
+    /// The server has agreed to an option that has no more to tell.
+    Agreed,
+    /// The server's style leaves no way to ask.
+    NoOptions,
+}
+
+/// How a server begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// It tells of one export, and that is all.
+    Oldstyle,
+    /// It knows one option, which opens an export.
+    Newstyle,
+    /// It can be asked.
+    FixedNewstyle,
+}
+
+impl fmt::Display for Style {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Oldstyle => "oldstyle",
+            Self::Newstyle => "newstyle",
+            Self::FixedNewstyle => "fixed newstyle",
+        })
+    }
 }
 
 /// One entry of a server's list.
@@ -74,6 +101,12 @@ pub struct Listed {
 pub struct Described {
     /// The name that the server gives the export, where it said so.
     pub canonical_name: Option<ExportName>,
+    /// A text for people, where the server sent one.
+    pub description: Option<String>,
+    /// Size in bytes, and flags as the server sent them, whether they make sense or not.
+    pub export: Option<(u64, u16)>,
+    /// Block size constraints, where the server sent legal ones.
+    pub block_sizes: Option<BlockSizes>,
 }
 
 /// Proof that what follows on a connection is protected by TLS. Only `transport`, which does it, can
@@ -152,6 +185,8 @@ enum Purpose {
     List,
     Describe,
     Contexts,
+    /// What the server says to this option.
+    Ask(OptionType),
 }
 
 impl Goal {
@@ -173,6 +208,12 @@ impl Goal {
     /// To learn which metadata contexts an export has.
     pub fn contexts(export: &ExportName) -> Self {
         Self::new(export.clone(), Purpose::Contexts)
+    }
+
+    /// To learn what the server says to one option, about this export where it is about one. After
+    /// consent to `NBD_OPT_STARTTLS` nothing is left but to hang up.
+    pub fn question(option: OptionType, export: &ExportName) -> Self {
+        Self::new(export.clone(), Purpose::Ask(option))
     }
 
     fn new(export: ExportName, purpose: Purpose) -> Self {
@@ -242,6 +283,7 @@ impl Goal {
                 description: String::new(),
             }])),
             Purpose::Describe => Some(Outcome::Described(Described::default())),
+            Purpose::Ask(_) => Some(Outcome::NoOptions),
         }
     }
 }
@@ -418,6 +460,23 @@ impl Handshake {
         self.compact
     }
 
+    /// How the server has begun, once that is known and until an export is open.
+    pub fn style(&self) -> Option<Style> {
+        match &self.state {
+            State::Oldstyle | State::Told(_) => Some(Style::Oldstyle),
+            State::Newstyle(newstyle) => newstyle.style(),
+            State::Greeting | State::Style | State::Over => None,
+        }
+    }
+
+    /// The option that the server has said nothing to. Not where it may be judging our credentials.
+    pub fn unanswered(&self) -> Option<OptionType> {
+        match &self.state {
+            State::Newstyle(newstyle) => newstyle.unanswered(),
+            _ => None,
+        }
+    }
+
     /// If the server hangs up or loses its place at this point: the questions that another connection
     /// may be tried with. `None` if no question is to blame, or if nobody can do without it.
     pub fn step_down(&self) -> Option<Ladder> {
@@ -491,6 +550,17 @@ impl Info {
         export.canonical_name = self.canonical_name;
         export.description = self.description;
         Ok(export.with_context(context))
+    }
+}
+
+impl From<Info> for Described {
+    fn from(info: Info) -> Self {
+        Self {
+            canonical_name: info.canonical_name,
+            description: info.description,
+            export: info.export,
+            block_sizes: info.block_sizes,
+        }
     }
 }
 

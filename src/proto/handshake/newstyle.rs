@@ -11,8 +11,8 @@ mod maps;
 use self::maps::Bitmaps;
 use super::contexts::Contexts;
 use super::{
-    Described, Error, Goal, IN_CLEAR, Info, Ladder, Listed, Outcome, Progress, Purpose,
-    TlsEstablished, TlsPolicy, enter, options,
+    Error, Goal, IN_CLEAR, Info, Ladder, Listed, Outcome, Progress, Purpose, Style, TlsEstablished,
+    TlsPolicy, enter, options,
 };
 use crate::proto::codec::{Reader, quoted};
 use crate::proto::consts::{HandshakeFlags, OPTION_REPLY_MAGIC, OptionReply, OptionType, PADDING};
@@ -213,6 +213,7 @@ impl Newstyle {
             Purpose::Open | Purpose::Contexts => self.first(),
             Purpose::List => OptionType::LIST,
             Purpose::Describe => OptionType::INFO,
+            Purpose::Ask(option) => option,
         })
     }
 
@@ -225,6 +226,21 @@ impl Newstyle {
         self.listed_bytes = 0;
     }
 
+    /// See [`super::Handshake::style`].
+    pub fn style(&self) -> Option<Style> {
+        match self.stage {
+            Stage::Flags => None,
+            _ if self.can_abort() => Some(Style::FixedNewstyle),
+            _ => Some(Style::Newstyle),
+        }
+    }
+
+    /// See [`super::Handshake::unanswered`].
+    pub fn unanswered(&self) -> Option<OptionType> {
+        let unanswered = matches!(self.stage, Stage::ReplyHeader) && self.replies == 0;
+        (unanswered && !self.may_be_refused()).then_some(self.asking)
+    }
+
     /// Whether an option was asked.
     pub fn has_asked(&self) -> bool {
         !matches!(self.stage, Stage::Flags)
@@ -233,8 +249,7 @@ impl Newstyle {
     /// See [`super::Handshake::step_down`]. A server that has said anything in reply knows the
     /// option; and one that closes where it judges our credentials does so for their sake.
     pub fn step_down(&self) -> Option<Ladder> {
-        let unanswered = matches!(self.stage, Stage::ReplyHeader) && self.replies == 0;
-        let to_blame = unanswered && !self.may_be_refused();
+        let to_blame = self.unanswered().is_some();
         match self.goal.purpose {
             Purpose::Open if self.goal.wish.demanded().is_some() => {
                 // What is demanded cannot be had with fewer questions about it.
@@ -388,6 +403,11 @@ impl Newstyle {
             self.check_protected()?;
         }
         match self.asking {
+            // Nothing but TLS may follow, and that is not wanted.
+            OptionType::STARTTLS if self.is_the_question() => {
+                self.stage = Stage::StartTls;
+                Ok(Progress::Finish(Vec::new(), Outcome::Agreed))
+            }
             OptionType::STARTTLS => {
                 // spec: Client-side requirements: MUST: NBD_REP_ACK to NBD_OPT_STARTTLS is followed by TLS at once
                 self.stage = Stage::StartTls;
@@ -395,12 +415,15 @@ impl Newstyle {
             }
             OptionType::EXTENDED_HEADERS => self.settle(Framing::Extended),
             OptionType::STRUCTURED_REPLY => self.settle(Framing::Structured),
+            OptionType::SET_META_CONTEXT if self.is_the_question() => {
+                Ok(self.rest(Outcome::Agreed))
+            }
             OptionType::LIST_META_CONTEXT => self.contexts_listed(),
             OptionType::SET_META_CONTEXT => self.context_settled(),
             OptionType::LIST => Ok(self.exports_listed()),
             OptionType::INFO => {
-                let canonical_name = self.info.canonical_name.take();
-                Ok(self.rest(Outcome::Described(Described { canonical_name })))
+                let info = std::mem::take(&mut self.info);
+                Ok(self.rest(Outcome::Described(info.into())))
             }
             _ => {
                 // spec: Option types: MUST NOT: no option after an NBD_OPT_GO that succeeded
@@ -441,6 +464,15 @@ impl Newstyle {
         };
         log::debug!("{refusal}");
         match self.asking {
+            _ if self.is_the_question() => {
+                self.settled |= matches!(
+                    self.asking,
+                    OptionType::EXTENDED_HEADERS | OptionType::STRUCTURED_REPLY
+                );
+                self.contexts.forget();
+                self.rest_unless_it_ends(reply);
+                Err(refusal.into())
+            }
             OptionType::STARTTLS => self.tls_refused(refusal),
             // spec: Option types: SHOULD: NBD_REP_ERR_UNSUP to NBD_OPT_EXTENDED_HEADERS means compact headers
             OptionType::EXTENDED_HEADERS => {
@@ -475,12 +507,21 @@ impl Newstyle {
                 Ok(Progress::Say(self.ask(OptionType::EXPORT_NAME)))
             }
             _ => {
-                // A server that is going away is to be left.
-                if reply != OptionReply::ERR_SHUTDOWN {
-                    self.stage = Stage::Rest;
-                }
+                self.rest_unless_it_ends(reply);
                 Err(refusal.into())
             }
+        }
+    }
+
+    /// Whether all that is wanted is what the server says to this option.
+    fn is_the_question(&self) -> bool {
+        self.goal.purpose == Purpose::Ask(self.asking)
+    }
+
+    /// After a refusal something else may be asked, unless the server is going away: then it is to be left.
+    fn rest_unless_it_ends(&mut self, reply: OptionReply) {
+        if reply != OptionReply::ERR_SHUTDOWN {
+            self.stage = Stage::Rest;
         }
     }
 

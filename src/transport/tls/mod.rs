@@ -4,11 +4,12 @@
 //! OpenSSL does the cryptography. `credentials` reads the user's files, afresh for every
 //! connection, so that renewed ones are picked up, with `identity`, `revocation` and `psk` for
 //! their kinds, `files` and `pem` for what they have in common; `session` runs the protocol over a
-//! socket that several threads use, `socket` moves many records with each system call, and
-//! `verdict` says why something failed. Keys are never part of a message, and memory of ours that
+//! socket that several threads use, `socket` moves many records with each system call,
+//! `facts` tells what was agreed, and `verdict` says why something failed. Keys are never part of a message, and memory of ours that
 //! held one is cleared.
 
 mod credentials;
+mod facts;
 mod files;
 mod identity;
 mod pem;
@@ -31,6 +32,7 @@ use openssl::error::ErrorStack;
 use zeroize::Zeroizing;
 
 pub use self::credentials::Prepared;
+pub use self::facts::{Certificate, Facts};
 pub use self::files::Files;
 pub use self::session::Session;
 use super::Error;

@@ -19,7 +19,7 @@ use super::pieces::Pieces;
 use super::rekey;
 use super::socket::{RECORD, Socket};
 use super::verdict::{check_peer, failure, refused, shown, warn_of_gaps};
-use super::{Prepared, Settings, reasons};
+use super::{Facts, Prepared, Settings, reasons};
 use crate::stats;
 use crate::transport::Error;
 
@@ -195,6 +195,11 @@ impl Session {
     /// received first. The receiver does that, and tells nobody.
     pub fn is_stuck(&self) -> bool {
         self.stuck.load(Ordering::Relaxed)
+    }
+
+    /// How the connection is protected.
+    pub fn facts(&self) -> Facts {
+        Facts::of(self.lock().stream.ssl())
     }
 
     /// Says that nothing more will be sent.

@@ -41,10 +41,12 @@ impl Newstyle {
         // spec: Metadata querying: MUST: contexts are chosen before they are asked about
         // spec: Option types: MUST NOT: no NBD_OPT_SET_META_CONTEXT before structured replies
         // spec: Option types: MUST NOT: nothing that needs structured replies without them
-        if self.framing.has_chunks() && self.goal.asks_contexts() {
+        let is_asked = matches!(self.goal.purpose, Purpose::Ask(_));
+        if self.framing.has_chunks() && self.goal.asks_contexts() && !is_asked {
             return Ok(Progress::Say(self.ask(self.about_contexts())));
         }
         match self.goal.purpose {
+            Purpose::Ask(_) => Ok(self.rest(Outcome::Agreed)),
             Purpose::Open => {
                 self.stage = Stage::Rest;
                 self.goal.check_unstructured()?;

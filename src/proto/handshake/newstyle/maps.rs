@@ -53,7 +53,7 @@ impl Newstyle {
     pub(super) fn contexts_listed(&mut self) -> Result<Progress, Error> {
         match self.goal.purpose {
             Purpose::List => Ok(self.bitmaps_listed()),
-            Purpose::Contexts => {
+            Purpose::Contexts | Purpose::Ask(_) => {
                 let names = self.contexts.take_names();
                 Ok(self.rest(Outcome::Contexts(names)))
             }

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//! What was agreed for a connection, and who the server says it is, in words for people. Whatever a
+//! certificate says is a text of the server's, and made printable.
+
+use openssl::nid::Nid;
+use openssl::pkey::{Id, PKeyRef, Public};
+use openssl::ssl::SslRef;
+use openssl::x509::{X509NameRef, X509Ref};
+
+use crate::proto::codec::printable;
+use crate::proto::consts::MAX_TEXT;
+
+/// Most bytes of a certificate's name that are told.
+const NAME: usize = 4 * MAX_TEXT;
+
+/// How a connection is protected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Such as `TLSv1.3`.
+    pub version: String,
+    /// Its name in the standards, such as `TLS_AES_256_GCM_SHA384`.
+    pub cipher: Option<String>,
+    /// Such as `X25519`; `None` where OpenSSL does not tell.
+    pub key_exchange: Option<String>,
+    /// The server's certificate, where it has sent one.
+    pub certificate: Option<Certificate>,
+}
+
+/// A server's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// Whose it is.
+    pub subject: String,
+    /// Who vouches for that.
+    pub issuer: String,
+    /// The last moment for which that is meant.
+    pub expires: String,
+}
+
+impl Facts {
+    /// Those of an established connection.
+    pub(super) fn of(ssl: &SslRef) -> Self {
+        let cipher = ssl.current_cipher();
+        let name = cipher.map(|cipher| cipher.standard_name().unwrap_or_else(|| cipher.name()));
+        let key = ssl.peer_tmp_key().ok();
+        Self {
+            version: ssl.version_str().to_owned(),
+            cipher: name.map(str::to_owned),
+            key_exchange: key.and_then(|key| group(&key)),
+            certificate: ssl.peer_certificate().map(|own| Certificate::of(&own)),
+        }
+    }
+}
+
+impl Certificate {
+    fn of(certificate: &X509Ref) -> Self {
+        Self {
+            subject: name(certificate.subject_name()),
+            issuer: name(certificate.issuer_name()),
+            expires: printable(certificate.not_after().to_string().as_bytes(), MAX_TEXT),
+        }
+    }
+}
+
+/// The parts of a name, as `openssl x509 -subject` writes them.
+fn name(name: &X509NameRef) -> String {
+    let part = |entry: &openssl::x509::X509NameEntryRef| {
+        let value = entry.data().to_string();
+        let key = entry.object().nid().short_name().unwrap_or("?");
+        format!("{key} = {}", value.unwrap_or_default())
+    };
+    // Each part costs, and how many there are is the server's choice.
+    let parts: Vec<_> = name.entries().take(32).map(part).collect();
+    printable(parts.join(", ").as_bytes(), NAME)
+}
+
+/// What the server's part of the key exchange is a key of.
+fn group(key: &PKeyRef<Public>) -> Option<String> {
+    let name = match key.id() {
+        Id::EC => match key.ec_key().ok()?.group().curve_name()? {
+            Nid::X9_62_PRIME256V1 => "secp256r1",
+            curve => curve.short_name().ok()?,
+        },
+        Id::DH => return Some(format!("DH, {} bits", key.bits())),
+        Id::X25519 => "X25519",
+        Id::X448 => "X448",
+        other => Nid::from_raw(other.as_raw()).short_name().ok()?,
+    };
+    Some(name.to_owned())
+}
