@@ -121,6 +121,13 @@ const OTHERS: &[Row] = &[
         &[PLACE, "socket=t", "servers=failover", "extents=list"],
         "‘extents=list’ with ‘servers’",
     ),
+    (&[PLACE, "probe="], "probe=: must be a boolean or json"),
+    (&[PLACE, "probe=xml"], "probe=xml: must be "),
+    (&[PLACE, "probe=2"], "probe=2: must be "),
+    (
+        &[PLACE, "probe=1", "extents=list"],
+        "‘probe’ with ‘extents=list’",
+    ),
     (
         &[
             PLACE,

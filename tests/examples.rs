@@ -212,7 +212,7 @@ fn examples_end_what_they_start() {
                     ),
                     // A list is printed, and that is all.
                     None => assert!(
-                        ["--run", "extents=list"]
+                        ["--run", "extents=list", "probe="]
                             .iter()
                             .any(|end| command.contains(end)),
                         "{section}: {command}"

@@ -412,13 +412,13 @@ fn what_cannot_be_printed_is_an_error() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let server = memory(directory.path(), "1M");
     for what in ["probe=1", "probe=json", "extents=list"] {
-        let full = File::create("/dev/full").expect("there is one");
+        let full = File::options().write(true).open("/dev/full");
         let mut command = Command::new("nbdkit");
         command.arg(plugin()).arg(socket(server.socket())).arg(what);
         // Piped standard error alone: the other one is full.
         let output = command
             .stdin(Stdio::null())
-            .stdout(full)
+            .stdout(full.expect("there is one"))
             .stderr(Stdio::piped())
             .output()
             .expect("nbdkit");

@@ -257,3 +257,18 @@ fn nobody_there_is_the_usual_message() {
         );
     }
 }
+
+/// A child of nbdkit's looks names up as long as there may be no thread.
+#[test]
+fn a_host_that_has_no_name_is_told_once() {
+    if !need("nbdkit") {
+        return;
+    }
+    for connects_early in ["probe=1", "shared=true"] {
+        let (status, stdout, stderr) = printed(&["hostname=no host", connects_early]);
+        assert_eq!((status, &*stdout), (Some(1), ""), "{stderr}");
+        let told = "no host:10809: connect: cannot look up the name: ";
+        assert!(stderr.contains(told), "{stderr}");
+        assert_eq!(stderr.matches("cannot look up").count(), 1, "{stderr}");
+    }
+}

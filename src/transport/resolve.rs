@@ -235,6 +235,8 @@ fn answer_and_exit(question: &Question, report: &OwnedFd) -> ! {
             .iter()
             .map(|address| format!("{address}\n"))
             .collect(),
+        // What it is an error of is said again where it is received.
+        Err(Error::Resolve(why)) => format!("!{why}"),
         Err(error) => format!("!{error}"),
     };
     // An answer is shorter than what a pipe takes in one piece at once.

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! What is said of extents that cannot be had.
 
+use std::fs::File;
 use std::process::Command;
 
-use super::common::clients::LIMIT;
+use super::common::clients::{LIMIT, text};
+use super::common::nbdkit::Nbdkit;
 use super::common::plugin;
 use super::common::process::run;
 use super::common::scripted::peer::Offer;
@@ -49,6 +51,42 @@ pub const CASES: &[Case] = &[
         happen: |dir| {
             let map = "extents=qemu:dirty-bitmap:b";
             starting(dir, &["socket=s", "socket=t", "servers=spread", map])
+        },
+    },
+    Case {
+        item: "cannot use ‘probe’ with ‘extents=list’: it tells the contexts, too",
+        text: "cannot use ‘probe’ with ‘extents=list’: it tells the contexts, too",
+        happen: |dir| starting(dir, &["socket=s", "probe=1", "extents=list"]),
+    },
+    Case {
+        item: "cannot use ‘probe’ with nbdkit -s: standard output is the client's",
+        text: "cannot use ‘probe’ with nbdkit -s: standard output is the client's",
+        happen: |_| {
+            let mut command = Command::new("nbdkit");
+            command.arg("-s").arg(plugin());
+            command.args(["socket=s", "probe=json"]);
+            last_error(&String::from_utf8_lossy(&run(&mut command, LIMIT).stderr))
+                .trim_end()
+                .to_owned()
+        },
+    },
+    Case {
+        item: "cannot write to standard output",
+        text: "cannot write to standard output",
+        happen: |dir| {
+            let server = Nbdkit::start(dir, &["memory", "1M"]);
+            let full = File::options().write(true).open("/dev/full");
+            let mut command = Command::new("nbdkit");
+            command.arg(plugin());
+            command.arg(format!("socket={}", text(server.socket())));
+            let output = command
+                .arg("probe=1")
+                .stdout(full.expect("there is one"))
+                .output();
+            let output = output.expect("nbdkit");
+            last_error(&String::from_utf8_lossy(&output.stderr))
+                .trim_end()
+                .to_owned()
         },
     },
     Case {
