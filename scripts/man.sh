@@ -50,6 +50,7 @@ html() {
         $page->index(1);
         $page->output_fh(*STDOUT);
         binmode STDIN;
+        binmode STDOUT, ":utf8";
         $page->parse_file(*STDIN);
     ' "$title" "$version" "nbdkit-$name-plugin" >"$file"
 }

@@ -86,6 +86,14 @@ fn what_is_not_there_is_found_out() {
     assert!(is_a_test(rules, "two") && !is_a_test(rules, "three"));
 }
 
+/// The filter asks again, and what a server had acknowledged and lost stays lost: `reconnect=` is what to use.
+#[test]
+fn nobody_is_sent_to_the_retry_filter() {
+    for page in ["README.md", "contrib/README.md", "docs/scaling.md"] {
+        assert!(!manual::file(page).contains("--filter=retry"), "{page}");
+    }
+}
+
 /// All rows of lost servers, and all promises' invariants that have a rule, are in the page of proofs.
 #[test]
 fn nothing_is_left_without_a_proof() {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::clients::LIMIT;
-use common::process::run_ok;
+use common::process::{run, run_ok};
 use common::{manual, need, need_all};
 
 /// The order of the sections in nbdkit's own pages, those that are ours alone behind PARAMETERS.
@@ -148,7 +148,9 @@ fn pages_are_flawless_pod() {
 fn html(directory: &Path, name: &str, page: &str) -> String {
     let file: PathBuf = directory.join(format!("{}.html", page_name(name, page)));
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/man.sh");
-    run_ok(Command::new(script).arg(name).arg(&file).arg(page), LIMIT);
+    let output = run(Command::new(script).arg(name).arg(&file).arg(page), LIMIT);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
     std::fs::read_to_string(file).expect("a page")
 }
 

@@ -2,7 +2,7 @@
 //! The handshake machine before a server that says anything: it asks for little, ends with the input, and what it then
 //! has is in order.
 
-use nbdkit_nbd_plugin::proto::consts::MAX_EXPORT_SIZE;
+use nbdkit_nbd_plugin::proto::consts::{MAX_EXPORT_SIZE, OptionType};
 use nbdkit_nbd_plugin::proto::handshake::{Goal, Handshake, Outcome, Step, TlsPolicy};
 use nbdkit_nbd_plugin::proto::name::ExportName;
 
@@ -37,9 +37,10 @@ fn goal(bytes: &mut Bytes<'_>) -> Goal {
         1 => ExportName::new("disk").unwrap_or_default(),
         _ => ExportName::new(vec![b'x'; 4096]).unwrap_or_default(),
     };
-    let goal = match bytes.below(4) {
+    let goal = match bytes.below(5) {
         0 => Goal::list(),
         1 => Goal::describe_default(),
+        2 => Goal::question(OptionType(u32::from(bytes.u8() & 15)), &name),
         _ => Goal::open(&name),
     };
     let policies = [
@@ -178,7 +179,7 @@ fn check(outcome: &Outcome) {
             assert!(names.len() <= 1024);
             assert!(names.iter().all(|name| name.len() <= 4096));
         }
-        Outcome::Described(_) => (),
+        Outcome::Described(_) | Outcome::Agreed | Outcome::NoOptions => (),
     }
 }
 

@@ -437,7 +437,7 @@ impl Handshake {
         // spec: Option types: SHOULD NOT: NBD_OPT_ABORT has no data
         // spec: Option types: SHOULD: NBD_OPT_ABORT may be answered by closing
         match &self.state {
-            State::Newstyle(newstyle) if newstyle.can_abort() => {
+            State::Newstyle(newstyle) if newstyle.can_abort() && !newstyle.wants_tls() => {
                 encode_option(OptionType::ABORT, &[])
             }
             _ => Vec::new(),

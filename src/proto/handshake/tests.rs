@@ -4,6 +4,7 @@
 mod again;
 mod contexts;
 mod ladder;
+mod questions;
 
 use super::*;
 use crate::proto::codec::Writer;
@@ -451,7 +452,11 @@ fn the_default_exports_name_is_asked_for() {
         .finish();
     let (outcome, _) = pursue(Goal::describe_default(), &server).expect("info");
     let canonical_name = Some(name("disk"));
-    assert_eq!(outcome, Outcome::Described(Described { canonical_name }));
+    let described = Described {
+        canonical_name,
+        ..Described::default()
+    };
+    assert_eq!(outcome, Outcome::Described(described));
 }
 
 #[test]

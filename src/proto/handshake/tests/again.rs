@@ -65,7 +65,11 @@ fn a_list_and_a_description_are_followed_by_transmission() {
     let described = [told, ack(OptionType::INFO)];
     let (outcome, sent) = ask(&mut machine, Goal::describe_default(), &described).expect("info");
     let canonical_name = Some(name("disk"));
-    assert_eq!(outcome, Outcome::Described(Described { canonical_name }));
+    let described = Described {
+        canonical_name,
+        ..Described::default()
+    };
+    assert_eq!(outcome, Outcome::Described(described));
     assert_eq!(options(&sent), [6]);
 
     let opened = [
