@@ -7,11 +7,12 @@
 
 mod framing;
 mod maps;
+mod questions;
 
 use self::maps::Bitmaps;
 use super::contexts::Contexts;
 use super::{
-    Error, Goal, IN_CLEAR, Info, Ladder, Listed, Outcome, Progress, Purpose, Style, TlsEstablished,
+    Error, Goal, IN_CLEAR, Info, Ladder, Listed, Outcome, Progress, Purpose, TlsEstablished,
     TlsPolicy, enter, options,
 };
 use crate::proto::codec::{Reader, quoted};
@@ -224,21 +225,6 @@ impl Newstyle {
         self.whole = None;
         self.bitmaps = Bitmaps::default();
         self.listed_bytes = 0;
-    }
-
-    /// See [`super::Handshake::style`].
-    pub fn style(&self) -> Option<Style> {
-        match self.stage {
-            Stage::Flags => None,
-            _ if self.can_abort() => Some(Style::FixedNewstyle),
-            _ => Some(Style::Newstyle),
-        }
-    }
-
-    /// See [`super::Handshake::unanswered`].
-    pub fn unanswered(&self) -> Option<OptionType> {
-        let unanswered = matches!(self.stage, Stage::ReplyHeader) && self.replies == 0;
-        (unanswered && !self.may_be_refused()).then_some(self.asking)
     }
 
     /// Whether an option was asked.
@@ -510,18 +496,6 @@ impl Newstyle {
                 self.rest_unless_it_ends(reply);
                 Err(refusal.into())
             }
-        }
-    }
-
-    /// Whether all that is wanted is what the server says to this option.
-    fn is_the_question(&self) -> bool {
-        self.goal.purpose == Purpose::Ask(self.asking)
-    }
-
-    /// After a refusal something else may be asked, unless the server is going away: then it is to be left.
-    fn rest_unless_it_ends(&mut self, reply: OptionReply) {
-        if reply != OptionReply::ERR_SHUTDOWN {
-            self.stage = Stage::Rest;
         }
     }
 

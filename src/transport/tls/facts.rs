@@ -2,11 +2,10 @@
 //! What was agreed for a connection, and who the server says it is, in words for people. Whatever a
 //! certificate says is a text of the server's, and made printable.
 
-use openssl::nid::Nid;
-use openssl::pkey::{Id, PKeyRef, Public};
 use openssl::ssl::SslRef;
 use openssl::x509::{X509NameRef, X509Ref};
 
+use super::session::key_exchange;
 use crate::proto::codec::printable;
 use crate::proto::consts::MAX_TEXT;
 
@@ -42,11 +41,10 @@ impl Facts {
     pub(super) fn of(ssl: &SslRef) -> Self {
         let cipher = ssl.current_cipher();
         let name = cipher.map(|cipher| cipher.standard_name().unwrap_or_else(|| cipher.name()));
-        let key = ssl.peer_tmp_key().ok();
         Self {
             version: ssl.version_str().to_owned(),
             cipher: name.map(str::to_owned),
-            key_exchange: key.and_then(|key| group(&key)),
+            key_exchange: key_exchange(ssl),
             certificate: ssl.peer_certificate().map(|own| Certificate::of(&own)),
         }
     }
@@ -72,19 +70,4 @@ fn name(name: &X509NameRef) -> String {
     // Each part costs, and how many there are is the server's choice.
     let parts: Vec<_> = name.entries().take(32).map(part).collect();
     printable(parts.join(", ").as_bytes(), NAME)
-}
-
-/// What the server's part of the key exchange is a key of.
-fn group(key: &PKeyRef<Public>) -> Option<String> {
-    let name = match key.id() {
-        Id::EC => match key.ec_key().ok()?.group().curve_name()? {
-            Nid::X9_62_PRIME256V1 => "secp256r1",
-            curve => curve.short_name().ok()?,
-        },
-        Id::DH => return Some(format!("DH, {} bits", key.bits())),
-        Id::X25519 => "X25519",
-        Id::X448 => "X448",
-        other => Nid::from_raw(other.as_raw()).short_name().ok()?,
-    };
-    Some(name.to_owned())
 }

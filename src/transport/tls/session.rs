@@ -60,7 +60,7 @@ struct Inner {
 }
 
 /// How the keys were agreed, as far as the library tells.
-fn key_exchange(ssl: &SslRef) -> Option<String> {
+pub(super) fn key_exchange(ssl: &SslRef) -> Option<String> {
     let key = ssl.peer_tmp_key().ok()?;
     Some(match key.id() {
         Id::X25519 => "X25519".to_owned(),
