@@ -122,6 +122,7 @@ const SAMPLES: &[Sample] = &[
     needs("stats-interval", "stats-interval=1", &["stats"]),
     needs("stats-format", "stats-format=prometheus", &["stats"]),
     sample("slow-log", "slow-log=1"),
+    sample("control", "control=/run/disk.ctl"),
     sample("probe", "probe=1"),
 ];
 
