@@ -30,6 +30,9 @@ pub const MAX_EXPORTS: usize = 100;
 /// So many rounds are timed.
 const ROUNDS: usize = 5;
 
+/// What became of one server.
+pub type Found = (Server, Result<Report, Error>);
+
 /// Why an option was not asked.
 const SPARED: &str = "spared by quirks";
 const DEMANDS_TLS: &str = "the server demands TLS first";
@@ -39,7 +42,7 @@ const OPENS: &str = "opens the export";
 const TLS_ONLY: &str = "TLS is required";
 
 /// Asks each of the servers in turn. What they are asked for is `export`, or what the user said of each.
-pub fn probe(options: &Options, export: &ExportName) -> Vec<(Server, Result<Report, Error>)> {
+pub fn probe(options: &Options, export: &ExportName) -> Vec<Found> {
     let first = std::iter::once((options, export));
     let others = options.fleet.iter().flat_map(Fleet::others);
     let all = first.chain(others.map(|another| (&*another.options, &another.export)));

@@ -15,7 +15,7 @@ use crate::client::helm::Helm;
 use crate::client::helpers::Helpers;
 use crate::client::links::{Links, Shared};
 use crate::client::lot::{Kept, Lot};
-use crate::client::probe::report::Report;
+use crate::client::probe::Found;
 use crate::client::times::Time;
 use crate::client::upkeep::Upkeep;
 use crate::client::volume::Volumes;
@@ -297,7 +297,7 @@ impl Upstream {
 
     /// What each server is. Nobody is served, as above; a server that may still be starting is given the
     /// time that the user gives it.
-    pub fn probe(config: &Config) -> Result<Vec<(Arc<str>, Result<Report, Error>)>, Failure> {
+    pub fn probe(config: &Config) -> Result<Vec<Found>, Failure> {
         let alone = Self::alone(config)?;
         let export = alone.server.fixed_name();
         let mut tries_left = config.retry;

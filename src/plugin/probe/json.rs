@@ -6,8 +6,8 @@ use std::fmt;
 use std::time::Duration;
 
 use super::advice::{Advice, advice};
-use super::{Found, text};
-use crate::client::error::{Error, Server};
+use super::text;
+use crate::client::probe::Found;
 use crate::client::probe::report::{Answer, Export, Facts, Listing, Report};
 use crate::proto::codec::is_bidi_override;
 use crate::proto::handshake::Listed;
@@ -126,8 +126,8 @@ fn text_to(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
 }
 
 /// The whole of it.
-pub fn report(found: &Found) -> Value {
-    let one = |(server, result): &(Server, Result<Report, Error>)| match result {
+pub fn report(found: &[Found]) -> Value {
+    let one = |(server, result): &Found| match result {
         Ok(report) => about(report),
         Err(error) => Value::Object(vec![
             ("address", Value::from(&**server)),

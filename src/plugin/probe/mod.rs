@@ -8,15 +8,11 @@ mod advice;
 mod json;
 mod text;
 
-use crate::client::error::{Error, Server};
-use crate::client::probe::report::Report;
+use crate::client::probe::Found;
 use crate::config::probe::Probe;
 
-/// What became of each server.
-pub type Found = [(Server, Result<Report, Error>)];
-
 /// The lines to print.
-pub fn render(form: Probe, found: &Found) -> Vec<String> {
+pub fn render(form: Probe, found: &[Found]) -> Vec<String> {
     match form {
         Probe::Json => vec![json::report(found).to_string()],
         _ => text::report(found),

@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
-use super::Found;
 use super::advice::{Advice, advice};
-use crate::client::probe::MAX_EXPORTS;
 use crate::client::probe::report::{Answer, Export, Facts, Listing, Report};
+use crate::client::probe::{Found, MAX_EXPORTS};
 use crate::proto::codec::printable;
 use crate::proto::consts::{MAX_TEXT, TransmissionFlags};
 use crate::proto::handshake::TlsPolicy;
@@ -37,7 +36,7 @@ pub const FLAGS: [(&str, &str, TransmissionFlags); 10] = [
 ];
 
 /// All lines.
-pub fn report(found: &Found) -> Vec<String> {
+pub fn report(found: &[Found]) -> Vec<String> {
     let mut lines = Vec::new();
     for (server, result) in found {
         if !lines.is_empty() {
