@@ -5,8 +5,10 @@
 mod common;
 
 use common::cutting::{Cutting, Over, STEPS, places};
+use common::front::Front;
 use common::need;
-use common::relay::{Direction, Others, Trouble};
+use common::relay::{Direction, Others, Plan, Relay, Trouble};
+use common::upstream::memory;
 
 fn stage(over: Over) -> Cutting {
     Cutting::new(over, &[])
@@ -18,6 +20,36 @@ fn z1_cut_at_every_byte() {
         return;
     }
     stage(Over::Unix).breaks_everywhere(&Trouble::Cut, 1, 0);
+}
+
+/// The question is asked on the first connection; the next one, which does without it, is refused here.
+#[test]
+fn z1_cut_at_every_byte_about_extended_headers() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let server = memory(directory.path(), "1M");
+    // Greetings and flags are 22 bytes, the question is 16, and its answer 20.
+    let to_server = (0..20).map(|at| (Direction::ToServer, at));
+    let from_server = (18..38).map(|at| (Direction::FromServer, at));
+    for (direction, at) in to_server.chain(from_server) {
+        let place = tempfile::tempdir().expect("temporary directory");
+        let relay = Relay::unix(place.path(), "relay.sock", server.socket());
+        let front = relay.forward(place.path(), &[]);
+        let trouble = Trouble::Cut;
+        relay.plan(
+            Some(Plan {
+                trouble,
+                direction,
+                at,
+            }),
+            Others::Refused,
+        );
+        assert!(Front::open(front.socket()).is_err(), "{direction:?} {at}");
+        relay.plan(None, Others::Well);
+        assert!(Front::open(front.socket()).is_ok(), "{direction:?} {at}");
+    }
 }
 
 #[test]
