@@ -25,7 +25,9 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 cargo test --locked --no-run --quiet --message-format=json >"$work/built" 2>/dev/null
-mapfile -t programs < <(sed -n 's/^.*"executable":"\([^"]*\)".*$/\1/p' "$work/built")
+# What is built beside them, to be tried by them, is no test.
+mapfile -t programs < <(grep -F '"test":true}' "$work/built" |
+    sed -n 's/^.*"executable":"\([^"]*\)".*$/\1/p')
 [ ${#programs[@]} -gt 1 ] || { echo "tests: cargo has built no tests" >&2; exit 1; }
 
 # NAME-0123456789abcdef: the longest of the last time first, and who is new before them.

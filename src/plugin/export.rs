@@ -2,7 +2,9 @@
 //! What nbdkit's questions about an export mean, in safe Rust.
 
 use std::ffi::c_char;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use super::guard::Failure;
 use super::state;
@@ -19,6 +21,9 @@ use crate::stats::{Asked, Stats};
 /// Largest preferred block size that nbdkit accepts, bytes.
 const MAX_PREFERRED: u32 = 32 << 20;
 
+/// How far apart answers are given that nobody takes: time for nbdkit to find that out by one of them.
+const APART: Duration = Duration::from_millis(10);
+
 /// One client of nbdkit's: its way to the server.
 #[derive(Debug)]
 pub struct Handle {
@@ -26,6 +31,8 @@ pub struct Handle {
     client: Session,
     readonly: bool,
     stats: Option<Arc<Stats>>,
+    /// Whoever has an answer that nobody takes.
+    leaving: Mutex<()>,
 }
 
 impl Handle {
@@ -42,6 +49,7 @@ impl Handle {
             upstream,
             client,
             readonly,
+            leaving: Mutex::default(),
         })
     }
 
@@ -93,8 +101,20 @@ impl Handle {
     fn explained<T>(&self, result: Result<T, Error>) -> Result<T, Failure> {
         result.map_err(|error| {
             self.client.note_failure(&error);
+            if error.is_unwanted() {
+                self.answer_apart();
+            }
             self.upstream.explain(error)
         })
+    }
+
+    /// nbdkit before 1.33.10 (its commit 9d82aa4f) aborts where two answers at once meet a client that has
+    /// left: the one finds out and gives up the socket, and the other, which had looked before, insists on
+    /// having it. All requests that a client has left behind are given up at the same moment; so their
+    /// answers go one by one, which nobody waits for.
+    fn answer_apart(&self) {
+        let _turn = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        thread::sleep(APART);
     }
 
     /// Carries out a request, and tells of it where somebody wants to know.
