@@ -115,7 +115,7 @@ fn who_does_not_know_extended_headers_is_not_asked_by_each_client() {
         opt::SET_META_CONTEXT,
         opt::GO,
     ];
-    let bench = Bench::new(&[]);
+    let bench = Bench::with(&[]);
     for (client, options) in [&all[..], compact, compact].into_iter().enumerate() {
         let seen = asked(&bench, options, Offer::default());
         opens(&bench);
@@ -228,7 +228,7 @@ fn a_server_that_loses_its_place_over_contexts_is_not_asked_for_them() {
 
 #[test]
 fn what_did_not_help_is_not_remembered() {
-    let bench = Bench::new(&[]);
+    let bench = Bench::with(&[]);
     let before = bench.nbdkit().stderr().len();
     let first = fails_at(
         &bench,

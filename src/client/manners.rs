@@ -21,6 +21,8 @@ const COMPACT_FOR: Duration = Duration::from_secs(60);
 pub struct Manners {
     ladder: Mutex<Ladder>,
     limits: Limits,
+    /// It is asked for extended headers each time.
+    asks_again: bool,
     admits: AtomicUsize,
     /// When it last said that it does not know extended headers.
     compact: Mutex<Option<Instant>>,
@@ -28,16 +30,18 @@ pub struct Manners {
 
 impl Default for Manners {
     fn default() -> Self {
-        Self::new(Ladder::default(), Limits::default())
+        Self::new(Ladder::default(), Limits::default(), false)
     }
 }
 
 impl Manners {
-    /// What the user allows.
-    pub fn new(ladder: Ladder, limits: Limits) -> Self {
+    /// What the user allows. `asks_again` for extended headers each time, also where the server has just
+    /// said that it does not know them.
+    pub fn new(ladder: Ladder, limits: Limits, asks_again: bool) -> Self {
         Self {
             ladder: Mutex::new(ladder),
             limits,
+            asks_again,
             admits: AtomicUsize::new(usize::MAX),
             compact: Mutex::new(None),
         }
@@ -70,7 +74,9 @@ impl Manners {
 
     /// The server does not know extended headers.
     pub(super) fn found_compact(&self) {
-        *lock(&self.compact) = Some(Instant::now());
+        if !self.asks_again {
+            *lock(&self.compact) = Some(Instant::now());
+        }
     }
 
     /// How much to ask for at once.

@@ -19,6 +19,9 @@ const MOST_PAYLOAD: u64 = 64 << 20;
 pub struct Quirks {
     /// The questions that it is asked.
     pub ladder: Ladder,
+    /// Whether it is asked for extended headers each time, also where it has just said that it does not
+    /// know them.
+    pub asks_again: bool,
     /// How much it is asked for at once.
     pub limits: Limits,
 }
@@ -74,7 +77,10 @@ pub fn parse(value: &[u8]) -> Result<Quirks, Error> {
                     Word::NoOptGo => quirks.ladder.without_go(),
                     Word::NoStructured => quirks.ladder.without_structured(),
                     Word::NoExtended => quirks.ladder.without_extended(),
-                    Word::Extended => quirks.ladder,
+                    Word::Extended => {
+                        quirks.asks_again = true;
+                        quirks.ladder
+                    }
                     Word::NoMeta => quirks.ladder.without_meta(),
                 };
                 text
@@ -152,6 +158,7 @@ mod tests {
         ] {
             let expected = Quirks {
                 ladder,
+                asks_again: text.split(',').any(|word| word == "extended"),
                 limits: Limits::default(),
             };
             assert_eq!(quirks(text), expected, "{text}");

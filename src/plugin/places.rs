@@ -128,7 +128,11 @@ fn at(
         wanted: Some(params::is_wanted),
         connections: config.connections,
         fleet: None,
-        manners: Arc::new(Manners::new(config.quirks.ladder, config.quirks.limits)),
+        manners: Arc::new(Manners::new(
+            config.quirks.ladder,
+            config.quirks.limits,
+            config.quirks.asks_again,
+        )),
         detect_zeroes: match config.detect_zeroes {
             DetectZeroes::Off => Detect::Off,
             DetectZeroes::On => Detect::On,

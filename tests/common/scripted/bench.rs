@@ -98,8 +98,18 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// nbdkit with the plugin before a scripted server; `extra` as for [`forward`].
+    /// nbdkit with the plugin before a scripted server; `extra` as for [`forward`]. It is asked for extended
+    /// headers each time, unless `extra` has other quirks: what one script says is nothing to the next.
     pub fn new(extra: &[&str]) -> Self {
+        let ask = match extra.iter().any(|arg| arg.starts_with("quirks=")) {
+            true => &[][..],
+            false => &["quirks=extended"],
+        };
+        Self::with(&[extra, ask].concat())
+    }
+
+    /// The same, with nothing but these parameters.
+    pub fn with(extra: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
         let server = Scripted::start(directory.path());
         let nbdkit = forward(directory.path(), server.socket(), extra);
