@@ -156,6 +156,12 @@ fn a_flush_that_takes_longer_ends_no_connection() {
             "drain: flush not answered within 0.2 seconds; nothing is held",
             "{kind:?}"
         );
+        // The first flush is still on its way.
+        assert_eq!(
+            commander.refuses("drain 200ms"),
+            "drain: flush not answered within 0.2 seconds; nothing is held",
+            "{kind:?}: a second time"
+        );
         stand.continue_server();
         assert_eq!(front.read(0, 512), Ok(vec![1; 512]), "{kind:?}");
         commander.does("drain");
