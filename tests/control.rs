@@ -156,6 +156,12 @@ fn a_flush_that_takes_longer_ends_no_connection() {
             "drain: flush not answered within 0.2 seconds; nothing is held",
             "{kind:?}"
         );
+        // The first flush is still on its way.
+        assert_eq!(
+            commander.refuses("drain 200ms"),
+            "drain: flush not answered within 0.2 seconds; nothing is held",
+            "{kind:?}: a second time"
+        );
         stand.continue_server();
         assert_eq!(front.read(0, 512), Ok(vec![1; 512]), "{kind:?}");
         commander.does("drain");
@@ -164,6 +170,36 @@ fn a_flush_that_takes_longer_ends_no_connection() {
             !stand.front.stderr().contains("connection lost"),
             "{kind:?}"
         );
+    }
+}
+
+/// What it has written is flushed as it leaves, and the answer to a drain says that it is.
+#[test]
+fn a_client_that_is_leaving_is_waited_for() {
+    if !need_all(&["nbdkit"]) {
+        return;
+    }
+    for kind in KINDS {
+        if kind.contains(&"shared=true") {
+            continue;
+        }
+        let stand = Stand::new(&[kind, &["close-timeout=100"]].concat());
+        let mut commander = stand.commander();
+        let mut front = Front::of(&stand.front);
+        front.write(0, &[1; 512]).expect("a write");
+        stand.stop_server();
+        drop(front);
+        eventually("it leaves", LIMIT, || {
+            (commander.status()["ways"] == serde_json::json!([])).then_some(())
+        });
+        assert_eq!(
+            commander.refuses("drain 200ms"),
+            "drain: clients that have left not seen off within 0.2 seconds; nothing is held",
+            "{kind:?}"
+        );
+        stand.continue_server();
+        commander.does("drain");
+        assert!(stand.relay.requests(3) > 0, "{kind:?}: not flushed");
     }
 }
 

@@ -182,6 +182,41 @@ fn hostile_names_are_one_line_and_arrive_whole() {
     );
 }
 
+/// What is suggested is there to be typed: a name that shows as another one is none to suggest.
+#[test]
+fn a_name_that_shows_as_another_is_not_suggested() {
+    if !need_all(&["nbdkit", "python3"]) {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let server = Scripted::start(directory.path());
+    let place = socket(server.socket());
+    for (name, suggests) in [("disk", true), ("a\u{202e}b", false)] {
+        let answer_all = move |peer: &mut Peer| {
+            let offer = Offer::default();
+            peer.greet(offer.handshake_flags)?;
+            loop {
+                let asked = peer.option()?;
+                match asked.option {
+                    opt::LIST => {
+                        let length = u32::try_from(name.len()).expect("short");
+                        let entry = wire::join(&[&length.to_be_bytes(), name.as_bytes()]);
+                        peer.reply(opt::LIST, rep::SERVER, &entry)?;
+                        peer.reply(opt::LIST, rep::ACK, &[])?;
+                    }
+                    opt::INFO => peer.reply(opt::INFO, rep::ERR_UNKNOWN, b"")?,
+                    _ if !answered(peer, asked.option, &asked.data, &offer)? => return Ok(()),
+                    _ => (),
+                }
+            }
+        };
+        server.play(answer_all);
+        let seen = told(&[&place]);
+        assert_eq!(seen.contains("export=disk"), suggests, "{seen:?}");
+        assert!(!seen.contains('\u{202e}'), "{seen:?}");
+    }
+}
+
 #[test]
 fn a_list_without_end_is_cut() {
     if !need_all(&["nbdkit", "python3"]) {

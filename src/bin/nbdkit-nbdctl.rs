@@ -21,8 +21,8 @@ Usage: nbdkit-nbdctl [--json] PATH COMMAND
 Commands:
   status            what there is and what it is doing
   watch             the same once a second, until Ctrl-C or nbdkit's end
-  drain [TIME]      hold requests, with all that came before answered and flushed;
-                    without an effect if that is not so within TIME (30 s)
+  drain [TIME]      hold requests, with all that came before answered and
+                    flushed; no effect if that is not so within TIME (30 s)
   resume            let requests go on
   reconnect [TIME]  leave all connections for new ones (with reconnect=)
   set KEY=TIME      give a parameter another value, such as request-timeout=30

@@ -38,6 +38,9 @@ pub enum Refusal {
         /// How long it was waited for.
         timeout: String,
     },
+    /// A client that has left may have something to be flushed yet.
+    #[error("clients that have left not seen off within {0}; nothing is held")]
+    Leaving(String),
     /// A flush has failed.
     #[error("flush: {0}; nothing is held")]
     Flush(Error),
@@ -265,7 +268,15 @@ impl Helm {
             });
         }
         self.flush_all(until, &goes_on, timeout)?;
-        Ok(closed)
+        // Whoever was leaving before that is none of those that were flushed, and flushes itself.
+        come_to_rest(until, || self.upkeep.leaving() == 0 || !goes_on());
+        if !goes_on() {
+            return Err(self.interrupted());
+        }
+        match self.upkeep.leaving() {
+            0 => Ok(closed),
+            _ => Err(Refusal::Leaving(timeout())),
+        }
     }
 
     /// Flushes all ways, each over its own connections; a flush that takes too long goes on by itself.

@@ -337,10 +337,10 @@ impl Plain {
     /// Flushes if something was written, on behalf of no client.
     pub(super) fn settle(&self) -> Result<(), Error> {
         let can_flush = self.volume.export().can(TransmissionFlags::SEND_FLUSH);
-        if !can_flush || !self.wrote.load(Ordering::Acquire) {
+        let own = Own::new(&self.own);
+        if !can_flush || !own.is_needed(|| self.has_written()) {
             return Ok(());
         }
-        let _own = Own::new(&self.own);
         self.flush(&Deadline::after_maybe(
             self.opener.options.times.request.get(),
         ))
@@ -391,6 +391,11 @@ impl Plain {
     /// Whether something was written that no flush has made permanent since. Nothing was, from now on.
     pub(super) fn take_wrote(&self) -> bool {
         self.wrote.load(Ordering::Acquire) && self.wrote.swap(false, Ordering::AcqRel)
+    }
+
+    /// The same, with nothing changed.
+    pub(super) fn has_written(&self) -> bool {
+        self.wrote.load(Ordering::Acquire)
     }
 
     /// Waits until everybody has noted what was written over a connection on which nothing is in flight.
@@ -449,13 +454,19 @@ impl OwnFlushes {
     }
 }
 
-/// One of them.
+/// One of them, or the question whether there is to be one.
 pub(super) struct Own<'a>(&'a AtomicU32);
 
 impl<'a> Own<'a> {
     pub(super) fn new(OwnFlushes(count): &'a OwnFlushes) -> Self {
         count.fetch_add(1, Ordering::AcqRel);
         Self(count)
+    }
+
+    /// Whether there is anything to be flushed. What another one is about to flush is noted as written no
+    /// more, and only when that one is over and has failed it is again.
+    pub(super) fn is_needed(&self, wrote: impl Fn() -> bool) -> bool {
+        wrote() || self.0.load(Ordering::Acquire) > 1 || wrote()
     }
 }
 

@@ -87,6 +87,8 @@ struct Inner {
 #[derive(Default)]
 struct State {
     live: Vec<Arc<Links>>,
+    /// How many are just being closed, or come to rest.
+    leaving: usize,
     tasks: VecDeque<Task>,
     chore: Option<Weak<dyn Chore>>,
     /// The chore is to be done now.
@@ -182,11 +184,17 @@ impl Upkeep {
         lock(&self.inner.state).live.clone()
     }
 
-    /// Looks after links no longer, since they are being closed.
-    pub fn forget(&self, links: &Links) {
-        lock(&self.inner.state)
-            .live
-            .retain(|live| !std::ptr::eq(&**live, links));
+    /// Looks after links no longer, since they are being closed: until what this gives back is gone.
+    pub fn forget(&self, links: &Links) -> Leaving<'_> {
+        let mut state = lock(&self.inner.state);
+        state.live.retain(|live| !std::ptr::eq(&**live, links));
+        state.leaving += 1;
+        Leaving(&self.inner)
+    }
+
+    /// How many are just being closed: they may have to be flushed yet.
+    pub(super) fn leaving(&self) -> usize {
+        lock(&self.inner.state).leaving
     }
 
     /// Ends the thread, and closes what is still registered, and `more`: side by side, within the time
@@ -228,6 +236,17 @@ impl Upkeep {
         });
         // What they waited for is over now.
         self.helpers.join();
+    }
+}
+
+/// Links that are being closed, with what they may have to flush.
+#[derive(Debug)]
+#[must_use = "they are closed until this is gone"]
+pub struct Leaving<'a>(&'a Inner);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).leaving -= 1;
     }
 }
 

@@ -5,6 +5,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use crate::proto::codec::is_bidi_override;
+
 /// A value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
@@ -84,7 +86,8 @@ fn write_text(out: &mut String, text: &str) {
         match c {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
-            c if c.is_control() => {
+            // What a terminal could take for more than text.
+            c if c.is_control() || is_bidi_override(c) => {
                 let mut units = [0; 2];
                 for unit in c.encode_utf16(&mut units) {
                     write_to(out, format_args!("\\u{unit:04x}"));
@@ -116,12 +119,15 @@ mod tests {
             ("time", Value::Time(Duration::from_millis(12_005))),
             (
                 "list",
-                Value::List(vec![Value::Number(u64::MAX), Value::text("a\"\\\n\u{9b}ä")]),
+                Value::List(vec![
+                    Value::Number(u64::MAX),
+                    Value::text("a\"\\\n\u{9b}\u{202e}ä"),
+                ]),
             ),
         ]);
         assert_eq!(
             written(&value),
-            r#"{"ok":true,"none":null,"map":{"k":null},"time":12.005,"list":[18446744073709551615,"a\"\\\u000a\u009bä"]}"#
+            r#"{"ok":true,"none":null,"map":{"k":null},"time":12.005,"list":[18446744073709551615,"a\"\\\u000a\u009b\u202eä"]}"#
         );
     }
 

@@ -91,9 +91,6 @@ impl Server {
                 self.clients.clear();
             }
         }
-        for client in &mut self.clients {
-            client.hang_up();
-        }
     }
 
     /// Waits for something to happen, and does what follows from it.
@@ -386,6 +383,13 @@ impl Client {
     fn is_over(&self) -> bool {
         let done = self.output.is_empty() && self.busy.is_none();
         done && (self.leaving || (self.ended && self.input.is_empty()))
+    }
+}
+
+impl Drop for Client {
+    /// Also where a panic has left it.
+    fn drop(&mut self) {
+        self.hang_up();
     }
 }
 

@@ -245,17 +245,18 @@ impl Reception {
             return self.close(kept);
         };
         // Nobody closes it while it comes to rest.
-        self.upkeep.forget(&kept.links);
+        let leaving = self.upkeep.forget(&kept.links);
         let rested = kept.links.rest(self.deadline());
         if !rested || !self.upkeep.register(kept.links.clone()) {
             return self.close(kept);
         }
+        drop(leaving);
         lot.park(kept).into_iter().for_each(|kept| self.close(kept));
         self.upkeep.bell().ring();
     }
 
     fn close(&self, kept: Kept) {
-        self.upkeep.forget(&kept.links);
+        let _leaving = self.upkeep.forget(&kept.links);
         kept.links.close(self.deadline());
     }
 

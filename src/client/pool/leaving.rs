@@ -69,11 +69,11 @@ impl Pool {
     /// Flushes if something was written, on behalf of no client.
     pub(in crate::client) fn settle(self: &Arc<Self>) -> Result<(), Error> {
         let can_flush = self.volume.export().can(TransmissionFlags::SEND_FLUSH);
-        if !can_flush || !self.take_wrote() {
+        let own = Own::new(&self.own);
+        let wrote = || self.all().any(|member| member.plain.has_written());
+        if !can_flush || !own.is_needed(wrote) {
             return Ok(());
         }
-        self.all().for_each(|member| member.plain.note_wrote());
-        let _own = Own::new(&self.own);
         let timeout = self.opener.options.times.request.get();
         self.flush(&Deadline::after_maybe(timeout))
     }

@@ -2,6 +2,7 @@
 //! Which parameters fit a server, and why.
 
 use crate::client::probe::report::{Answer, Reach, Report};
+use crate::proto::codec::is_bidi_override;
 use crate::proto::consts::{OptionReply, OptionType, TransmissionFlags};
 use crate::proto::handshake::TlsPolicy;
 
@@ -63,7 +64,8 @@ fn export(report: &Report) -> Option<Advice> {
         [(only, _)] => {
             // What cannot be typed is not told to be.
             let name = std::str::from_utf8(only.name.as_bytes()).ok()?;
-            let plain = !name.is_empty() && !name.contains(char::is_control);
+            let odd = |c: char| c.is_control() || is_bidi_override(c);
+            let plain = !name.is_empty() && !name.contains(odd);
             let why = "there is no default export, and one with a name";
             plain.then(|| Advice::new("export", name, why))
         }
