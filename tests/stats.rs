@@ -6,10 +6,12 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use rustix::fs::OFlags;
 use tempfile::TempDir;
 
 use common::clients::{LIMIT, attempt, nbdsh_unconnected, text};
@@ -17,7 +19,7 @@ use common::daemon::Daemon;
 use common::front::Front;
 use common::nbdkit::{Nbdkit, forward, plugin_args};
 use common::pki::{Authority, LOCALHOST};
-use common::process::{Guarded, eventually, run_ok};
+use common::process::{Guarded, eventually, hand_over, run_ok};
 use common::scripted::wire::errno;
 use common::upstream::memory;
 use common::{manual, need, need_all, plugin, tls};
@@ -447,6 +449,34 @@ fn standard_error_gets_each_block() {
     let (_, last) = log.rsplit_once("stats_format=1\n").expect("a block");
     assert!(last.contains("\nconnections_opened=1\n"), "{last}");
     assert!(last.contains("\nextents_server_max_us=0\n"), "{last}");
+}
+
+/// Nor is it told that nobody reads: that would have to be read, too.
+#[test]
+fn standard_error_that_nobody_reads_does_not_keep_nbdkit_from_ending() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let server = memory(directory.path(), "1M");
+    let (_reader, writer) = rustix::pipe::pipe().expect("a pipe");
+    set_flags(&writer, OFlags::NONBLOCK);
+    while rustix::io::write(&writer, &[b'\n'; 4096]).is_ok() {}
+    while rustix::io::write(&writer, b"\n").is_ok() {}
+    set_flags(&writer, OFlags::empty());
+    // Nothing but what has to be said: there is no room for debug output.
+    let plugin = plugin().display().to_string();
+    let socket = format!("socket={}", server.socket().display());
+    let args = [&*plugin, &socket, "stats=stderr"];
+    let mut front = Nbdkit::start_with(directory.path(), &args, |command| {
+        hand_over(command, &writer, 2);
+    });
+    Front::open(front.socket()).expect("opens").close();
+    front.ends_well();
+}
+
+fn set_flags(pipe: &OwnedFd, flags: OFlags) {
+    rustix::fs::fcntl_setfl(pipe, flags).expect("sets flags");
 }
 
 #[test]
