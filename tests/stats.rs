@@ -287,6 +287,30 @@ fn requests_that_are_cut_and_their_pieces_are_counted() {
     are(&counted.end(), &cut);
 }
 
+/// What goes in parts since it does not keep to the blocks is not cut for its length.
+#[test]
+fn parts_of_requests_that_are_not_aligned_are_no_pieces() {
+    if !need("nbdkit") {
+        return;
+    }
+    let server = [
+        "--filter=blocksize-policy",
+        "memory",
+        "1M",
+        "blocksize-minimum=4096",
+        "blocksize-preferred=4096",
+        "blocksize-maximum=64K",
+    ];
+    let counted = Counted::start(&server, &["align=emulate"]);
+    let mut client = counted.client();
+    client.write(100, &[1; 60_000]).expect("writes");
+    // An edge, 47 blocks, and an edge.
+    client.write(100, &[1; 200_000]).expect("writes");
+    client.close();
+    let cut = [("requests_cut", 1), ("pieces", 3), ("write_requests", 2)];
+    are(&counted.end(), &cut);
+}
+
 #[test]
 fn extents_from_memory_are_counted() {
     if !need("nbdkit") {

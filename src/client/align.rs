@@ -189,9 +189,9 @@ impl Client {
             }
         }
         let mut rest = buffer;
-        let mut pieces = self.pieces();
+        let mut steps = self.steps();
         for part in parts {
-            pieces.next()?;
+            steps.next()?;
             let (target, others) = rest.split_at_mut(part.wanted.length() as usize);
             rest = others;
             if part.is_whole() {
@@ -216,9 +216,9 @@ impl Client {
     ) -> Result<(), Error> {
         let flags = self.fua(fua)?;
         let mut rest = payload;
-        let mut pieces = self.pieces();
+        let mut steps = self.steps();
         for part in self.parts(Command::WRITE, offset, payload.len() as u64)? {
-            pieces.next()?;
+            steps.next()?;
             let (source, others) = rest.split_at(part.wanted.length() as usize);
             rest = others;
             // The one before it may have waited.
@@ -243,9 +243,9 @@ impl Client {
                 "zeroes that are not aligned to the server's minimum block size are not fast";
             return Err(self.unsupported(what, libc::ENOTSUP));
         }
-        let mut pieces = self.pieces();
+        let mut steps = self.steps();
         for part in parts {
-            pieces.next()?;
+            steps.next()?;
             let Span { start, .. } = part.wanted;
             // The one before it may have waited.
             let deadline = &anew(&deadline);
