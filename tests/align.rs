@@ -239,6 +239,21 @@ fn a_block_written_as_a_whole_is_not_undone_by_a_part() {
     part.close();
 }
 
+/// The second has waited for most of its time when its turn comes, before a server that is slow, and there.
+#[test]
+fn who_has_waited_for_a_block_has_time_for_it_all_the_same() {
+    if !ready() {
+        return;
+    }
+    let slow = &["--filter=delay", "rdelay=4"];
+    let strict = Strict::new(4 * BLOCK, slow, &["request-timeout=6"]);
+    let mut front = Front::of(&strict.front);
+    let cookies = [0, 1].map(|at| front.submit_write(at * 100, &[7; 100]));
+    assert_eq!(cookies.map(|cookie| front.wait(cookie)), [Ok(()); 2]);
+    front.close();
+    assert_eq!(strict.disk()[..200], [7; 200]);
+}
+
 #[test]
 fn fio_finds_every_sector_as_it_wrote_it() {
     if !ready() || !need_all(&["fio"]) {
@@ -453,6 +468,9 @@ fn the_odd_end_of_a_disk_is_a_block_that_is_shorter() {
         assert_eq!(front.read(SIZE, 100), Ok(expected));
         assert_eq!(front.zero(SIZE, 100, cmd_flag::NO_HOLE), Ok(()));
         assert_eq!(front.write(SIZE - 1, &[9; 101]), Ok(()));
+        // Nothing has to be read for it.
+        let fast = cmd_flag::FAST_ZERO;
+        assert_eq!(front.zero(SIZE - 4096, 4196, fast), Ok(()));
     });
     assert_eq!(
         seen,
@@ -464,6 +482,7 @@ fn the_odd_end_of_a_disk_is_a_block_that_is_shorter() {
             (cmd::WRITE_ZEROES, cmd_flag::NO_HOLE, SIZE, 100),
             (cmd::READ, 0, SIZE - 4096, 4096),
             (cmd::WRITE, 0, SIZE - 4096, 4196),
+            (cmd::WRITE_ZEROES, cmd_flag::FAST_ZERO, SIZE - 4096, 4196),
         ]
     );
 }

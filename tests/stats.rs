@@ -6,10 +6,12 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use rustix::fs::OFlags;
 use tempfile::TempDir;
 
 use common::clients::{LIMIT, attempt, nbdsh_unconnected, text};
@@ -17,7 +19,7 @@ use common::daemon::Daemon;
 use common::front::Front;
 use common::nbdkit::{Nbdkit, forward, plugin_args};
 use common::pki::{Authority, LOCALHOST};
-use common::process::{Guarded, eventually, run_ok};
+use common::process::{Guarded, eventually, hand_over, run_ok};
 use common::scripted::wire::errno;
 use common::upstream::memory;
 use common::{manual, need, need_all, plugin, tls};
@@ -234,17 +236,25 @@ fn what_is_answered_from_memory_has_no_server_time() {
     if !need("nbdkit") {
         return;
     }
-    let counted = Counted::start(&["memory", "1M"], &["-r", "extents-cache=1M"]);
+    let blocks = [
+        "--filter=blocksize-policy",
+        "memory",
+        "1M",
+        "blocksize-minimum=4096",
+    ];
+    let front = ["-r", "extents-cache=1M", "align=emulate"];
+    let counted = Counted::start(&blocks, &front);
     let mut client = counted.client();
     client.status(0, 1 << 20).expect("extents");
-    client
-        .read(0, 4096)
-        .expect("reads what is known to be zero");
+    for (offset, length) in [(0, 4096), (1, 511)] {
+        let read = client.read(offset, length);
+        read.expect("reads what is known to be zero");
+    }
     client.close();
     let figures = counted.end();
     are(
         &figures,
-        &[("read_server_max_us", 0), ("reads_from_memory", 1)],
+        &[("read_server_max_us", 0), ("reads_from_memory", 2)],
     );
 }
 
@@ -282,6 +292,30 @@ fn requests_that_are_cut_and_their_pieces_are_counted() {
     client.read(0, 65_536).expect("reads");
     client.close();
     let cut = [("requests_cut", 2), ("pieces", 4 + 2), ("all_requests", 3)];
+    are(&counted.end(), &cut);
+}
+
+/// What goes in parts since it does not keep to the blocks is not cut for its length.
+#[test]
+fn parts_of_requests_that_are_not_aligned_are_no_pieces() {
+    if !need("nbdkit") {
+        return;
+    }
+    let server = [
+        "--filter=blocksize-policy",
+        "memory",
+        "1M",
+        "blocksize-minimum=4096",
+        "blocksize-preferred=4096",
+        "blocksize-maximum=64K",
+    ];
+    let counted = Counted::start(&server, &["align=emulate"]);
+    let mut client = counted.client();
+    client.write(100, &[1; 60_000]).expect("writes");
+    // An edge, 47 blocks, and an edge.
+    client.write(100, &[1; 200_000]).expect("writes");
+    client.close();
+    let cut = [("requests_cut", 1), ("pieces", 3), ("write_requests", 2)];
     are(&counted.end(), &cut);
 }
 
@@ -447,6 +481,34 @@ fn standard_error_gets_each_block() {
     let (_, last) = log.rsplit_once("stats_format=1\n").expect("a block");
     assert!(last.contains("\nconnections_opened=1\n"), "{last}");
     assert!(last.contains("\nextents_server_max_us=0\n"), "{last}");
+}
+
+/// Nor is it told that nobody reads: that would have to be read, too.
+#[test]
+fn standard_error_that_nobody_reads_does_not_keep_nbdkit_from_ending() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let server = memory(directory.path(), "1M");
+    let (_reader, writer) = rustix::pipe::pipe().expect("a pipe");
+    set_flags(&writer, OFlags::NONBLOCK);
+    while rustix::io::write(&writer, &[b'\n'; 4096]).is_ok() {}
+    while rustix::io::write(&writer, b"\n").is_ok() {}
+    set_flags(&writer, OFlags::empty());
+    // Nothing but what has to be said: there is no room for debug output.
+    let plugin = plugin().display().to_string();
+    let socket = format!("socket={}", server.socket().display());
+    let args = [&*plugin, &socket, "stats=stderr"];
+    let mut front = Nbdkit::start_with(directory.path(), &args, |command| {
+        hand_over(command, &writer, 2);
+    });
+    Front::open(front.socket()).expect("opens").close();
+    front.ends_well();
+}
+
+fn set_flags(pipe: &OwnedFd, flags: OFlags) {
+    rustix::fs::fcntl_setfl(pipe, flags).expect("sets flags");
 }
 
 #[test]

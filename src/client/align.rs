@@ -30,6 +30,7 @@ use crate::proto::consts::{Allocation, Command, CommandFlags};
 use crate::proto::errno::NbdErrno;
 use crate::proto::request::Request;
 use crate::session::Span;
+use crate::stats::Event;
 use crate::transport::Deadline;
 
 /// What is longer is not put together in memory, but sent in several requests, bytes: most of it is whole
@@ -72,6 +73,11 @@ impl Watch {
     }
 }
 
+/// As long as a deadline was at first, from now.
+fn anew(deadline: &Deadline) -> Deadline {
+    Deadline::after_maybe(deadline.length())
+}
+
 impl Client {
     /// Whether a request has to be carried out by others.
     #[inline(always)]
@@ -90,7 +96,7 @@ impl Client {
         deadline: &Deadline,
     ) -> Result<(), Error> {
         let span = Span::new(request.offset, request.length);
-        self.fenced(span, Kind::Shared, request, || {
+        self.fenced(span, Kind::Shared, request, deadline, |deadline| {
             self.change_told(watch, request, buffer, deadline)
         })
     }
@@ -111,19 +117,27 @@ impl Client {
     }
 
     /// Does something within a fence, if there are any. `request` is what would be sent, for messages.
+    ///
+    /// Who has waited for one begins anew: what is sent with hardly any time left would end the connection,
+    /// for everybody, of a server that is only slow.
     fn fenced<T>(
         &self,
         span: Span,
         kind: Kind,
         request: Request,
-        act: impl FnOnce() -> Result<T, Error>,
+        deadline: &Deadline,
+        act: impl FnOnce(&Deadline) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let watch = self.watch.as_ref();
         let Some((watch, fences)) = watch.and_then(|watch| Some((watch, watch.fences.as_ref()?)))
         else {
-            return act();
+            return act(deadline);
         };
-        let patience = || Deadline::after_maybe(watch.patience()).while_wanted(self.wanted);
+        let mut waited = false;
+        let patience = || {
+            waited = true;
+            Deadline::after_maybe(watch.patience()).while_wanted(self.wanted)
+        };
         let server = || self.links.server().clone();
         let _fence = fences
             .enter(span, kind, patience)
@@ -135,7 +149,10 @@ impl Client {
                 },
                 _ => Error::Unwanted(server()),
             })?;
-        act()
+        match waited {
+            true => act(&anew(deadline)),
+            false => act(deadline),
+        }
     }
 
     fn grid(&self) -> Grid {
@@ -167,13 +184,14 @@ impl Client {
         if let Some(maps) = &self.zeroes {
             if self.reads_zero(maps, offset, buffer.len()) {
                 buffer.fill(0);
+                self.note(Event::ReadFromMemory);
                 return Ok(());
             }
         }
         let mut rest = buffer;
-        let mut pieces = self.pieces();
+        let mut steps = self.steps();
         for part in parts {
-            pieces.next()?;
+            steps.next()?;
             let (target, others) = rest.split_at_mut(part.wanted.length() as usize);
             rest = others;
             if part.is_whole() {
@@ -198,11 +216,13 @@ impl Client {
     ) -> Result<(), Error> {
         let flags = self.fua(fua)?;
         let mut rest = payload;
-        let mut pieces = self.pieces();
+        let mut steps = self.steps();
         for part in self.parts(Command::WRITE, offset, payload.len() as u64)? {
-            pieces.next()?;
+            steps.next()?;
             let (source, others) = rest.split_at(part.wanted.length() as usize);
             rest = others;
+            // The one before it may have waited.
+            let deadline = &anew(deadline);
             match part.is_whole() {
                 true => self.write_pieces(source, part.wanted.start, flags, deadline)?,
                 false => self.merge(part, flags, deadline, |room| room.copy_from_slice(source))?,
@@ -217,19 +237,21 @@ impl Client {
         let deadline = self.begin()?;
         let parts = self.parts(Command::WRITE_ZEROES, offset, length)?;
         let flags = self.fua(how.fua)?;
-        if how.fast {
+        if how.fast && !parts.iter().all(|part| part.is_whole()) {
             // The edges take as long as a write, and a read.
             let what =
                 "zeroes that are not aligned to the server's minimum block size are not fast";
             return Err(self.unsupported(what, libc::ENOTSUP));
         }
-        let mut pieces = self.pieces();
+        let mut steps = self.steps();
         for part in parts {
-            pieces.next()?;
+            steps.next()?;
             let Span { start, .. } = part.wanted;
+            // The one before it may have waited.
+            let deadline = &anew(&deadline);
             match part.is_whole() {
-                true => self.zero_blocks(part.wanted.length(), start, how, &deadline)?,
-                false => self.merge(part, flags, &deadline, |room| room.fill(0))?,
+                true => self.zero_blocks(part.wanted.length(), start, how, deadline)?,
+                false => self.merge(part, flags, deadline, |room| room.fill(0))?,
             }
         }
         Ok(())
@@ -246,7 +268,7 @@ impl Client {
         let Part { blocks, .. } = part;
         let length = blocks.length();
         let request = Request::new(Command::WRITE, blocks.start, length).with(flags);
-        self.fenced(blocks, Kind::Alone, request, || {
+        self.fenced(blocks, Kind::Alone, request, deadline, |deadline| {
             let mut whole = vec![0; length as usize];
             for edge in self.grid().edges(part) {
                 let from = (edge.start - blocks.start) as usize;

@@ -93,8 +93,11 @@ impl Manners {
     /// does not know them gets no other connection for that alone: those who come next do without.
     pub(super) fn learn(&self, lost: &Lost) {
         if lost.cause().is_of_extended_headers() {
-            let mut ladder = lock(&self.ladder);
-            *ladder = ladder.without_extended();
+            {
+                let mut ladder = lock(&self.ladder);
+                *ladder = ladder.without_extended();
+            }
+            // Not under the lock: whoever takes the log may be slow.
             log::info!("{}: not asked for extended headers any more", lost.server());
         }
     }

@@ -329,6 +329,7 @@ impl Client {
         }
     }
 
+    #[inline(always)]
     fn write_until(
         &self,
         payload: &[u8],
@@ -463,37 +464,47 @@ impl Client {
     /// Refuses what no server could do: a range past the end, or between blocks. A zero length is
     /// fine between the blocks, as nothing is sent for it; and so is what touches a last block that
     /// is not whole.
+    #[inline(always)]
     fn check_range(&self, command: Command, offset: u64, length: u64) -> Result<(), Error> {
         self.check_end(command, offset, length)?;
-        if !self.export().is_aligned(offset, length) {
-            return Err(self.unsupported(
-                &format!(
-                    "{command} of {length} bytes at offset {offset} is not aligned to the server's \
-                     minimum block size {} (align=emulate)",
-                    self.export().minimum_block()
-                ),
-                libc::EINVAL,
-            ));
+        match self.export().is_aligned(offset, length) {
+            true => Ok(()),
+            false => Err(self.unaligned(command, offset, length)),
         }
-        Ok(())
     }
 
+    #[inline(always)]
     fn check_end(&self, command: Command, offset: u64, length: u64) -> Result<(), Error> {
-        let end = offset.checked_add(length);
-        if end.is_none_or(|end| end > self.export().size) {
-            let errno = match command {
-                Command::WRITE | Command::WRITE_ZEROES => libc::ENOSPC,
-                _ => libc::EINVAL,
-            };
-            return Err(self.unsupported(
-                &format!(
-                    "{command} of {length} bytes at offset {offset} is past the end ({})",
-                    self.export().size
-                ),
-                errno,
-            ));
+        match offset.checked_add(length) {
+            Some(end) if end <= self.export().size => Ok(()),
+            _ => Err(self.past_the_end(command, offset, length)),
         }
-        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn unaligned(&self, command: Command, offset: u64, length: u64) -> Error {
+        let block = self.export().minimum_block();
+        self.unsupported(
+            &format!(
+                "{command} of {length} bytes at offset {offset} is not aligned to the server's \
+                 minimum block size {block} (align=emulate)"
+            ),
+            libc::EINVAL,
+        )
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn past_the_end(&self, command: Command, offset: u64, length: u64) -> Error {
+        let errno = match command {
+            Command::WRITE | Command::WRITE_ZEROES => libc::ENOSPC,
+            _ => libc::EINVAL,
+        };
+        let size = self.export().size;
+        let what =
+            format!("{command} of {length} bytes at offset {offset} is past the end ({size})");
+        self.unsupported(&what, errno)
     }
 
     fn fua(&self, wanted: bool) -> Result<CommandFlags, Error> {

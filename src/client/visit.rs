@@ -9,7 +9,7 @@ use super::Client;
 use super::error::Error;
 use super::lasting::ASK;
 use super::turnstile::{Inside, Turnstile};
-use crate::stats::Event;
+use crate::stats::{Event, Stats};
 use crate::transport::{Deadline, Wanted};
 
 /// How long one who is held waits before looking around.
@@ -62,6 +62,8 @@ impl Attendance {
 /// that is answered in time is looked after by nobody.
 pub(super) struct Pieces<'a> {
     client: &'a Client,
+    /// Whom to tell of them.
+    stats: Option<&'a Stats>,
     begun: u32,
     /// When it was last asked whether anybody waits for the end.
     asked: Option<Instant>,
@@ -76,7 +78,7 @@ impl Pieces<'_> {
         if self.begun == 1 {
             return Ok(());
         }
-        if let Some(stats) = &self.client.stats {
+        if let Some(stats) = self.stats {
             let (cut, pieces) = if self.begun == 2 { (1, 2) } else { (0, 1) };
             stats.add(Event::Cut, cut);
             stats.add(Event::Piece, pieces);
@@ -105,9 +107,19 @@ impl Pieces<'_> {
 }
 
 impl Client {
+    /// Since the server takes less at once.
     pub(super) fn pieces(&self) -> Pieces<'_> {
         Pieces {
+            stats: self.stats.as_deref(),
+            ..self.steps()
+        }
+    }
+
+    /// For another reason: nobody counts them.
+    pub(super) fn steps(&self) -> Pieces<'_> {
+        Pieces {
             client: self,
+            stats: None,
             begun: 0,
             asked: None,
             until: None,

@@ -103,9 +103,12 @@ impl Statistics {
         while !state.ended {
             let left = until.remaining().unwrap_or(PATIENCE);
             if left.is_zero() {
+                drop(state);
                 // The thread ends with the process. It touches nothing but what it has a share of, and
                 // the library stays where it is.
-                log::error!("stats: the last ones could not be written within 5 seconds");
+                if self.writer.report.output != Output::Stderr {
+                    log::error!("stats: the last ones could not be written within 5 seconds");
+                }
                 return;
             }
             state = self.writer.wait(state, Some(left));
@@ -145,10 +148,13 @@ impl Writer {
                     .and_then(|beside| fs::rename(&beside, path).inspect_err(|_| discard(&beside)));
                 written.map_err(|error| refused(path, &error))
             }
-            Output::Stderr => {
-                let written = write_stderr(&block, Deadline::after(PATIENCE));
-                written.map_err(|error| format!("stats: stderr: {}", describe_io(&error)))
-            }
+            Output::Stderr => match write_stderr(block.as_bytes(), Deadline::after(PATIENCE)) {
+                // Nobody reads what is there, and a message would wait for that, and all others for it.
+                Err(error) if error.kind() == ErrorKind::TimedOut => return,
+                written => {
+                    written.map_err(|error| format!("stats: stderr: {}", describe_io(&error)))
+                }
+            },
         };
         match told {
             Ok(()) => *failed = false,
@@ -251,16 +257,11 @@ fn discard(path: &Path) {
 }
 
 /// Writes to standard error, whole lines at a time, and does not wait for ever for a reader.
-fn write_stderr(block: &str, until: Deadline) -> io::Result<()> {
+fn write_stderr(block: &[u8], until: Deadline) -> io::Result<()> {
     let stderr = io::stderr();
     let fd = stderr.as_fd();
     let mut rest = block;
     while !rest.is_empty() {
-        let most = rest.get(..AT_ONCE).map_or(rest.len(), |_| AT_ONCE);
-        let end = rest.as_bytes()[..most]
-            .iter()
-            .rposition(|byte| *byte == b'\n');
-        let lines = &rest.as_bytes()[..end.map_or(most, |end| end + 1)];
         match poll(
             &mut [PollFd::new(&fd, PollFlags::OUT)],
             until.timespec().as_ref(),
@@ -270,11 +271,33 @@ fn write_stderr(block: &str, until: Deadline) -> io::Result<()> {
             Err(Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
         }
-        match rustix::io::write(fd, lines) {
+        match rustix::io::write(fd, lines(rest)) {
             Ok(written) => rest = rest.get(written..).unwrap_or_default(),
             Err(Errno::INTR | Errno::AGAIN) if !until.has_passed() => (),
             Err(error) => return Err(error.into()),
         }
     }
     Ok(())
+}
+
+/// As many whole lines as go into a pipe at once, or as much of one line.
+fn lines(rest: &[u8]) -> &[u8] {
+    let most = rest.get(..AT_ONCE).unwrap_or(rest);
+    let end = most.iter().rposition(|byte| *byte == b'\n');
+    end.map_or(most, |end| &most[..=end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_given_no_more_at_once_than_it_takes_whole() {
+        assert_eq!(lines(b"a=1\nb=2\n"), b"a=1\nb=2\n");
+        // A name need not be of ASCII, and 4096 is no multiple of 3.
+        let long = "€".repeat(AT_ONCE);
+        assert_eq!(lines(long.as_bytes()).len(), AT_ONCE);
+        let two = format!("a=1\n{long}");
+        assert_eq!(lines(two.as_bytes()), b"a=1\n");
+    }
 }

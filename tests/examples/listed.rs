@@ -46,6 +46,12 @@ pub const NOT_TYPED: &[Listed] = &[
         "nbdkit nbd { [uri=]URI |",
         "a grammar; tests/help.rs compares it with the parameters that there are",
     ),
+    (
+        MANUAL,
+        "a b c d e f g h i j k l m n o p q r s t u v w x",
+        "a table; src/config/tests/pairs.rs compares it with what is refused",
+    ),
+    (MANUAL, "uri=nbds:              as uri", "the same"),
     (MANUAL, "NAME:KEY", "the form of a line in a file"),
     (MANUAL, "nbd://[USER@][HOST][:PORT][/EXPORT]", "a grammar"),
     (
