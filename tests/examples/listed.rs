@@ -52,6 +52,11 @@ pub const NOT_TYPED: &[Listed] = &[
         "a table; src/config/tests/pairs.rs compares it with what is refused",
     ),
     (MANUAL, "uri=nbds:              as uri", "the same"),
+    (
+        MANUAL,
+        "Filter      What becomes of the plugin behind it",
+        "a table; tests/filter_table.rs tries what it says",
+    ),
     (MANUAL, "NAME:KEY", "the form of a line in a file"),
     (MANUAL, "nbd://[USER@][HOST][:PORT][/EXPORT]", "a grammar"),
     (
