@@ -26,7 +26,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 cargo test --locked --no-run --quiet --message-format=json >"$work/built" 2>/dev/null
 # What is built beside them, to be tried by them, is no test.
-mapfile -t programs < <(grep -F '"test":true}' "$work/built" |
+mapfile -t programs < <(grep '"profile":{[^}]*"test":true}' "$work/built" |
     sed -n 's/^.*"executable":"\([^"]*\)".*$/\1/p')
 [ ${#programs[@]} -gt 1 ] || { echo "tests: cargo has built no tests" >&2; exit 1; }
 

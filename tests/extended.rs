@@ -11,9 +11,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use common::clients::{nbdsh, nbdsh_unconnected};
-use common::need_all;
 use common::pair::{Pair, Upstream};
 use common::upstream::{Server, memory, nbd_server, noise_file, qemu_nbd};
+use common::{need, need_all, need_extended};
 use nbdkit_nbd_plugin::client::{Client, Zeroing};
 use nbdkit_nbd_plugin::proto::consts::{Allocation, Command};
 use nbdkit_nbd_plugin::proto::framing::Framing;
@@ -51,7 +51,7 @@ fn connected(directory: &Path) -> (Server, Client) {
 }
 
 fn ready() -> bool {
-    need_all(&["nbdkit", "qemu-nbd"])
+    need("nbdkit") && need_extended()
 }
 
 #[test]

@@ -20,8 +20,8 @@ use std::thread;
 
 use allocations::{Counting, allocations};
 use common::nbdkit::Nbdkit;
-use common::need;
 use common::upstream::{noise_file, qemu_nbd};
+use common::{need, need_extended};
 use log::{LevelFilter, Log, Metadata, Record};
 use nbdkit_nbd_plugin::client::{Client, Zeroing};
 use nbdkit_nbd_plugin::proto::framing::Framing;
@@ -159,14 +159,14 @@ fn eight_threads_structured_replies() {
 
 #[test]
 fn one_thread_extended_headers() {
-    if need("qemu-nbd") {
+    if need_extended() {
         assert_eq!(counted_extended(1), [(0, 0)]);
     }
 }
 
 #[test]
 fn eight_threads_extended_headers() {
-    if need("qemu-nbd") {
+    if need_extended() {
         assert_eq!(counted_extended(8), [(0, 0); 8]);
     }
 }

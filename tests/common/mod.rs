@@ -32,6 +32,7 @@ pub mod upstream;
 
 use std::env;
 use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 
 /// The plugin under test: `NBDKIT_NBD_PLUGIN` when set, else the one that cargo built with this test.
@@ -78,6 +79,29 @@ pub fn need(program: &str) -> bool {
 /// [`need`] for several programs.
 pub fn need_all(programs: &[&str]) -> bool {
     programs.iter().all(|program| need(program))
+}
+
+/// Whether there is a qemu-nbd that has extended headers. That of Debian 12 has none, and a test of them is
+/// skipped there, also under CI.
+pub fn need_extended() -> bool {
+    if !need("qemu-nbd") {
+        return false;
+    }
+    let told = Command::new("qemu-nbd").arg("--version").output();
+    let told = String::from_utf8(told.expect("runs").stdout).expect("text");
+    let version = told
+        .split_whitespace()
+        .find_map(|word| {
+            let (major, rest) = word.split_once('.')?;
+            let minor = rest.split('.').next()?;
+            Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+        })
+        .unwrap_or_else(|| panic!("no version: {told}"));
+    let has = version >= (8, 2);
+    if !has {
+        println!("SKIP: {}: needs qemu-nbd 8.2", test_name());
+    }
+    has
 }
 
 /// The name of the running test: the harness names each test's thread after it.
