@@ -299,6 +299,7 @@ impl Client {
         }
     }
 
+    #[inline(always)]
     fn read_piece(&self, buffer: &mut [u8], at: u64, deadline: &Deadline) -> Result<(), Error> {
         if buffer.is_empty() {
             return Ok(());
@@ -348,6 +349,7 @@ impl Client {
         }
     }
 
+    #[inline(always)]
     fn write_piece(
         &self,
         payload: &[u8],
