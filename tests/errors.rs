@@ -567,9 +567,10 @@ fn several_connections_are_told_of_as_the_manual_says() {
 }
 
 #[test]
-fn what_commands_do_is_told_as_the_manual_says() {
+fn commands_and_statistics_are_told_of_as_the_manual_says() {
     if need_all(&["nbdkit"]) {
         check(control::CASES);
+        check(statistics::CASES);
     }
 }
 
@@ -584,13 +585,6 @@ fn quirks_are_told_of_as_the_manual_says() {
 fn extents_that_cannot_be_had_are_told_as_the_manual_says() {
     if need_all(&["nbdkit"]) {
         check(maps::CASES);
-    }
-}
-
-#[test]
-fn statistics_that_cannot_be_written_are_told_of_as_the_manual_says() {
-    if need_all(&["nbdkit"]) {
-        check(statistics::CASES);
     }
 }
 

@@ -26,6 +26,7 @@ pub mod relay;
 pub mod scripted;
 pub mod sshd;
 pub mod started;
+pub mod statistics;
 pub mod tcp;
 pub mod tls;
 pub mod upstream;

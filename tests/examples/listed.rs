@@ -77,7 +77,7 @@ pub const NOT_TYPED: &[Listed] = &[
     (
         MANUAL,
         "disk.sock: slow request: read offset=1048576 length=4096",
-        "a line that is printed; tests/stats.rs has one like it",
+        "a line that is printed; tests/slow_log.rs has one like it",
     ),
     (
         EXAMPLES,
