@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! A histogram of times: fixed memory, no lock, and what it says of a value is wrong by less than 1.6 %.
 //!
-//! Log-linear: up to [`STEPS`] each value has a bucket of its own, and above that each doubling is cut
-//! into [`STEPS`] buckets of equal width. So a bucket is at most one part in [`STEPS`] as wide as its values,
+//! Log-linear: up to `STEPS` each value has a bucket of its own, and above that each doubling is cut
+//! into `STEPS` buckets of equal width. So a bucket is at most one part in `STEPS` as wide as its values,
 //! from nanoseconds to more than an hour in 19 KiB. To note a value is three additions, by any number of
 //! threads at once. That is all that is needed here, and less than a crate would bring: those that
 //! there are want a lock or a thread of their own for several writers.

@@ -167,7 +167,7 @@ impl Deadline {
         })
     }
 
-    /// [`Deadline::slice`], as poll(2) wants it.
+    /// The time to wait for until it is to be asked again, as poll(2) wants it.
     pub fn timespec(&self) -> Option<Timespec> {
         // A remainder beyond the range of a time_t is as good as never.
         self.slice().and_then(|left| Timespec::try_from(left).ok())
