@@ -58,6 +58,8 @@ if compgen -G "${CARGO_HOME:-$HOME/.cargo}/advisory-db*" >/dev/null; then
     checks+=(advisories) advisories=
 fi
 if cargo deny --version >/dev/null 2>&1; then
+    # It looks at all crates, also at those that only other systems need, which nobody has built here.
+    cargo fetch --locked --quiet
     cargo deny --offline --locked check "${checks[@]}"
 else
     advisories="cargo deny is not installed: its part was scripts/crates.py, without advisories"
