@@ -28,10 +28,12 @@ for target in "${targets[@]}"; do
     mkdir -p "$made/corpus/$target" "fuzz/artifacts/$target"
     options=(-max_total_time="$seconds" -timeout=120 -rss_limit_mb=2048 -print_final_stats=1
         -artifact_prefix="fuzz/artifacts/$target/")
-    # Its threads may still be ending when the sanitizer looks at what they have allocated.
-    [ "$target" != connection ] || options+=(-detect_leaks=0)
+    # Its threads may still be ending when the sanitizer looks at what they have allocated, which it
+    # does behind each input and at the end.
+    leaks=1
+    [ "$target" != connection ] || { leaks=0; options+=(-detect_leaks=0); }
     echo "==> $target: $seconds seconds"
-    if ! "$made/$host/release/$target" "${options[@]}" "$made/corpus/$target" "fuzz/corpus/$target" \
+    if ! ASAN_OPTIONS=detect_leaks=$leaks "$made/$host/release/$target" "${options[@]}" "$made/corpus/$target" "fuzz/corpus/$target" \
         >"$made/$target.log" 2>&1; then
         echo "fuzz: $target failed:" >&2
         tail -n 40 "$made/$target.log" >&2
