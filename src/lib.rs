@@ -19,7 +19,8 @@
 //! lost server; it knows no nbdkit. [`plugin`] knows nbdkit's callbacks and nothing of the wire. [`host`]
 //! is the only place that names nbdkit's functions. [`config`] is what the user asked for, checked once.
 //! [`control`] takes commands while nbdkit serves, and acts on the client by a handle that the plugin gives
-//! it. [`transport`] is one way to connect each, and TLS over any of them.
+//! it. [`transport`] is one way to connect each, and TLS over any of them. [`json`] writes what programs
+//! read of `control` and of a probe.
 //!
 //! `unsafe` lives in `host`, in `plugin/{mod,callbacks}.rs`, in `transport/{fd,resolve}.rs`,
 //! `transport/tls/rekey.rs` and `transport/command/{descriptors,impatience,keeper,kept,launch,signals}.rs`,
@@ -33,6 +34,8 @@ pub mod config;
 #[forbid(unsafe_code)]
 pub mod control;
 pub mod host;
+#[forbid(unsafe_code)]
+pub mod json;
 pub mod plugin;
 #[forbid(unsafe_code)]
 pub mod proto;

@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
-use super::json::Value;
 use super::words::HELP;
 use crate::client::helm::{Hold, Report};
 use crate::client::report::{ConnectionReport, WayReport, WayState};
+use crate::json::Value;
 use crate::proto::codec::printable;
 use crate::stats::{self, Asked, Snapshot};
 use crate::transport::about;

@@ -9,7 +9,6 @@
 //! is left.
 
 mod answer;
-mod json;
 mod office;
 mod serve;
 mod socket;

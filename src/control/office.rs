@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::answer::{Answer, Settings, Status};
-use super::json::Value;
 use super::words::Command;
 use crate::client::helm::{Helm, Refusal};
 use crate::client::resume::Terms;
@@ -14,6 +13,7 @@ use crate::client::upkeep::Task;
 use crate::config::change::Change;
 use crate::config::reconnect::Limit;
 use crate::config::{self, Linger};
+use crate::json::Value;
 use crate::stats::Stats;
 
 /// What the commands are about.

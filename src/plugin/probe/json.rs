@@ -2,128 +2,17 @@
 //! The report for programs: one JSON object on one line. Its keys are in the manual under PROBING, and
 //! stay; what is not known is null.
 
-use std::fmt;
-use std::time::Duration;
-
 use super::advice::{Advice, advice};
 use super::text;
 use crate::client::probe::Found;
 use crate::client::probe::report::{Answer, Export, Facts, Listing, Report};
-use crate::proto::codec::is_bidi_override;
+use crate::json::Value;
 use crate::proto::handshake::Listed;
 use crate::proto::name::ExportName;
 use crate::transport::tls;
 
 /// Raised when a key changes its meaning or goes. That one is added is no other format.
 const FORMAT: u64 = 1;
-
-/// A piece of JSON.
-pub enum Value {
-    /// Not known, or not there.
-    Null,
-    /// Yes or no.
-    Bool(bool),
-    /// A whole number.
-    Number(u64),
-    /// Seconds.
-    Seconds(Duration),
-    /// A text, escaped when it is written.
-    Text(String),
-    /// Values in order.
-    List(Vec<Value>),
-    /// Keys, which need no escaping, and their values.
-    Object(Vec<(&'static str, Value)>),
-}
-
-impl From<bool> for Value {
-    fn from(value: bool) -> Self {
-        Self::Bool(value)
-    }
-}
-
-impl From<u64> for Value {
-    fn from(value: u64) -> Self {
-        Self::Number(value)
-    }
-}
-
-impl From<u32> for Value {
-    fn from(value: u32) -> Self {
-        Self::Number(value.into())
-    }
-}
-
-impl From<usize> for Value {
-    fn from(value: usize) -> Self {
-        Self::Number(value as u64)
-    }
-}
-
-impl From<&str> for Value {
-    fn from(value: &str) -> Self {
-        Self::Text(value.to_owned())
-    }
-}
-
-impl From<String> for Value {
-    fn from(value: String) -> Self {
-        Self::Text(value)
-    }
-}
-
-impl<T: Into<Value>> From<Option<T>> for Value {
-    fn from(value: Option<T>) -> Self {
-        value.map_or(Self::Null, Into::into)
-    }
-}
-
-impl<T: Into<Value>> FromIterator<T> for Value {
-    fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
-        Self::List(values.into_iter().map(Into::into).collect())
-    }
-}
-
-impl fmt::Display for Value {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Null => f.write_str("null"),
-            Self::Bool(value) => write!(f, "{value}"),
-            Self::Number(value) => write!(f, "{value}"),
-            Self::Seconds(value) => write!(f, "{}.{:09}", value.as_secs(), value.subsec_nanos()),
-            Self::Text(value) => text_to(f, value),
-            Self::List(values) => {
-                f.write_str("[")?;
-                for (at, value) in values.iter().enumerate() {
-                    let comma = if at > 0 { "," } else { "" };
-                    write!(f, "{comma}{value}")?;
-                }
-                f.write_str("]")
-            }
-            Self::Object(members) => {
-                f.write_str("{")?;
-                for (at, (key, value)) in members.iter().enumerate() {
-                    let comma = if at > 0 { "," } else { "" };
-                    write!(f, "{comma}\"{key}\":{value}")?;
-                }
-                f.write_str("}")
-            }
-        }
-    }
-}
-
-/// A string of JSON. What a terminal could take for more than text is escaped, too.
-fn text_to(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
-    f.write_str("\"")?;
-    for c in text.chars() {
-        match c {
-            '"' => f.write_str("\\\"")?,
-            '\\' => f.write_str("\\\\")?,
-            c if c.is_control() || is_bidi_override(c) => write!(f, "\\u{:04x}", u32::from(c))?,
-            c => write!(f, "{c}")?,
-        }
-    }
-    f.write_str("\"")
-}
 
 /// The whole of it.
 pub fn report(found: &[Found]) -> Value {
@@ -149,7 +38,7 @@ fn about(report: &Report) -> Value {
     });
     let round_trip = report.round_trip.map(|time| {
         Value::Object(vec![
-            ("seconds", Value::Seconds(time.median)),
+            ("seconds", Value::Precise(time.median)),
             ("rounds", time.rounds.into()),
             ("by", "NBD_OPT_INFO".into()),
         ])

@@ -2,21 +2,29 @@
 //! Values as JSON (RFC 8259), on one line. They are written and never read here, which is little enough to
 //! need no crate.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::time::Duration;
 
 use crate::proto::codec::is_bidi_override;
 
 /// A value.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
+pub enum Value {
+    /// Not known, or not there.
     Null,
+    /// Yes or no.
     Bool(bool),
+    /// A whole number.
     Number(u64),
     /// Seconds, to the millisecond.
     Time(Duration),
+    /// Seconds, to the nanosecond.
+    Precise(Duration),
+    /// A text, escaped when it is written.
     Text(String),
+    /// Values in order.
     List(Vec<Value>),
+    /// Keys and their values.
     Object(Vec<(&'static str, Value)>),
     /// Keys that are known only now.
     Map(Vec<(String, Value)>),
@@ -24,17 +32,17 @@ pub(super) enum Value {
 
 impl Value {
     /// A time, or nothing.
-    pub(super) fn time(time: Option<Duration>) -> Self {
+    pub fn time(time: Option<Duration>) -> Self {
         time.map_or(Self::Null, Self::Time)
     }
 
     /// Some text.
-    pub(super) fn text(text: impl Into<String>) -> Self {
+    pub fn text(text: impl Into<String>) -> Self {
         Self::Text(text.into())
     }
 
     /// Writes it.
-    pub(super) fn write(&self, out: &mut String) {
+    pub fn write(&self, out: &mut String) {
         match self {
             Self::Null => out.push_str("null"),
             Self::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
@@ -43,6 +51,12 @@ impl Value {
                 write_to(
                     out,
                     format_args!("{}.{:03}", time.as_secs(), time.subsec_millis()),
+                );
+            }
+            Self::Precise(time) => {
+                write_to(
+                    out,
+                    format_args!("{}.{:09}", time.as_secs(), time.subsec_nanos()),
                 );
             }
             Self::Text(text) => write_text(out, text),
@@ -59,6 +73,62 @@ impl Value {
             Self::Object(members) => write_object(out, members),
             Self::Map(members) => write_object(out, members),
         }
+    }
+}
+
+impl From<bool> for Value {
+    fn from(value: bool) -> Self {
+        Self::Bool(value)
+    }
+}
+
+impl From<u64> for Value {
+    fn from(value: u64) -> Self {
+        Self::Number(value)
+    }
+}
+
+impl From<u32> for Value {
+    fn from(value: u32) -> Self {
+        Self::Number(value.into())
+    }
+}
+
+impl From<usize> for Value {
+    fn from(value: usize) -> Self {
+        Self::Number(value as u64)
+    }
+}
+
+impl From<&str> for Value {
+    fn from(value: &str) -> Self {
+        Self::Text(value.to_owned())
+    }
+}
+
+impl From<String> for Value {
+    fn from(value: String) -> Self {
+        Self::Text(value)
+    }
+}
+
+impl<T: Into<Value>> From<Option<T>> for Value {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::Null, Into::into)
+    }
+}
+
+impl<T: Into<Value>> FromIterator<T> for Value {
+    fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
+        Self::List(values.into_iter().map(Into::into).collect())
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = String::new();
+        self.write(&mut line);
+        f.write_str(&line)
     }
 }
 
