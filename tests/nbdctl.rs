@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -139,12 +142,14 @@ fn wrong_usage_is_told_with_status_two() {
         &[][..],
         &["/path"],
         &["--jsno", "/path", "status"],
+        &["--\x1b[31m", "/path", "status"],
         &["/path", "a\nb"],
         &["/path", "watch", "x"],
     ] {
         let (status, told) = fails(args);
         assert_eq!(status, Some(2), "{args:?}: {told}");
         assert!(told.ends_with("; see nbdkit-nbdctl --help"), "{told}");
+        assert!(!told.contains('\x1b'), "{told:?}");
     }
 }
 
@@ -226,6 +231,30 @@ fn watch_draws_on_a_terminal() {
         shown.contains("\x1b[2J") && shown.contains("\x1b[K"),
         "{shown:?}"
     );
+}
+
+/// Whoever listens at the path need not be the plugin, and the path itself is anybody's.
+#[test]
+fn nothing_that_others_say_reaches_a_terminal_raw() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join(OsStr::from_bytes(b"\xff\x1b[31m"));
+    let status = || run(Command::new(PROGRAM).arg(&path).arg("status"), LIMIT);
+    let output = status();
+    let told = String::from_utf8(output.stderr).expect("text");
+    assert!(told.contains("/\u{fffd}\\u{1b}[31m: there is no"), "{told}");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let other = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut line = String::new();
+        let mut asked = BufReader::new(stream.try_clone().expect("a second one"));
+        asked.read_line(&mut line).expect("a command");
+        stream.write_all(b"ok\n\x1b[2J\tred\n\n").expect("read");
+        line
+    });
+    let output = status();
+    assert_eq!(other.join().expect("no panic"), "text status\n");
+    let shown = String::from_utf8(output.stdout).expect("text");
+    assert_eq!(shown, "\\u{1b}[2J\\tred\n");
 }
 
 #[test]

@@ -5,10 +5,14 @@
 //! The plugin answers programs with JSON and people with lines, so that nothing is parsed here but where
 //! an answer ends.
 
+#![forbid(unsafe_code)]
+
 use std::env;
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -61,7 +65,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// What was typed.
 struct Arguments {
     json: bool,
-    path: String,
+    path: PathBuf,
     command: Vec<String>,
 }
 
@@ -132,18 +136,16 @@ impl Arguments {
     /// `None` if it was a question about this program, and answered.
     fn parse() -> Result<Option<Self>, Failure> {
         let mut json = false;
-        let mut rest: Vec<String> = Vec::new();
+        let mut rest: Vec<OsString> = Vec::new();
         for argument in env::args_os().skip(1) {
-            let argument = argument.into_string().map_err(|argument| {
-                Failure::Usage(format!("{} is no UTF-8", argument.to_string_lossy()))
-            })?;
-            match argument.as_str() {
+            match argument.to_string_lossy().as_ref() {
                 "--help" | "-h" => return print(HELP).map(|()| None),
                 "--version" | "-V" => {
                     return print(VERSION).map(|()| None);
                 }
                 "--json" => json = true,
                 option if option.starts_with('-') => {
+                    let option = shown(option);
                     return Err(Failure::Usage(format!("unknown option '{option}'")));
                 }
                 _ => rest.push(argument),
@@ -153,7 +155,13 @@ impl Arguments {
         let Some(path) = rest.next() else {
             return Err(Failure::Usage("no PATH of a socket".to_owned()));
         };
-        let command: Vec<String> = rest.collect();
+        // A path may have any bytes; all words of commands are ours.
+        let word = |word: OsString| {
+            word.into_string().map_err(|word| {
+                Failure::Usage(format!("{} is no UTF-8", shown(&word.to_string_lossy())))
+            })
+        };
+        let command = rest.map(word).collect::<Result<Vec<_>, _>>()?;
         if command.is_empty() {
             return Err(Failure::Usage("no COMMAND".to_owned()));
         }
@@ -162,7 +170,7 @@ impl Arguments {
         }
         Ok(Some(Self {
             json,
-            path,
+            path: path.into(),
             command,
         }))
     }
@@ -187,6 +195,7 @@ fn patience(words: &[&str]) -> Duration {
 
 /// The plugin at the other end of the socket.
 struct Plugin {
+    /// The socket's path, to be shown.
     path: String,
     stream: BufReader<UnixStream>,
 }
@@ -197,7 +206,8 @@ struct Answer {
 }
 
 impl Plugin {
-    fn connect(path: &str, patience: Duration) -> Result<Self, Failure> {
+    fn connect(socket: &Path, patience: Duration) -> Result<Self, Failure> {
+        let path = shown(&socket.to_string_lossy());
         let failed = |error: io::Error| {
             Failure::Failed(match error.kind() {
                 ErrorKind::ConnectionRefused => {
@@ -212,11 +222,11 @@ impl Plugin {
                 _ => format!("{path}: {}", describe(&error)),
             })
         };
-        let stream = UnixStream::connect(path).map_err(failed)?;
+        let stream = UnixStream::connect(socket).map_err(failed)?;
         stream.set_read_timeout(Some(patience)).map_err(failed)?;
         stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
         Ok(Self {
-            path: path.to_owned(),
+            path,
             stream: BufReader::new(stream),
         })
     }
@@ -257,14 +267,20 @@ impl Plugin {
         if json || first.starts_with('{') {
             return Ok(Answer {
                 ok: first.starts_with("{\"ok\":true"),
-                text: first,
+                text: match json {
+                    true => first,
+                    false => shown(first.trim_end()),
+                },
             });
         }
         let mut text = String::new();
         loop {
             match next()?.as_str() {
                 "\n" => break,
-                line => text.push_str(line),
+                line => {
+                    text.push_str(&shown(line.trim_end_matches('\n')));
+                    text.push('\n');
+                }
             }
         }
         Ok(Answer {
@@ -303,7 +319,7 @@ fn watch(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// What to send to a terminal so that it shows this and nothing else.
-fn drawn(path: &str, text: &str, first: bool) -> String {
+fn drawn(path: &Path, text: &str, first: bool) -> String {
     let (columns, rows) = match rustix::termios::tcgetwinsize(io::stdout()) {
         Ok(size) if size.ws_col > 0 && size.ws_row > 1 => {
             (usize::from(size.ws_col), usize::from(size.ws_row))
@@ -315,7 +331,7 @@ fn drawn(path: &str, text: &str, first: bool) -> String {
         screen.push_str("\x1b[2J");
     }
     screen.push_str("\x1b[H");
-    let title = format!("nbdkit-nbdctl {path}");
+    let title = format!("nbdkit-nbdctl {}", shown(&path.to_string_lossy()));
     let lines = std::iter::once(title.as_str()).chain(text.lines());
     // The last row stays free: a line's end there would move all others up.
     for line in lines.take(rows - 1) {
@@ -325,6 +341,20 @@ fn drawn(path: &str, text: &str, first: bool) -> String {
     }
     screen.push_str("\x1b[J");
     screen
+}
+
+/// Words of others, fit for a terminal: what would move its cursor or turn the text around is escaped.
+/// Whoever listens at a path need not be the plugin.
+fn shown(text: &str) -> String {
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut fit = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() || turns(c) {
+            true => fit.extend(c.escape_default()),
+            false => fit.push(c),
+        }
+    }
+    fit
 }
 
 /// The text of an error, without the number that Rust appends.
@@ -339,6 +369,11 @@ fn describe(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_of_others_do_nothing_to_a_terminal() {
+        assert_eq!(shown("a\x1b[2J\tb\u{202e}ü"), "a\\u{1b}[2J\\tb\\u{202e}ü");
+    }
 
     #[test]
     fn a_command_may_take_its_time_and_a_bit() {
