@@ -15,8 +15,9 @@
 # is uninstalled from PLUGINDIR.
 #
 # The distribution has an nbd plugin of the same name. Whatever is not ours is
-# set aside as FILE.distrib, and comes back with uninstall. What belongs to dpkg
-# is diverted, so that an upgrade of nbdkit does not replace ours.
+# set aside as FILE.distrib, and comes back with uninstall, also where ours is
+# gone already. What belongs to dpkg is diverted, so that an upgrade of nbdkit
+# does not replace ours.
 set -euo pipefail
 export LC_ALL=C
 # Others than root shall be able to read what root installs.
@@ -174,6 +175,27 @@ put_in_place() { # NEW FILE: nbdkit may be running with the old one
     echo "installed $2"
 }
 
+# man shows a page that is compressed rather than one that is not.
+suffixes=(gz bz2 xz zst)
+
+set_aside_compressed() { # PAGE
+    local suffix
+    for suffix in "${suffixes[@]}"; do
+        if there "$1.$suffix"; then
+            set_aside "$1.$suffix"
+            # Nothing comes in its place, and it may have two names now.
+            rm -f -- "$1.$suffix"
+        fi
+    done
+}
+
+bring_back_compressed() { # PAGE
+    local suffix
+    for suffix in "${suffixes[@]}"; do
+        if there "$1.$suffix.distrib" || diverted "$1.$suffix" >/dev/null; then remove "$1.$suffix"; fi
+    done
+}
+
 remove() { # FILE
     local back known_as
     if there "$1" && ! is_ours "$1"; then
@@ -245,6 +267,7 @@ install)
     # From here on it goes through to its end.
     trap '' INT TERM HUP
     for i in "${!files[@]}"; do put_in_place "${new[i]}" "${files[i]}"; done
+    for page in "${pages[@]}"; do set_aside_compressed "$(page_file "$page")"; done
 
     [ ${#pages[@]} -gt 0 ] ||
         echo "no manual pages: pod2man is missing (Debian: perl, Fedora: perl-podlators)"
@@ -254,19 +277,32 @@ install)
     ;;
 uninstall)
     files=("$plugin")
-    others=no
+    other=
     for file in "$plugin_dir"/nbdkit-*-plugin.so; do
-        [ "$file" = "$plugin" ] || ! marked "$file" || others=yes
+        if [ "$file" != "$plugin" ] && is_ours "$file"; then other=$(basename -- "$file"); fi
     done
     for page in "${pages[@]}"; do
         [ "$page" = nbdctl ] || files+=("$(page_file "$page")")
     done
-    [ $others = yes ] || files+=("$program" "$(page_file nbdctl)")
-    for file in "${files[@]}"; do
+    page=$(page_file nbdctl)
+    [ -n "$other" ] || files+=("$program" "$page")
+    for file in "${files[@]}" "$page"; do
         [ ! -d "$(dirname -- "$file")" ] || check_place "$file"
     done
+    trap 'rm -f -- "${new[@]}"' EXIT
     trap '' INT TERM HUP
     for file in "${files[@]}"; do remove "$file"; done
+    for file in "${files[@]}"; do
+        if [[ $file == *.1 ]]; then bring_back_compressed "$file"; fi
+    done
+    # It speaks of the plugin that was the last to come, which may be the one that has gone.
+    if [ -n "$other" ] && is_ours "$page" && command -v pod2man >/dev/null; then
+        other=${other#nbdkit-}
+        make_new "$page"
+        scripts/man.sh "${other%-plugin.so}" "$made" nbdctl
+        chmod 644 -- "$made"
+        mv -fT -- "$made" "$page"
+    fi
     ;;
 *)
     die "usage: $0 install|uninstall"

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::clients::LIMIT;
-use common::machine::{BUILT, DISTRIBUTED, Machine, PLUGIN, project};
+use common::machine::{BUILT, DISTRIBUTED, Machine, PACKAGED, PLUGIN, project};
 use common::process::run_ok;
 use common::{need, need_all, plugin};
 
@@ -157,51 +157,6 @@ fn nbdctl_stays_while_there_is_a_plugin_of_ours() {
     assert_eq!(machine.read("programs/nbdkit-nbdctl"), BUILT);
     machine.uninstall();
     assert_eq!(machine.files("programs"), ["nbdkit-nbdctl: somebody's"]);
-}
-
-#[test]
-fn pages_bear_the_name_of_the_plugin() {
-    if !can_install() {
-        return;
-    }
-    let machine = Machine::new();
-    machine.step("install", &[("NAME", "nbdrs")]);
-    for (page, title, examples) in [
-        (
-            "plugin",
-            ".TH NBDKIT-NBDRS-PLUGIN 1",
-            ["nbdkit nbdrs {", "nbdkit -U - nbdrs command=qemu-nbd"],
-        ),
-        (
-            "plugin-examples",
-            ".TH NBDKIT-NBDRS-PLUGIN-EXAMPLES 1",
-            [
-                "nbdkit -U - nbdrs socket=old.sock",
-                "--filter=partition nbdrs partition=2",
-            ],
-        ),
-    ] {
-        let text = machine.read(&format!("man/man1/nbdkit-nbdrs-{page}.1"));
-        // The words of roff's source: hyphens in it may be escaped.
-        let text = text.replace(r"\-", "-");
-        let nameless: Vec<_> = text
-            .lines()
-            .filter(|line| {
-                line.contains("nbdkit-nbd-plugin")
-                    || line.contains("nbdkit nbd ")
-                    || line.contains(" nbd ")
-                        && (line.contains("socket=") || line.contains("nbdkit -"))
-            })
-            .collect();
-        assert_eq!(nameless, [""; 0]);
-        assert!(text.contains(title), "{page}");
-        for example in examples {
-            assert!(text.contains(example), "{page}: {example}");
-        }
-    }
-    let page = machine.read("man/man1/nbdkit-nbdrs-plugin.1");
-    let page = page.replace(r"\-", "-");
-    assert!(page.contains("-D nbd.verbose=1"), "the flag keeps its name");
 }
 
 #[test]
@@ -405,14 +360,13 @@ fn package_that_has_this_very_plugin_keeps_it() {
         return;
     }
     let machine = Machine::with_package("usr/lib");
-    let packaged = "nbd_client=rust/packaged";
-    machine.write(&format!("usr/lib/{PLUGIN}"), packaged);
+    machine.write(&format!("usr/lib/{PLUGIN}"), PACKAGED);
     machine.uninstall();
     machine.install();
     assert_eq!(machine.read(&format!("usr/lib/{PLUGIN}")), BUILT);
     machine.uninstall();
     machine.uninstall();
-    assert_eq!(machine.files("usr"), [format!("lib/{PLUGIN}: {packaged}")]);
+    assert_eq!(machine.files("usr"), [format!("lib/{PLUGIN}: {PACKAGED}")]);
     assert_eq!(machine.read("dpkg/diversions"), "");
 }
 
@@ -424,8 +378,7 @@ fn place_that_a_package_of_ours_has_taken_stays_its() {
     let machine = Machine::with_package("usr/lib");
     let file = machine.path("usr/lib").join(PLUGIN);
     fs::rename(&file, machine.path(&format!("usr/lib/{PLUGIN}.distrib"))).expect("rename");
-    let packaged = "nbd_client=rust/packaged";
-    machine.write(&format!("usr/lib/{PLUGIN}"), packaged);
+    machine.write(&format!("usr/lib/{PLUGIN}"), PACKAGED);
     let diversion = format!("{0}\n{0}.distrib\nnbdkit-plugin-nbd-rust\n", file.display());
     machine.write("dpkg/diversions", &diversion);
 
@@ -440,12 +393,14 @@ fn place_that_a_package_of_ours_has_taken_stays_its() {
         machine.files("usr"),
         [
             format!("lib/{PLUGIN}.distrib: {DISTRIBUTED}"),
-            format!("lib/{PLUGIN}: {packaged}"),
+            format!("lib/{PLUGIN}: {PACKAGED}"),
         ]
     );
     assert_eq!(machine.read("dpkg/diversions"), diversion);
-    // Under a name of its own there is nothing in the way.
+    // Under a name of its own there is nothing in the way, and the package needs none of our programs.
     machine.step("install", &[("NAME", "nbdrs")]);
+    machine.step("uninstall", &[("NAME", "nbdrs")]);
+    assert_eq!(machine.files("programs"), [""; 0]);
 }
 
 #[test]

@@ -14,6 +14,8 @@ use super::process::{run, run_ok};
 /// What nbdkit's own package has, and what `make build` makes: only the mark of ours matters.
 pub const DISTRIBUTED: &str = "the plugin in C";
 pub const BUILT: &str = "nbd_client=rust/first";
+/// What a package of ours has.
+pub const PACKAGED: &str = "nbd_client=rust/packaged";
 pub const PLUGIN: &str = "nbdkit-nbd-plugin.so";
 
 /// A machine to install on.
