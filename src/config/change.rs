@@ -43,6 +43,7 @@ impl Change {
     /// Takes a value as the parameter takes it.
     pub fn parse(key: &str, value: &str) -> Result<Self, Error> {
         let bytes = value.as_bytes();
+        params::refuse_uri(key, bytes)?;
         match key {
             "connect-timeout" => params::timeout("connect-timeout", bytes).map(Self::Connect),
             "handshake-timeout" => params::timeout("handshake-timeout", bytes).map(Self::Handshake),

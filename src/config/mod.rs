@@ -86,7 +86,7 @@ pub enum Error {
     },
     /// A URI that was given to another parameter. It is not told, as a secret may be in it.
     #[error("{0}: must not be a URI: write uri=URI")]
-    UriElsewhere(&'static str),
+    UriElsewhere(String),
     /// A descriptor is negative.
     #[error("socket-fd must be >= 0")]
     NegativeDescriptor,
@@ -300,10 +300,11 @@ impl Params {
     /// Takes one parameter; a later value replaces an earlier one, but for `command` and `arg`,
     /// which add up.
     pub fn set(&mut self, key: &str, value: &[u8]) -> Result<(), Error> {
+        params::refuse_uri(key, value)?;
         let target = &mut self.target;
         let tls = &mut self.tls;
         match key {
-            "socket" => target.add_socket(params::socket(value)?),
+            "socket" => target.add_socket(params::path("socket", value)?),
             "hostname" => target.add_host(params::host(value)?),
             "port" => target.port = Some(params::text("port", value)?),
             "vsock" => target.vsock = Some(("vsock", value.to_vec())),

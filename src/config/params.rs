@@ -40,6 +40,27 @@ pub fn shown(value: &[u8]) -> String {
     printable(value, 200)
 }
 
+/// Refuses a URI that was given to another parameter, before any message repeats it: there may be a
+/// password in it, or where one was meant to be: an at sign behind a colon, each as such or as an escape.
+pub fn refuse_uri(key: &str, value: &[u8]) -> Result<(), Error> {
+    // These are anybody's words.
+    let any = ["uri", "export", "arg", "tls-username", "tls-key-password"];
+    match !any.contains(&key) && (is_uri(value) || has_password(value)) {
+        true => Err(Error::UriElsewhere(shown(key.as_bytes()))),
+        false => Ok(()),
+    }
+}
+
+fn has_password(value: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(value)
+        .to_ascii_lowercase()
+        .replace("%3a", ":")
+        .replace("%40", "@");
+    let authority = text.split_once("://").map(|(_, rest)| rest);
+    let behind_colon = authority.and_then(|authority| authority.split_once(':'));
+    behind_colon.is_some_and(|(_, rest)| rest.contains('@'))
+}
+
 /// Text that is not empty.
 pub fn text(key: &'static str, value: &[u8]) -> Result<String, Error> {
     match std::str::from_utf8(value) {
@@ -131,8 +152,8 @@ pub fn descriptor(value: &[u8]) -> Result<i32, Error> {
 pub fn host(value: &[u8]) -> Result<String, Error> {
     let host = text("hostname", value)?;
     // A user, and who knows what else, is only in a URI.
-    if is_uri(value) || host.contains('@') {
-        return Err(Error::UriElsewhere("hostname"));
+    if host.contains('@') {
+        return Err(Error::UriElsewhere("hostname".to_owned()));
     }
     if host.starts_with(['/', '.']) {
         return Err(bad("hostname", value, "must be a host: write socket=PATH"));
@@ -159,14 +180,6 @@ fn host_and_port(value: &str, host: &str, port: &str) -> Error {
         host: shown(host.as_bytes()),
         port: shown(port.as_bytes()),
     }
-}
-
-/// The path of a Unix socket.
-pub fn socket(value: &[u8]) -> Result<PathBuf, Error> {
-    if is_uri(value) {
-        return Err(Error::UriElsewhere("socket"));
-    }
-    path("socket", value)
 }
 
 /// The path of the socket for commands. It is absolute where it comes from nbdkit.

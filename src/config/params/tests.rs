@@ -95,19 +95,27 @@ fn a_host_is_a_host_alone() {
 }
 
 #[test]
-fn a_socket_is_no_uri() {
+fn a_uri_is_for_uri_alone() {
     for text in [
         "/cwd/nbd://h",
         "/cwd/NBD+unix:///?socket=/s",
         "/a/b/nbds://h",
+        "x://bob:SECRET@h",
+        "x://bob%3aSECRET%40h",
     ] {
-        assert_eq!(
-            socket(text.as_bytes()).expect_err(text).to_string(),
-            "socket: must not be a URI: write uri=URI"
-        );
+        for key in ["socket", "stats", "request-timeout", "no-such"] {
+            let error = refuse_uri(key, text.as_bytes()).expect_err(text);
+            assert_eq!(
+                error.to_string(),
+                format!("{key}: must not be a URI: write uri=URI")
+            );
+        }
+        for key in ["uri", "export", "arg"] {
+            assert_eq!(refuse_uri(key, text.as_bytes()), Ok(()));
+        }
     }
     for text in ["/cwd/http://h", "/cwd/nbd:h", "/nbd/s", "/a/nbd/://"] {
-        assert_eq!(socket(text.as_bytes()), Ok(PathBuf::from(text)));
+        assert_eq!(refuse_uri("socket", text.as_bytes()), Ok(()));
     }
 }
 

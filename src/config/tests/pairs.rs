@@ -288,3 +288,19 @@ fn matrix_of_the_manual_is_what_is_refused() {
          what is there:\n\n{matrix}\n"
     );
 }
+
+/// A password in a URI is never shown, whatever parameter the URI was given to.
+#[test]
+fn no_parameter_repeats_a_password() {
+    for sample in SAMPLES {
+        for value in ["nbd://bob:SECRET@h", "http://bob%3ASECRET%40h/x"] {
+            let mut params = Params::default();
+            let set = params.set(sample.key(), value.as_bytes());
+            let result = set.and_then(|()| params.complete().map(drop));
+            if let Err(error) = result {
+                let told = error.to_string();
+                assert!(!told.contains("SECRET"), "{told}");
+            }
+        }
+    }
+}
