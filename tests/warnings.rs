@@ -49,10 +49,39 @@ fn going_on_in_clear_is_told_once() {
     let warnings: Vec<&str> = log.lines().collect();
     assert_eq!(warnings.len(), 1, "{log}");
     assert!(
-        warnings[0].contains("error: warning: server refused NBD_OPT_STARTTLS")
+        warnings[0].contains("error: warning: /")
+            && warnings[0].contains(": server refused NBD_OPT_STARTTLS")
             && warnings[0].ends_with("going on in clear"),
         "{log}"
     );
+}
+
+/// Of several servers each is told of, by its name.
+#[test]
+fn each_server_without_tls_is_told() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let other = directory.path().join("other");
+    std::fs::create_dir(&other).expect("a directory");
+    let servers = [Scripted::start(directory.path()), Scripted::start(&other)];
+    let second = format!("socket={}", servers[1].socket().display());
+    let extra = ["servers=spread", "tls=on", &second];
+    let front = quiet(directory.path(), &servers[0], &extra);
+    let scripts = servers.each_ref().map(|server| server.play(in_clear));
+    let mut client = Front::open(front.socket()).expect("an export");
+    assert!(client.read(0, 512).is_ok());
+    client.close();
+    for script in scripts {
+        script.ended("a client");
+    }
+    let log = front.stderr();
+    for server in &servers {
+        let name = format!("{}: server refused", server.socket().display());
+        let told = |line: &str| line.contains(&name) && line.ends_with("; going on in clear");
+        assert_eq!(log.lines().filter(|line| told(line)).count(), 1, "{log}");
+    }
 }
 
 /// What is told of an oldstyle server.
@@ -76,7 +105,7 @@ fn an_oldstyle_server_without_tls_is_told() {
     }
     let log = told_of_oldstyle("tls=on");
     assert!(
-        log.ends_with("error: warning: oldstyle servers have no TLS; going on in clear\n"),
+        log.ends_with(": oldstyle servers have no TLS; going on in clear\n"),
         "{log}"
     );
 }
@@ -88,9 +117,7 @@ fn a_name_that_an_oldstyle_server_cannot_know_is_told() {
     }
     let log = told_of_oldstyle("export=disk");
     assert!(
-        log.ends_with(
-            "error: warning: oldstyle server: it has one export only, the name \"disk\" is ignored\n"
-        ),
+        log.ends_with(": oldstyle server: it has one export only, the name \"disk\" is ignored\n"),
         "{log}"
     );
     assert_eq!(told_of_oldstyle("export="), "", "nothing was ignored");

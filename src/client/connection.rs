@@ -349,7 +349,8 @@ impl Connection {
         let soft = self.patience.lasting && cause.leaves_server_at_work();
         self.lost.get_or_init(|| {
             let lost = Lost::new(self.server.clone(), cause);
-            log::debug!("{lost}");
+            // Whoever needs the connection tells the user.
+            log::trace!("{lost}");
             self.manners.learn(&lost);
             self.count_loss(lost.cause());
             Arc::new(lost)

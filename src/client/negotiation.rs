@@ -90,7 +90,7 @@ impl Negotiation {
         let mut this = Self {
             server: server.clone(),
             stream,
-            machine: Handshake::new(goal.with_tls(options.tls_policy)),
+            machine: Handshake::new(goal.with_tls(options.tls_policy).with_server(server)),
         };
         let shaken = this.shake_hands(tls.as_ref(), deadline);
         *end = End {

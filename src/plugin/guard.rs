@@ -49,8 +49,8 @@ pub struct Failure {
 enum Message {
     /// Tell the user.
     Tell(String),
-    /// The user was told before; repeat it in the debug output only.
-    Told(String),
+    /// The user was told before, once for all requests that it concerns.
+    Told(Error),
     /// nbdkit has already said what there is to say.
     ByHost,
 }
@@ -88,18 +88,20 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let message = match &error {
-            Error::Lost(lost) if !lost.tell_once() => Message::Told(error.to_string()),
-            Error::Outage(outage) if !outage.tell_once() => Message::Told(error.to_string()),
+        let told = match &error {
+            Error::Lost(lost) => !lost.tell_once(),
+            Error::Outage(outage) => !outage.tell_once(),
             // It was said when it came to that.
-            Error::Doomed { .. } => Message::Told(error.to_string()),
+            Error::Doomed { .. } => true,
             // nbdkit said it in its own words.
-            error if error.is_unwanted() => Message::Told(error.to_string()),
-            _ => Message::Tell(error.to_string()),
+            error => error.is_unwanted(),
         };
         Self {
             errno: error.errno(),
-            message,
+            message: match told {
+                true => Message::Told(error),
+                false => Message::Tell(error.to_string()),
+            },
         }
     }
 }
@@ -131,7 +133,9 @@ pub fn guard<T: Failed>(callback: &'static str, body: impl FnOnce() -> Result<T,
     };
     match &failure.message {
         Message::Tell(message) => report::error(message),
-        Message::Told(message) => report::debug(message),
+        Message::Told(error) if error.is_unwanted() => report::debug(&error.to_string()),
+        // Only for those who want to see each request.
+        Message::Told(error) => log::trace!("{error}"),
         Message::ByHost => (),
     }
     report::set_errno(failure.errno);

@@ -35,6 +35,7 @@ mod guard;
 mod places;
 #[forbid(unsafe_code)]
 mod probe;
+#[forbid(unsafe_code)]
 mod reception;
 #[forbid(unsafe_code)]
 mod state;

@@ -119,6 +119,7 @@ impl Export {
     /// Largest length of one read or write, bytes: a whole number of minimum blocks.
     pub fn maximum_payload(&self) -> u32 {
         // spec: Size constraints: MUST NOT: no payload above the maximum
+        // spec: Structured reply types: SHOULD NOT: no read longer than 32 bits can tell
         let maximum = self
             .block_sizes
             .map_or(DEFAULT_MAX_PAYLOAD, |sizes| sizes.maximum);

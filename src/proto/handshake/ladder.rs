@@ -90,6 +90,19 @@ impl Ladder {
         }
     }
 
+    /// Without the questions that were dropped on the way down from one rung to another, and no others.
+    pub fn without_those_between(self, above: Self, below: Self) -> Self {
+        let keeps = |own: bool, above: bool, below: bool| own && (below || !above);
+        let go = keeps(self.go, above.go, below.go);
+        Self {
+            // Only NBD_OPT_GO may follow it.
+            extended: go && keeps(self.extended, above.extended, below.extended),
+            structured: keeps(self.structured, above.structured, below.structured),
+            meta: keeps(self.meta, above.meta, below.meta),
+            go,
+        }
+    }
+
     /// What is left without the question that was not answered; `None` if nobody can do without it.
     /// What was refused before need not be asked again: the server may have lost its place over that
     /// already. `agreed` is how transmission would be framed, as far as that is agreed.

@@ -17,7 +17,8 @@ mod newstyle;
 mod oldstyle;
 mod options;
 
-use std::fmt;
+use std::fmt::{self, Display};
+use std::sync::Arc;
 
 pub use self::ladder::Ladder;
 use self::newstyle::Newstyle;
@@ -31,9 +32,6 @@ use super::framing::Framing;
 use super::name::ExportName;
 use super::request::encode_option;
 use super::{Refusal, Violation};
-
-/// The kind of warning that says that a connection that was to have TLS has none.
-const IN_CLEAR: &str = "in-clear";
 
 /// What the caller does next.
 #[derive(Debug, PartialEq, Eq)]
@@ -172,6 +170,8 @@ pub enum Error {
 /// What the user wants of the server.
 #[derive(Clone, Debug)]
 pub struct Goal {
+    /// Whose server it is asked of, for messages.
+    server: Arc<str>,
     export: ExportName,
     purpose: Purpose,
     wish: Wish,
@@ -218,6 +218,7 @@ impl Goal {
 
     fn new(export: ExportName, purpose: Purpose) -> Self {
         Self {
+            server: "the server".into(),
             export,
             purpose,
             wish: Wish::default(),
@@ -234,6 +235,20 @@ impl Goal {
     /// The same, with TLS.
     pub fn with_tls(self, tls: TlsPolicy) -> Self {
         Self { tls, ..self }
+    }
+
+    /// The same, of a server that has this name.
+    pub fn with_server(self, server: &Arc<str>) -> Self {
+        Self {
+            server: server.clone(),
+            ..self
+        }
+    }
+
+    /// Tells the user, once for each server, that there is no TLS although it is wanted.
+    fn tell_of_clear(&self, why: impl Display) {
+        let server = &self.server;
+        log::warn!(target: &format!("in clear: {server}"), "{server}: {why}; going on in clear");
     }
 
     /// The same, with no more questions than these.
@@ -421,7 +436,7 @@ impl Handshake {
     /// Goes on with another goal, over what was agreed so far: what it says of TLS does not count. Only
     /// where [`Handshake::is_at_rest`].
     pub fn ask(&mut self, goal: Goal) -> Result<(), Error> {
-        self.goal = goal.with_tls(self.goal.tls);
+        self.goal = goal.with_tls(self.goal.tls).with_server(&self.goal.server);
         let progress = match &mut self.state {
             State::Told(bytes) => oldstyle::received(bytes, &self.goal)?,
             State::Newstyle(newstyle) => newstyle.go_on(self.goal.clone())?,
@@ -510,7 +525,7 @@ fn style(bytes: &[u8], goal: &Goal) -> Result<State, Error> {
         OLDSTYLE_MAGIC if goal.tls == TlsPolicy::Require => Err(Error::NoTls("oldstyle handshake")),
         OLDSTYLE_MAGIC => {
             if goal.tls == TlsPolicy::Allow {
-                log::warn!(target: IN_CLEAR, "oldstyle servers have no TLS; going on in clear");
+                goal.tell_of_clear("oldstyle servers have no TLS");
             }
             Ok(State::Oldstyle)
         }

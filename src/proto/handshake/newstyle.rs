@@ -12,8 +12,8 @@ mod questions;
 use self::maps::Bitmaps;
 use super::contexts::Contexts;
 use super::{
-    Error, Goal, IN_CLEAR, Info, Ladder, Listed, Outcome, Progress, Purpose, TlsEstablished,
-    TlsPolicy, enter, options,
+    Error, Goal, Info, Ladder, Listed, Outcome, Progress, Purpose, TlsEstablished, TlsPolicy,
+    enter, options,
 };
 use crate::proto::codec::{Reader, quoted};
 use crate::proto::consts::{HandshakeFlags, OPTION_REPLY_MAGIC, OptionReply, OptionType, PADDING};
@@ -152,7 +152,10 @@ impl Newstyle {
         let offered = Reader::new(bytes).u16().unwrap_or_default();
         // spec: Newstyle negotiation: SHOULD: unknown handshake flags are ignored
         self.flags = HandshakeFlags::from_bits_truncate(offered);
-        log::debug!("newstyle server, handshake flags 0x{offered:04x}");
+        log::debug!(
+            "{}: newstyle server, handshake flags 0x{offered:04x}",
+            self.goal.server
+        );
         let fixed = self.flags.contains(HandshakeFlags::FIXED_NEWSTYLE);
         if self.goal.tls == TlsPolicy::Require && !fixed {
             return Err(Error::NoTls("newstyle handshake without options"));
@@ -165,7 +168,7 @@ impl Newstyle {
         // spec: Client-side requirements: MUST NOT: no NBD_OPT_STARTTLS unless both sides know fixed newstyle
         if !fixed {
             if self.goal.tls == TlsPolicy::Allow {
-                log::warn!(target: IN_CLEAR, "the server has no TLS; going on in clear");
+                self.goal.tell_of_clear("the server has no TLS");
             }
             return self.ask_without_options(say);
         }
@@ -422,7 +425,10 @@ impl Newstyle {
 
     fn listed(&mut self, payload: &[u8]) {
         let Some(entry) = options::server(payload) else {
-            log::debug!("ignoring an export whose listing does not add up");
+            log::debug!(
+                "{}: ignoring an export whose listing does not add up",
+                self.goal.server
+            );
             return;
         };
         self.keep(entry);
@@ -434,7 +440,10 @@ impl Newstyle {
         if self.info.listing.len() < MAX_LISTED && self.listed_bytes <= MAX_LISTED_BYTES {
             self.info.listing.push(entry);
         } else {
-            log::debug!("ignoring an export: the list is too long");
+            log::debug!(
+                "{}: ignoring an export: the list is too long",
+                self.goal.server
+            );
         }
     }
 
@@ -448,7 +457,17 @@ impl Newstyle {
             protected: self.tls.is_some(),
             extended: self.framing == Framing::Extended,
         };
-        log::debug!("{refusal}");
+        // What nobody goes on without is told by whoever fails.
+        let told = format!("{}: {refusal}", self.goal.server);
+        let warns = self.asking == OptionType::STARTTLS;
+        let progress = self.do_without(reply, refusal)?;
+        if !warns {
+            log::debug!("{told}");
+        }
+        Ok(progress)
+    }
+
+    fn do_without(&mut self, reply: OptionReply, refusal: Refusal) -> Result<Progress, Error> {
         match self.asking {
             _ if self.is_the_question() => {
                 self.settled |= matches!(
@@ -524,7 +543,7 @@ impl Newstyle {
         if !none {
             return Err(refusal.into());
         }
-        log::warn!(target: IN_CLEAR, "{refusal}; going on in clear");
+        self.goal.tell_of_clear(refusal);
         Ok(Progress::Say(self.ask_for_goal()))
     }
 
@@ -539,7 +558,10 @@ impl Newstyle {
         if self.asking == OptionType::LIST_META_CONTEXT {
             self.contexts.list(name);
         } else if name != wanted.as_bytes() {
-            log::debug!("ignoring a metadata context that was not asked for");
+            log::debug!(
+                "{}: ignoring a metadata context that was not asked for",
+                self.goal.server
+            );
         } else if !self.contexts.agree(wanted, id) {
             return Err(Violation::OptionContent(
                 self.asking,

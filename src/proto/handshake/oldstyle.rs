@@ -21,8 +21,9 @@ pub fn received(bytes: &[u8], goal: &Goal) -> Result<Progress, Error> {
     let flags = reader.u32().unwrap_or_default() as u16;
     if !goal.export.is_empty() {
         log::warn!(
-            target: "oldstyle",
-            "oldstyle server: it has one export only, the name \"{}\" is ignored",
+            target: &format!("oldstyle: {}", goal.server),
+            "{}: oldstyle server: it has one export only, the name \"{}\" is ignored",
+            goal.server,
             goal.export
         );
     }
