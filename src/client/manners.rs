@@ -84,9 +84,11 @@ impl Manners {
         self.limits
     }
 
-    /// Remembers a way that led to an export after another had not.
-    pub(super) fn remember(&self, ladder: Ladder) {
-        *lock(&self.ladder) = ladder;
+    /// Remembers a way that led to an export after another, `tried`, had not. What neither had asked, as
+    /// the server had just said that it does not know it, is asked again when that is old.
+    pub(super) fn remember(&self, tried: Ladder, reached: Ladder) {
+        let mut ladder = lock(&self.ladder);
+        *ladder = ladder.without_those_between(tried, reached);
     }
 
     /// Remembers what the loss of a connection tells. A server that has agreed to extended headers and
@@ -121,5 +123,29 @@ mod tests {
         assert_eq!(manners.ladder_at(now), without);
         let minute = Instant::now() + COMPACT_FOR;
         assert_eq!(manners.ladder_at(minute), Ladder::default());
+    }
+
+    #[test]
+    fn a_question_that_was_dropped_meanwhile_takes_no_other_along() {
+        let manners = Manners::default();
+        manners.found_compact();
+        let tried = manners.ladder_at(Instant::now());
+        manners.remember(tried, tried.without_meta());
+        let minute = Instant::now() + COMPACT_FOR;
+        assert_eq!(
+            manners.ladder_at(minute),
+            Ladder::default().without_meta(),
+            "extended headers are asked for again"
+        );
+    }
+
+    #[test]
+    fn who_does_without_go_asks_for_no_extended_headers() {
+        let manners = Manners::default();
+        manners.found_compact();
+        let tried = manners.ladder_at(Instant::now());
+        manners.remember(tried, tried.without_go());
+        let minute = Instant::now() + COMPACT_FOR;
+        assert_eq!(manners.ladder_at(minute), Ladder::default().without_go());
     }
 }

@@ -163,7 +163,8 @@ fn reach_before(
     deadline: Deadline,
     at_hand: &mut AtHand<'_>,
 ) -> Result<(Negotiation, Outcome), Error> {
-    let mut goal = goal.with_ladder(options.manners.ladder());
+    let tried = options.manners.ladder();
+    let mut goal = goal.with_ladder(tried);
     if let Some(negotiation) = at_hand.negotiation.take().filter(Negotiation::is_alive) {
         match negotiation.ask(
             options,
@@ -185,7 +186,7 @@ fn reach_before(
         let cause = match begun {
             Ok(reached) => {
                 if first.is_some() {
-                    options.manners.remember(goal.ladder());
+                    options.manners.remember(tried, goal.ladder());
                 }
                 return Ok(reached);
             }
