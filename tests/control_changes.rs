@@ -52,6 +52,40 @@ fn reconnect_leaves_all_connections_for_new_ones() {
     }
 }
 
+/// Without a journal what was not flushed may be lost with a server. Whoever was there hears so of each flush,
+/// and nobody is told before that client has left that everything is permanent.
+#[test]
+fn nothing_is_called_drained_while_a_client_would_hear_otherwise() {
+    if !need_all(&["nbdkit"]) {
+        return;
+    }
+    let stand = Stand::new(&["reconnect=30", "reconnect-delay=10ms:50ms", "replay=0"]);
+    let mut commander = stand.commander();
+    let mut was_there = Front::of(&stand.front);
+    was_there.write(0, &[1; 512]).expect("a write");
+    stand.relay.cut_now();
+    assert_eq!(was_there.read(0, 512), Ok(vec![1; 512]), "it is back");
+    let mut came_later = Front::of(&stand.front);
+    came_later.write(0, &[2; 512]).expect("a write");
+    for command in ["drain", "reconnect"] {
+        let why = commander.refuses(command);
+        assert!(
+            why.contains("may be missing, and nothing makes it permanent"),
+            "{why}"
+        );
+    }
+    assert_eq!(was_there.flush(), Err(errno::EIO));
+    assert_eq!(came_later.flush(), Ok(()));
+    was_there.close();
+    eventually("one client is left", LIMIT, || {
+        let status = commander.status();
+        (status["ways"].as_array()?.len() == 1).then_some(())
+    });
+    commander.does("drain");
+    commander.does("resume");
+    commander.does("reconnect");
+}
+
 /// Who has drained may do so, and is still drained.
 #[test]
 fn reconnect_while_drained_lets_nobody_go_on() {

@@ -453,3 +453,51 @@ fn a_copy_survives_servers_that_are_stopped() {
         .into_iter()
         .for_each(|plan| copy_through_losses(plan, true));
 }
+
+/// Time does not help where all servers are there and none is what it was; with one that is not there it
+/// may.
+#[test]
+fn a_session_ends_when_all_servers_have_become_smaller() {
+    if !need("nbdkit") {
+        return;
+    }
+    let of_size = |size: u64| Offer {
+        size,
+        ..farm::offer()
+    };
+    for plan in PLANS {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let farms = [0, 1].map(|server| {
+            let own = directory.path().join(server.to_string());
+            std::fs::create_dir(&own).expect("a directory");
+            // The first one is smaller from its second connection on, the other one is at once.
+            Farm::start_with(&own, 20, move |number| {
+                of_size(if server + number == 0 {
+                    1 << 20
+                } else {
+                    1 << 19
+                })
+            })
+        });
+        let places = [farms[0].socket(), farms[1].socket()];
+        let front = front(
+            directory.path(),
+            &places,
+            &[&[plan, "shared=true"], &BACK[..]].concat(),
+        );
+        let mut client = Front::of(&front);
+        assert_eq!(client.export().size, 1 << 20);
+        client.read(0, 512).expect("served");
+        farms[0].meets(0, Fate::Die);
+        eventually("both are found to be smaller", LIMIT, || {
+            client.read(0, 512).is_err().then_some(())
+        });
+        says(
+            &front,
+            &["the server is back, but the export had 1048576 bytes, and has 524288"],
+        );
+        let mut next = Front::of(&front);
+        assert_eq!(next.export().size, 1 << 19, "{plan}");
+        assert!(next.read(0, 512).is_ok());
+    }
+}

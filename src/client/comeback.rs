@@ -140,6 +140,10 @@ impl Lasting {
     pub(super) fn remind(&self) {
         let after = self.terms.limit.get().map_or(REMINDER, |limit| limit / 3);
         let mut inner = self.resume().lock();
+        if inner.core.doom().is_some() {
+            // It is back, and of no use.
+            return;
+        }
         let Some(Phase::Away(away)) = inner.ways.get_mut(&self.way).map(|way| &mut way.phase)
         else {
             return;
@@ -247,6 +251,10 @@ impl Lasting {
             Err(error) => {
                 if error.is_violation() && self.count_violation() {
                     return self.end(&too_often(&error, self.server()));
+                }
+                // All of several servers are there, and none is what it was.
+                if let Error::Unsupported { what, .. } = &error {
+                    return self.end(&format!("the server is back, but {what}"));
                 }
                 return Try::Failed(error);
             }

@@ -5,9 +5,10 @@
 //! left. A *plain* way has one connection, made before the links are, with which it lives and ends;
 //! only a server that says that it is going away is left for another, once. A *pool* has several. A
 //! *lasting* way outlives its connections: see `lasting.rs`. [`Shared`] is for the links of all clients: it makes them anew
-//! when they have ended, in one attempt whose result all who wait for it get.
+//! when they have ended, in one attempt whose result all who wait for it get, and says when the last
+//! client of those that have ended has left.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use super::Opener;
@@ -31,6 +32,8 @@ pub struct Links {
     server: Server,
     volume: Arc<Volume>,
     way: Way,
+    /// What [`Links::losses`] said when each of its clients came.
+    clients: Mutex<Vec<u64>>,
 }
 
 /// There is one for each client, and the plain one is to be reached without a detour.
@@ -53,6 +56,7 @@ impl Links {
             server: opener.server.clone(),
             way: Way::Plain(Plain::new(opener, volume.clone(), connection, protection)),
             volume,
+            clients: Mutex::default(),
         }
     }
 
@@ -61,6 +65,7 @@ impl Links {
             server: pool.server().clone(),
             volume,
             way: Way::Pool(Arc::new(pool)),
+            clients: Mutex::default(),
         }
     }
 
@@ -69,6 +74,7 @@ impl Links {
             server: lasting.server().clone(),
             volume,
             way: Way::Lasting(Arc::new(lasting)),
+            clients: Mutex::default(),
         }
     }
 
@@ -112,8 +118,8 @@ impl Links {
         }
     }
 
-    /// Makes every answered change permanent. `since` is what [`Links::losses`] said when the client
-    /// came that asks for it.
+    /// Makes every answered change permanent. `since` is what [`Links::attend`] said to the client that
+    /// asks for it.
     pub fn flush(&self, deadline: &Deadline, since: u64) -> Result<(), Error> {
         match &self.way {
             Way::Plain(plain) => plain.flush(deadline),
@@ -122,9 +128,24 @@ impl Links {
         }
     }
 
+    /// A client comes. Gives how often something unflushed was lost for good before.
+    pub(super) fn attend(&self) -> u64 {
+        let losses = self.losses();
+        lock(&self.clients).push(losses);
+        losses
+    }
+
+    /// A client leaves that was told this when it came.
+    pub(super) fn depart(&self, losses: u64) {
+        let mut clients = lock(&self.clients);
+        if let Some(place) = clients.iter().position(|told| *told == losses) {
+            clients.swap_remove(place);
+        }
+    }
+
     /// How often something unflushed was lost for good. Who was there must not hear of a good flush
     /// after that.
-    pub fn losses(&self) -> u64 {
+    fn losses(&self) -> u64 {
         match &self.way {
             Way::Plain(_) | Way::Pool(_) => 0,
             Way::Lasting(lasting) => lasting.losses(),
@@ -177,8 +198,13 @@ impl Links {
         }
     }
 
-    /// Flushes if something was written, on behalf of no client. Takes as long as a client's flush may.
+    /// Flushes if something was written, on behalf of no client. Takes as long as a client's flush may, and
+    /// fails if that of a client would that is there.
     pub(super) fn settle(&self) -> Result<(), Error> {
+        let losses = self.losses();
+        if lock(&self.clients).iter().any(|told| *told < losses) {
+            return Err(Error::Unflushed(self.server.clone()));
+        }
         match &self.way {
             Way::Plain(plain) => plain.settle(),
             Way::Pool(pool) => pool.settle(),
@@ -249,8 +275,8 @@ impl Links {
     }
 }
 
-/// Makes the links for [`Shared`].
-pub type Attempt = Box<dyn FnOnce() -> Result<Arc<Links>, Error> + Send>;
+/// Makes the links for [`Shared`], in the place of others that nobody uses, if there are any.
+pub type Attempt = Box<dyn FnOnce(Option<Arc<Links>>) -> Result<Arc<Links>, Error> + Send>;
 
 /// How long one who waits for an attempt does so before looking whether its client is still there.
 const SLICE: Duration = Duration::from_millis(250);
@@ -264,11 +290,42 @@ pub struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Those that whoever comes gets.
     links: Option<Arc<Links>>,
+    /// By which links how many clients go: by these, and by those before them.
+    users: Vec<(Arc<Links>, usize)>,
     /// Attempts begun so far; the last one is still under way if it has no result.
     begun: u64,
     ended: u64,
-    result: Option<Result<Arc<Links>, Error>>,
+    /// Of the last one. It keeps nothing that everybody has left.
+    result: Option<Result<Weak<Links>, Error>>,
+}
+
+impl State {
+    /// How many clients go by these links.
+    fn users(&self, links: &Arc<Links>) -> usize {
+        let known = self.users.iter().find(|(one, _)| Arc::ptr_eq(one, links));
+        known.map_or(0, |(_, users)| *users)
+    }
+
+    /// Whether nobody closes these links.
+    fn has(&self, links: &Arc<Links>) -> bool {
+        let current = self.links.as_ref();
+        self.users(links) > 0 || current.is_some_and(|current| Arc::ptr_eq(current, links))
+    }
+
+    /// One more does.
+    fn enter(&mut self, links: Arc<Links>) -> Arc<Links> {
+        let known = self
+            .users
+            .iter_mut()
+            .find(|(one, _)| Arc::ptr_eq(one, &links));
+        match known {
+            Some((_, users)) => *users += 1,
+            None => self.users.push((links.clone(), 1)),
+        }
+        links
+    }
 }
 
 impl Shared {
@@ -283,69 +340,119 @@ impl Shared {
         }
     }
 
-    /// The links. If they are over, new ones are made: by an attempt that `upkeep` carries out, which
-    /// others may have begun, and which does not end with the client that began it. `wanted` tells
-    /// whether the client of this thread still waits.
+    /// The links, for one more client, who has to [leave](Shared::leave) them. If they are over, new ones
+    /// are made: by an attempt that `upkeep` carries out, which others may have begun, and which does not
+    /// end with the client that began it. The same where they would come back to a server by themselves
+    /// and nobody waits for that: it may be another one by then. `wanted` tells whether the client of this
+    /// thread still waits.
     pub fn join(
         self: &Arc<Self>,
         upkeep: &Upkeep,
         server: &Server,
         wanted: Wanted,
-        attempt: impl FnOnce() -> Attempt,
+        attempt: impl Fn() -> Attempt,
     ) -> Result<Arc<Links>, Error> {
-        let mut state = self.lock();
-        if let Some(links) = &state.links {
-            if !links.is_over() {
-                return Ok(links.clone());
-            }
-        }
-        if state.begun == state.ended {
-            let old = state.links.take();
-            state.begun += 1;
-            let (shared, attempt, name) = (self.clone(), attempt(), server.clone());
-            let begun = upkeep.run(Box::new(move || {
-                if let Some(old) = old {
-                    old.tell_of_loss();
+        let patience = Deadline::NEVER.while_wanted(Some(wanted));
+        loop {
+            let mut state = self.lock();
+            if let Some(links) = state.links.clone() {
+                let used = state.users(&links) > 0;
+                if !links.is_over() && (used || links.is_alive()) {
+                    return Ok(state.enter(links));
                 }
-                let outcome = Outcome {
-                    shared,
-                    failure: Some(Error::Open {
-                        server: name,
-                        cause: Arc::new(OpenError::Panic),
-                    }),
-                };
-                outcome.settle(attempt());
-            }));
-            if !begun {
-                state.ended = state.begun;
+            }
+            if state.begun == state.ended && !self.begin(&mut state, upkeep, server, attempt()) {
                 return Err(Error::unwanted(server.clone()));
             }
-        }
-        let mine = state.begun;
-        let patience = Deadline::NEVER.while_wanted(Some(wanted));
-        while state.ended < mine {
-            state = self
-                .changed
-                .wait_timeout(state, SLICE)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-            if state.ended < mine {
-                drop(state);
-                // Not under the lock: to ask may print a message.
-                patience
-                    .check()
-                    .map_err(|_| Error::unwanted(server.clone()))?;
-                state = self.lock();
+            let mine = state.begun;
+            while state.ended < mine {
+                state = self
+                    .changed
+                    .wait_timeout(state, SLICE)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+                if state.ended < mine {
+                    drop(state);
+                    // Not under the lock: to ask may print a message.
+                    patience
+                        .check()
+                        .map_err(|_| Error::unwanted(server.clone()))?;
+                    state = self.lock();
+                }
             }
-        }
-        match &state.result {
-            Some(result) => result.clone(),
-            None => Err(Error::unwanted(server.clone())),
+            match &state.result {
+                // Else others have come, found them over, and left meanwhile.
+                Some(Ok(links)) => {
+                    if let Some(links) = links.upgrade().filter(|links| state.has(links)) {
+                        return Ok(state.enter(links));
+                    }
+                }
+                Some(Err(error)) => return Err(error.clone()),
+                None => return Err(Error::unwanted(server.clone())),
+            }
         }
     }
 
+    /// Begins an attempt in the place of the present links. False if it is too late for that.
+    fn begin(
+        self: &Arc<Self>,
+        state: &mut State,
+        upkeep: &Upkeep,
+        server: &Server,
+        attempt: Attempt,
+    ) -> bool {
+        let old = state.links.take();
+        // Nobody comes to them any more, and who goes by them sees to their end.
+        let (used, unused) = match old {
+            Some(old) if state.users(&old) > 0 => (Some(old), None),
+            old => (None, old),
+        };
+        state.begun += 1;
+        let (shared, name) = (self.clone(), server.clone());
+        let begun = upkeep.run(Box::new(move || {
+            for old in used.iter().chain(&unused) {
+                if old.is_over() {
+                    old.tell_of_loss();
+                }
+            }
+            let outcome = Outcome {
+                shared,
+                failure: Some(Error::Open {
+                    server: name,
+                    cause: Arc::new(OpenError::Panic),
+                }),
+            };
+            outcome.settle(attempt(unused));
+        }));
+        if !begun {
+            state.ended = state.begun;
+        }
+        begun
+    }
+
+    /// A client leaves. Gives the links if they are to be closed: nobody else uses them, nor will.
+    pub fn leave(&self, links: &Arc<Links>) -> Option<Arc<Links>> {
+        let mut state = self.lock();
+        let place = state
+            .users
+            .iter()
+            .position(|(one, _)| Arc::ptr_eq(one, links))?;
+        state.users[place].1 -= 1;
+        if state.users[place].1 > 0 {
+            return None;
+        }
+        let (links, _) = state.users.swap_remove(place);
+        if state.has(&links) {
+            if !links.is_over() {
+                return None;
+            }
+            state.links = None;
+        }
+        Some(links)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -364,8 +471,11 @@ impl Outcome {
     fn tell(&self, result: Result<Arc<Links>, Error>) {
         let mut state = self.shared.lock();
         state.ended = state.begun;
-        state.links = result.as_ref().ok().cloned();
-        state.result = Some(result);
+        state.result = Some(match &result {
+            Ok(links) => Ok(Arc::downgrade(links)),
+            Err(error) => Err(error.clone()),
+        });
+        state.links = result.ok();
         drop(state);
         self.shared.changed.notify_all();
     }
@@ -377,4 +487,8 @@ impl Drop for Outcome {
             self.tell(Err(failure));
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -199,7 +199,7 @@ pub struct Client {
     attendance: Attendance,
     wanted: Option<Wanted>,
     detect_zeroes: Detect,
-    /// What [`Links::losses`] said when it came.
+    /// What [`Links::attend`] said when it came.
     losses: u64,
     /// What is kept of its extents, if anything is.
     map: Option<Map>,
@@ -211,6 +211,12 @@ pub struct Client {
     /// Who knows of ranges that need not be read.
     zeroes: Option<Arc<Maps>>,
     stats: Option<Arc<Stats>>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.links.depart(self.losses);
+    }
 }
 
 impl Client {
@@ -228,7 +234,7 @@ impl Client {
             None => 0,
         };
         Self {
-            losses: links.losses(),
+            losses: links.attend(),
             map: map.then(|| Map::new(maps.clone(), links.volume().number())),
             watch: (!readonly).then(|| Watch::new(options)).flatten(),
             odd,

@@ -74,7 +74,7 @@ impl Opener {
     /// Connects to the first of the servers that can be had, and enters transmission. `again` after a
     /// loss, or beside another, and how long each of that may take then: the server has told before how
     /// it wants to be asked. Of several servers those are left out that offer less than there `was`, or
-    /// else than the first one did that answered.
+    /// else than the first one did that answered; that all of them do is [`Error::Unsupported`].
     pub(super) fn open(
         &self,
         again: Option<Duration>,
@@ -102,8 +102,10 @@ impl Opener {
             };
             log::debug!("{error}");
             // Time may help if it may help with any of them.
-            let keep = failure.as_ref().is_some_and(Error::is_transient);
-            if !keep || error.is_transient() {
+            if failure
+                .as_ref()
+                .is_none_or(|known| hope(known) <= hope(&error))
+            {
                 failure = Some(error);
             }
         }
@@ -399,6 +401,15 @@ pub fn connect(
         offer.maximum_payload(),
     )?;
     Ok(Arc::new(Links::lasting(lasting, volume)))
+}
+
+/// How much of the reason for a failure may change.
+fn hope(error: &Error) -> u8 {
+    match error {
+        Error::Unsupported { .. } => 0,
+        error if !error.is_transient() => 1,
+        _ => 2,
+    }
 }
 
 fn can_be_made_permanent(export: &Export) -> bool {

@@ -192,6 +192,23 @@ impl Upkeep {
         Leaving(&self.inner)
     }
 
+    /// Closes links that nobody uses any more, within the time that closing may take.
+    pub fn close(&self, links: &Links) {
+        let _leaving = self.forget(links);
+        links.close(Deadline::after_maybe(self.inner.times.close.get()));
+    }
+
+    /// Does that on a thread of its own, or at once if there can be none.
+    pub fn close_aside(self: &Arc<Self>, links: Arc<Links>) {
+        let (this, theirs) = (self.clone(), links.clone());
+        let begun = self
+            .helpers
+            .run("nbd-leave", Box::new(move || this.close(&theirs)));
+        if !begun {
+            self.close(&links);
+        }
+    }
+
     /// How many are just being closed: they may have to be flushed yet.
     pub(super) fn leaving(&self) -> usize {
         lock(&self.inner.state).leaving

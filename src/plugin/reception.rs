@@ -256,8 +256,7 @@ impl Reception {
     }
 
     fn close(&self, kept: Kept) {
-        let _leaving = self.upkeep.forget(&kept.links);
-        kept.links.close(self.deadline());
+        self.upkeep.close(&kept.links);
     }
 
     /// What lies on the desk, but for what is none of this client's matter.

@@ -218,21 +218,31 @@ impl Upstream {
         })
     }
 
-    /// The shared links. If they are over, whoever uses them sees requests fail; who comes now gets
-    /// new ones.
+    /// The shared links, for one more client. If they are over, whoever uses them sees requests fail; who
+    /// comes now gets new ones.
     fn join(&self, shared: &Arc<Shared>) -> Result<Arc<Links>, Error> {
         let name = client::server(&self.server.options);
         let attempt = || -> client::links::Attempt {
             let server = self.server.clone();
-            let helpers = self.upkeep.helpers().clone();
-            Box::new(move || {
+            let upkeep = self.upkeep.clone();
+            Box::new(move |old| {
                 let name = name::ExportName::default();
                 let start = &mut Start::default();
                 let pause = params::sleep_a_second;
-                let links = server.connect(&name, pause, &helpers, true, false, start);
+                let helpers = upkeep.helpers();
+                let links = server.connect(&name, pause, helpers, true, false, start);
                 start.at_hand.leave();
-                if links.is_ok() {
-                    server.options.note(Event::Replaced);
+                match (&links, old) {
+                    (Ok(_), old) => {
+                        server.options.note(Event::Replaced);
+                        old.into_iter().for_each(|old| upkeep.close_aside(old));
+                    }
+                    // It may come back by itself yet.
+                    (Err(error), Some(old)) if !old.is_over() => {
+                        log::debug!("{error}; waiting for the server that there was");
+                        return Ok(old);
+                    }
+                    (Err(_), old) => old.into_iter().for_each(|old| upkeep.close_aside(old)),
                 }
                 links
             })
@@ -244,9 +254,24 @@ impl Upstream {
 
     /// A client leaves. Its way is kept where it may be of use, and closed, unless others use it too.
     pub fn close(&self, session: Session) {
-        let failed = session.failed.load(Ordering::Relaxed);
-        if let (Way::Each(reception), Some(kept)) = (&self.way, session.kept) {
-            reception.give_back(kept, failed);
+        let Session {
+            client,
+            kept,
+            failed,
+        } = session;
+        let links = client.links().clone();
+        // It is to be gone from them when they are closed.
+        drop(client);
+        match (&self.way, kept) {
+            (Way::Each(reception), Some(kept)) => {
+                reception.give_back(kept, failed.load(Ordering::Relaxed));
+            }
+            (Way::Shared(shared), _) => {
+                if let Some(links) = shared.leave(&links) {
+                    self.upkeep.close(&links);
+                }
+            }
+            (Way::Each(_), None) => (),
         }
     }
 
