@@ -106,7 +106,10 @@ fn the_map_of_a_large_disk_is_the_server_s_and_takes_no_more_questions() {
     assert_eq!(direct.lines().count(), 20_000);
     let front = relay.forward(directory.path(), &[]);
     assert_eq!(map(&front.uri()), direct);
-    let (ours, theirs) = (relay.status_queries(), other.status_queries());
+    // nbdinfo is told all of it at once where it has extended headers, which nbdkit has not.
+    let (ours, before) = (relay.status_queries(), other.status_queries());
+    swept(other.socket(), 64 * GIB, 4 * GIB - 65536, false);
+    let theirs = other.status_queries() - before;
     assert!(ours * 10 <= theirs * 12, "{ours} against {theirs}");
 }
 
