@@ -14,7 +14,7 @@ use common::clients::{LIMIT, text};
 use common::control::{Commander, parameter};
 use common::front::Front;
 use common::nbdkit::{Nbdkit, forward};
-use common::process::{Guarded, eventually, run};
+use common::process::{Guarded, eventually, run, run_ok};
 use common::upstream::memory;
 use common::{manual, need, need_all};
 use tempfile::TempDir;
@@ -111,6 +111,21 @@ fn what_is_not_done_is_told_with_status_one() {
     let (status, told) = fails(&[&path, "set", "port=1"]);
     assert_eq!(status, Some(1));
     assert!(told.starts_with("set: ‘port’ cannot be changed"), "{told}");
+    let (status, told) = fails(&[&path, &"s".repeat(5000)]);
+    assert_eq!(status, Some(1));
+    assert_eq!(told, "a command is at most 4096 bytes long");
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let mut to_a_full_disk = Command::new(PROGRAM);
+    to_a_full_disk
+        .args([path.as_str(), "version"])
+        .stdout(full.expect("Linux has it"));
+    let output = to_a_full_disk.output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        told.contains("the answer cannot be written: No space left"),
+        "{told}"
+    );
     let output = nbdctl(&["--json", &path, "reconnect"]);
     assert_eq!(output.status.code(), Some(1));
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -272,7 +287,11 @@ fn permission_is_what_is_missing() {
     std::fs::set_permissions(directory.path(), all).expect("chmod");
     // Where it was built nobody else may be.
     let program = directory.path().join("nbdctl");
-    std::fs::copy(Path::new(PROGRAM), &program).expect("a copy");
+    // Not by this process: what another thread starts meanwhile would have it open for writing.
+    run_ok(
+        Command::new("cp").args([Path::new(PROGRAM), &program]),
+        LIMIT,
+    );
     let mut command = Command::new(program);
     let output = run(command.args([&path, "status"]).uid(65534).gid(65534), LIMIT);
     let told = String::from_utf8_lossy(&output.stderr);

@@ -77,14 +77,24 @@ enum Failure {
     Failed(String),
     /// The plugin has said no, and that was shown.
     Refused,
-    /// Nobody reads what is printed.
-    Unread,
+    /// Nobody reads what is printed, or it cannot be written.
+    Unread(io::Error),
 }
 
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Refused | Failure::Unread) => ExitCode::from(1),
+        Err(Failure::Refused) => ExitCode::from(1),
+        Err(Failure::Unread(error)) => {
+            // Whoever has hung up wants to hear nothing.
+            if error.kind() != ErrorKind::BrokenPipe {
+                complain(format_args!(
+                    "the answer cannot be written: {}",
+                    describe(&error)
+                ));
+            }
+            ExitCode::from(1)
+        }
         Err(Failure::Failed(why)) => {
             complain(format_args!("{why}"));
             ExitCode::from(1)
@@ -104,7 +114,7 @@ fn complain(text: fmt::Arguments<'_>) {
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|_| Failure::Unread)
+    written.map_err(Failure::Unread)
 }
 
 fn run() -> Result<(), Failure> {
@@ -269,7 +279,7 @@ impl Plugin {
                 ok: first.starts_with("{\"ok\":true"),
                 text: match json {
                     true => first,
-                    false => shown(first.trim_end()),
+                    false => shown(reason(first.trim_end())),
                 },
             });
         }
@@ -341,6 +351,13 @@ fn drawn(path: &Path, text: &str, first: bool) -> String {
     }
     screen.push_str("\x1b[J");
     screen
+}
+
+/// Why nothing was done, of an answer for programs that is sent before anybody has asked.
+fn reason(answer: &str) -> &str {
+    let text = answer.strip_prefix("{\"ok\":false,\"error\":\"");
+    text.and_then(|text| text.strip_suffix("\"}"))
+        .unwrap_or(answer)
 }
 
 /// Words of others, fit for a terminal: what would move its cursor or turn the text around is escaped.

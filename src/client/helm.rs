@@ -190,7 +190,7 @@ impl Helm {
     }
 
     /// Leaves all connections for new ones, with everything answered and flushed before; requests wait
-    /// meanwhile. How many ways there are.
+    /// meanwhile. How many ways have one.
     pub fn reconnect(&self, within: Duration, wanted: &dyn Fn() -> bool) -> Result<usize, Refusal> {
         if !self.comes_back {
             return Err(Refusal::NoReconnect);
@@ -212,7 +212,10 @@ impl Helm {
         come_to_rest(until, || back() || !self.goes_on(wanted));
         let missing: Vec<_> = live.iter().filter_map(away).collect();
         match missing.first() {
-            None => Ok(live.len()),
+            None => {
+                let up = |links: &&Arc<Links>| matches!(links.report().state, WayState::Up);
+                Ok(live.iter().filter(up).count())
+            }
             Some(_) if !self.goes_on(wanted) => Err(self.interrupted()),
             Some(why) => Err(Refusal::Away {
                 away: missing.len(),

@@ -299,7 +299,13 @@ fn duration(text: &str) -> Result<Duration, BadTime> {
     if seconds > MAX_SECONDS {
         return Err(BadTime::TooLong);
     }
-    Ok(Duration::from_secs_f64(seconds))
+    let time = Duration::from_secs_f64(seconds);
+    // Zero is something else than very little.
+    let is_zero = number.bytes().all(|byte| !(b'1'..=b'9').contains(&byte));
+    Ok(match time.is_zero() && !is_zero {
+        true => Duration::from_nanos(1),
+        false => time,
+    })
 }
 
 /// A size in bytes: a decimal number and, if wanted, one of nbdkit's suffixes, in either case: powers

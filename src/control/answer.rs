@@ -46,8 +46,12 @@ pub(super) struct Settings {
     pub(super) close: Option<Duration>,
     /// Where it is on; `None` in it is for ever.
     pub(super) reconnect: Option<Option<Duration>>,
+    /// With it, the first and the longest.
+    pub(super) reconnect_delay: Option<(Duration, Duration)>,
     /// Likewise.
     pub(super) linger: Option<Option<Duration>>,
+    /// Where requests are looked at; `None` in it is not at all.
+    pub(super) slow_log: Option<Option<Duration>>,
 }
 
 impl Answer {
@@ -187,7 +191,12 @@ impl Settings {
         // Where it is off there is none.
         let forever = |time: Option<Duration>| time.map_or(Value::text("forever"), Value::Time);
         members.extend(self.reconnect.map(|time| ("reconnect", forever(time))));
+        members.extend(self.reconnect_delay.map(|(first, max)| {
+            let both = vec![Value::Time(first), Value::Time(max)];
+            ("reconnect-delay", Value::List(both))
+        }));
         members.extend(self.linger.map(|time| ("linger", forever(time))));
+        members.extend(self.slow_log.map(|limit| ("slow-log", Value::time(limit))));
         Value::Object(members)
     }
 
@@ -204,9 +213,20 @@ impl Settings {
             time(self.request),
             time(self.close)
         );
-        for (key, value) in [("reconnect", self.reconnect), ("linger", self.linger)] {
+        let forever = |value: Option<Duration>| match value {
+            None => "forever".to_owned(),
+            value => time(value),
+        };
+        let both = |(first, max): (Duration, Duration)| {
+            format!("{}:{}", time(Some(first)), time(Some(max)))
+        };
+        for (key, value) in [
+            ("reconnect", self.reconnect.map(forever)),
+            ("reconnect-delay", self.reconnect_delay.map(both)),
+            ("linger", self.linger.map(forever)),
+            ("slow-log", self.slow_log.map(time)),
+        ] {
             if let Some(value) = value {
-                let value = value.map_or("forever".to_owned(), |value| time(Some(value)));
                 line.push_str(&format!(" {key}={value}"));
             }
         }
@@ -378,7 +398,9 @@ mod tests {
                 request: Some(Duration::from_millis(1500)),
                 close: Some(Duration::from_secs(5)),
                 reconnect: Some(None),
+                reconnect_delay: Some((Duration::from_millis(100), Duration::from_secs(5))),
                 linger: None,
+                slow_log: Some(None),
             },
         }))
     }
@@ -437,6 +459,9 @@ mod tests {
         assert_eq!(read["settings"]["request-timeout"], 1.5);
         assert_eq!(read["settings"]["reconnect"], "forever");
         assert!(read["settings"]["handshake-timeout"].is_null());
+        assert_eq!(read["settings"]["reconnect-delay"][0], 0.1);
+        assert_eq!(read["settings"]["reconnect-delay"][1], 5.0);
+        assert!(read["settings"]["linger"].is_null(), "there is none");
         assert_eq!(read["stats"]["read_requests"], 0);
     }
 
@@ -456,7 +481,7 @@ mod tests {
             "journal: 3 ranges, 1536 bytes not flushed, 2000 bytes of memory"
         );
         let settings = "connect-timeout=30 handshake-timeout=0 request-timeout=1.5 close-timeout=5 \
-                        reconnect=forever";
+                        reconnect=forever reconnect-delay=0.1:5 slow-log=0";
         assert_eq!(lines[6], settings);
         assert_eq!(lines[7], "");
         assert_eq!(lines.len(), 8);

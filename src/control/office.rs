@@ -109,7 +109,13 @@ impl Office {
                 request: self.times.request.get(),
                 close: self.times.close.get(),
                 reconnect: self.terms.as_ref().map(|terms| terms.limit.get()),
-                linger: self.linger.as_ref().map(|linger| linger.get()),
+                reconnect_delay: (self.terms.as_ref())
+                    .and_then(|terms| terms.first.get().zip(terms.max.get())),
+                linger: self.linger.as_ref().map(|linger| match linger.get() {
+                    Some(NOT_KEPT) => Some(Duration::ZERO),
+                    time => time,
+                }),
+                slow_log: self.stats.as_ref().map(|stats| stats.slow()),
             },
         }
     }
@@ -141,14 +147,16 @@ impl Office {
                 place.set(match linger {
                     Some(Linger::For(time)) => Some(time),
                     Some(Linger::Forever) => None,
-                    // What is kept is left as soon as somebody looks.
-                    None => Some(Duration::from_nanos(1)),
+                    None => Some(NOT_KEPT),
                 });
             }
         }
         Ok(())
     }
 }
+
+/// As the time of `linger`: what is kept is left as soon as somebody looks.
+const NOT_KEPT: Duration = Duration::from_nanos(1);
 
 /// What can be changed only where it is on.
 fn on<'a, T>(place: &'a Option<T>, key: &'static str) -> Result<&'a T, config::Error> {

@@ -331,8 +331,10 @@ impl Client {
     /// Answers that nothing more is taken.
     fn refuse(&mut self, why: &str) {
         self.leaving = true;
+        // Who has not asked for anything yet is told in JSON.
+        let text = self.input.starts_with(b"text ");
         self.input.clear();
-        self.answer(&Answer::Failed(why.to_owned()).render(false));
+        self.answer(&Answer::Failed(why.to_owned()).render(text));
     }
 
     fn send(&mut self) {

@@ -235,6 +235,14 @@ impl Stats {
         self.slow.store(limit, Ordering::Relaxed);
     }
 
+    /// The same, as it is at present.
+    pub fn slow(&self) -> Option<Duration> {
+        match self.slow.load(Ordering::Relaxed) {
+            u64::MAX => None,
+            limit => Some(Duration::from_nanos(limit)),
+        }
+    }
+
     /// A request comes.
     pub fn begin(&self) -> Running<'_> {
         AT_SERVER.set(0);

@@ -20,6 +20,16 @@ fn times_have_units() {
     }
 }
 
+/// Zero means something else.
+#[test]
+fn the_shortest_time_is_not_none() {
+    let tiny = format!("0.{}1", "0".repeat(400));
+    for text in ["0.0000000001", "0.0000001ms", tiny.as_str()] {
+        assert_eq!(duration(text), Ok(Duration::from_nanos(1)), "{text}");
+    }
+    assert_eq!(duration("0.000ms"), Ok(Duration::ZERO));
+}
+
 #[test]
 fn what_is_no_time_is_refused() {
     for text in [
