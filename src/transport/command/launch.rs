@@ -19,8 +19,8 @@ use rustix::process::getpid;
 pub const FIRST_SOCKET: RawFd = 3;
 
 /// Descriptors for the program are prepared from this number on, so that none of them lies where
-/// another one has to go.
-const OUT_OF_THE_WAY: RawFd = 16;
+/// another one has to go: the three that every program has, and the listening socket.
+const OUT_OF_THE_WAY: RawFd = FIRST_SOCKET + 1;
 
 /// Variables of socket activation that may have been meant for ourselves.
 const ACTIVATION: [&str; 4] = [
