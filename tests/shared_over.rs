@@ -23,6 +23,8 @@ struct Stand {
     front: Nbdkit,
     server: Option<Nbdkit>,
     place: PathBuf,
+    /// How many threads there are without clients.
+    idle: usize,
     directory: TempDir,
 }
 
@@ -35,7 +37,10 @@ impl Stand {
         let control = parameter(directory.path());
         let extra = [&["shared=true", control.as_str()], extra].concat();
         let front = forward(directory.path(), &place, &extra);
+        // It is the last one to begin.
+        Commander::new(directory.path());
         Self {
+            idle: front.threads(),
             front,
             server,
             place,
@@ -55,6 +60,14 @@ impl Stand {
     }
 }
 
+/// A client leaves, and nbdkit has seen that: the threads that served it are gone.
+fn leave(stand: &Stand, client: Front) {
+    client.close();
+    eventually("it has left", LIMIT, || {
+        (stand.front.threads() <= stand.idle).then_some(())
+    });
+}
+
 fn start(place: &Path, size: u64) -> Nbdkit {
     Nbdkit::start_at(place, &["memory", &format!("{size}M")])
 }
@@ -64,7 +77,7 @@ fn size_for_next(stand: &Stand) -> u64 {
     let mut client = Front::of(&stand.front);
     let size = client.export().size;
     assert_eq!(client.read(0, 512), Ok(vec![0; 512]), "{size}");
-    client.close();
+    leave(stand, client);
     size
 }
 
@@ -122,7 +135,7 @@ fn nothing_is_left_of_connections_that_are_over() {
             if size % 2 == 0 {
                 assert!(client.read(0, 512).is_err(), "another disk");
             }
-            client.close();
+            leave(&stand, client);
             assert_eq!(size_for_next(&stand), size * MIB, "{extra:?}");
             eventually("no more descriptors than at first", LIMIT, || {
                 (stand.front.descriptors() < fresh).then_some(())
@@ -151,7 +164,7 @@ fn a_session_that_has_ended_is_in_nobodys_way() {
             .refuses("drain")
             .contains("the server is back, but ")
     );
-    client.close();
+    leave(&stand, client);
     assert_eq!(size_for_next(&stand), 2 * MIB);
     commander.does("drain");
     commander.does("resume");

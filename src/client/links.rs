@@ -170,6 +170,14 @@ impl Links {
         }
     }
 
+    /// Whether the server has left, and nobody knows yet who would come back to it.
+    fn was_left_unseen(&self) -> bool {
+        match &self.way {
+            Way::Plain(_) | Way::Pool(_) => false,
+            Way::Lasting(lasting) => lasting.was_left_unseen(),
+        }
+    }
+
     /// Whether nothing was ever asked of it.
     pub fn is_unused(&self) -> bool {
         match &self.way {
@@ -342,9 +350,8 @@ impl Shared {
 
     /// The links, for one more client, who has to [leave](Shared::leave) them. If they are over, new ones
     /// are made: by an attempt that `upkeep` carries out, which others may have begun, and which does not
-    /// end with the client that began it. The same where they would come back to a server by themselves
-    /// and nobody waits for that: it may be another one by then. `wanted` tells whether the client of this
-    /// thread still waits.
+    /// end with the client that began it. The same where the server has left while nobody used them: what
+    /// is there now may be another one. `wanted` tells whether the client of this thread still waits.
     pub fn join(
         self: &Arc<Self>,
         upkeep: &Upkeep,
@@ -357,7 +364,7 @@ impl Shared {
             let mut state = self.lock();
             if let Some(links) = state.links.clone() {
                 let used = state.users(&links) > 0;
-                if !links.is_over() && (used || links.is_alive()) {
+                if !links.is_over() && (used || !links.was_left_unseen()) {
                     return Ok(state.enter(links));
                 }
             }

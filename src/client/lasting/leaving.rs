@@ -129,6 +129,12 @@ impl Lasting {
         !doomed && !ups.is_empty() && ups.iter().all(|up| !up.connection.is_over())
     }
 
+    /// Whether all its connections have ended, and no request has found that out.
+    pub(in crate::client) fn was_left_unseen(&self) -> bool {
+        let ups = self.ups();
+        !ups.is_empty() && ups.iter().all(|up| up.connection.is_over())
+    }
+
     /// Whether nothing was ever asked of its connections.
     pub(in crate::client) fn is_unused(&self) -> bool {
         let ups = self.ups();
