@@ -78,14 +78,12 @@ fn the_longest_query_is_asked_in_whole_blocks() {
 /// nbdkit before 1.44 aborts when extents that are alike add up to 4 GiB or more.
 #[test]
 fn extents_of_one_answer_stay_below_four_gigabytes() {
-    assert_eq!(
-        seen(u32::MAX, &[(1 << 31, 3), (1 << 31, 3)]),
-        [(u32::MAX, 3)]
-    );
-    assert_eq!(
-        seen(u32::MAX, &[(u32::MAX - 1, 3), (u32::MAX, 3), (u32::MAX, 3)]),
-        [(u32::MAX, 3)]
-    );
+    // nbdkit 1.48 keeps to whole blocks, however large they may be.
+    let longest = [u32::MAX, u32::MAX - 0xffff].map(|length| vec![(length, 3)]);
+    let is_longest = |extents: Vec<(u32, u32)>| assert!(longest.contains(&extents), "{extents:?}");
+    is_longest(seen(u32::MAX, &[(1 << 31, 3), (1 << 31, 3)]));
+    let several = [(u32::MAX - 1, 3), (u32::MAX, 3), (u32::MAX, 3)];
+    is_longest(seen(u32::MAX, &several));
     assert_eq!(
         seen(u32::MAX, &[(1 << 31, 0), (u32::MAX, 3)]),
         [(1 << 31, 0), ((1 << 31) - 1, 3)]

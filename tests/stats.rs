@@ -185,6 +185,8 @@ fn the_most_requests_in_flight_are_told() {
     }
     let counted = Counted::start(&["memory", "1M"], &["stats-interval=100ms"]);
     let mut client = counted.client();
+    // nbdkit 1.48 has one thread for a client until it has answered once.
+    client.read(0, 512).expect("reads");
     counted.server.signal(libc::SIGSTOP);
     let asked: Vec<_> = (0..8).map(|n| client.submit_read(n * 512, 512)).collect();
     eventually("all of them are in flight", LIMIT, || {
@@ -196,7 +198,11 @@ fn the_most_requests_in_flight_are_told() {
         client.wait_read(cookie).expect("reads");
     }
     client.close();
-    let ended = [("in_flight", 0), ("in_flight_max", 8), ("read_requests", 8)];
+    let ended = [
+        ("in_flight", 0),
+        ("in_flight_max", 8),
+        ("read_requests", 8 + 1),
+    ];
     are(&counted.end(), &ended);
 }
 

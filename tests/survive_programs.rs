@@ -227,7 +227,12 @@ fn fio_finds_what_fio_wrote(parameters: &[&str]) -> (usize, ExitStatus, Output) 
     let deaths = stage.server.setup().epoch;
     stage.server.kill();
     let bare = file(&directory, &stage.server.backing());
-    let checks = ["--verify_only", "--verify_state_load=1"];
+    // fio 3.41 looks for more than the state says unless it is told how much there is.
+    let checks = [
+        "--number_ios=1500",
+        "--verify_only",
+        "--verify_state_load=1",
+    ];
     let output = run(
         stateful(&bare.uri(), &checks).current_dir(&directory),
         LIMIT,
