@@ -82,8 +82,8 @@ fn extents_of_one_answer_stay_below_four_gigabytes() {
     let longest = [u32::MAX, u32::MAX - 0xffff].map(|length| vec![(length, 3)]);
     let is_longest = |extents: Vec<(u32, u32)>| assert!(longest.contains(&extents), "{extents:?}");
     is_longest(seen(u32::MAX, &[(1 << 31, 3), (1 << 31, 3)]));
-    let several = [(u32::MAX - 1, 3), (u32::MAX, 3), (u32::MAX, 3)];
-    is_longest(seen(u32::MAX, &several));
+    const SEVERAL: &[(u32, u32)] = &[(u32::MAX - 1, 3), (u32::MAX, 3), (u32::MAX, 3)];
+    is_longest(seen(u32::MAX, SEVERAL));
     assert_eq!(
         seen(u32::MAX, &[(1 << 31, 0), (u32::MAX, 3)]),
         [(1 << 31, 0), ((1 << 31) - 1, 3)]
