@@ -37,10 +37,8 @@ impl Stand {
         let control = parameter(directory.path());
         let extra = [&["shared=true", control.as_str()], extra].concat();
         let front = forward(directory.path(), &place, &extra);
-        // It is the last one to begin.
-        Commander::new(directory.path());
         Self {
-            idle: front.threads(),
+            idle: serving(&front),
             front,
             server,
             place,
@@ -64,8 +62,16 @@ impl Stand {
 fn leave(stand: &Stand, client: Front) {
     client.close();
     eventually("it has left", LIMIT, || {
-        (stand.front.threads() <= stand.idle).then_some(())
+        (serving(&stand.front) <= stand.idle).then_some(())
     });
+}
+
+/// How many threads nbdkit has that are not the plugin's own.
+fn serving(front: &Nbdkit) -> usize {
+    let threads = fs::read_dir(format!("/proc/{}/task", front.pid())).expect("it runs");
+    let name = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("comm"));
+    let names = threads.flatten().filter_map(|thread| name(thread).ok());
+    names.filter(|name| !name.starts_with("nbd-")).count()
 }
 
 fn start(place: &Path, size: u64) -> Nbdkit {
