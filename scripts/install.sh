@@ -178,15 +178,20 @@ put_in_place() { # NEW FILE: nbdkit may be running with the old one
 # man shows a page that is compressed rather than one that is not.
 suffixes=(gz bz2 xz zst)
 
-set_aside_compressed() { # PAGE
+compressed() { # PAGE: prints what there is of it
     local suffix
     for suffix in "${suffixes[@]}"; do
-        if there "$1.$suffix"; then
-            set_aside "$1.$suffix"
-            # Nothing comes in its place, and it may have two names now.
-            rm -f -- "$1.$suffix"
-        fi
+        if there "$1.$suffix"; then echo "$1.$suffix"; fi
     done
+}
+
+set_aside_compressed() { # PAGE
+    local file
+    while IFS= read -r file; do
+        set_aside "$file"
+        # Nothing comes in its place, and it may have two names now.
+        rm -f -- "$file"
+    done < <(compressed "$1")
 }
 
 bring_back_compressed() { # PAGE
@@ -251,6 +256,9 @@ install)
     command -v pod2man >/dev/null || pages=()
     for page in "${pages[@]}"; do files+=("$(page_file "$page")"); done
     for file in "${files[@]}"; do check_place "$file"; check_owner "$file"; done
+    for page in "${pages[@]}"; do
+        while IFS= read -r file; do check_owner "$file"; done < <(compressed "$(page_file "$page")")
+    done
 
     trap 'rm -f -- "${new[@]}"' EXIT
     trap 'exit 130' INT

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::machine::Machine;
+use common::machine::{Machine, project};
 use common::{need, need_all};
 
 const PAGE: &str = "man/man1/nbdkit-nbd-plugin.1";
@@ -116,4 +116,29 @@ fn compressed_page_of_somebody_else_comes_back() {
         }
         assert_eq!(machine.read("dpkg/diversions"), "");
     }
+}
+
+/// A package of ours has taken the place of the page: that is left as it is, and nothing else is changed.
+#[test]
+fn compressed_page_that_a_package_has_diverted_stays_its() {
+    if !can_install() || !need("dpkg-divert") {
+        return;
+    }
+    let machine = Machine::new();
+    std::fs::create_dir_all(machine.path("man/man1")).expect("directory");
+    let page = format!("{PAGE}.gz");
+    machine.write(&page, "ours, of a package");
+    let place = machine.path(&page);
+    let diversion = format!(
+        "{0}\n{0}.distrib\nnbdkit-plugin-nbd-rust\n",
+        place.display()
+    );
+    machine.write("dpkg/diversions", &diversion);
+    let complaint = machine.refused(&mut machine.script(project(), "install"));
+    assert!(
+        complaint.contains("the package nbdkit-plugin-nbd-rust has taken the place of "),
+        "{complaint}"
+    );
+    assert_eq!(machine.files("usr"), [""; 0]);
+    assert_eq!(machine.read(&page), "ours, of a package");
 }

@@ -5,6 +5,8 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use common::clients::LIMIT;
@@ -177,4 +179,38 @@ fn a_session_that_has_ended_is_in_nobodys_way() {
     commander.does("reconnect");
     let status = commander.status();
     assert_eq!(status["ways"].as_array().map(Vec::len), Some(1), "{status}");
+}
+
+/// Whoever begins to connect anew may leave before that has come to its end. What comes of it is everybody's.
+#[test]
+fn what_is_made_for_somebody_who_has_left_is_looked_after() {
+    if !need("nbdkit") {
+        return;
+    }
+    let mut stand = Stand::new(1, &[]);
+    assert_eq!(size_for_next(&stand), MIB);
+    drop(stand.server.take());
+    let _ = fs::remove_file(&stand.place);
+    let slow = ["--filter=delay", "memory", "2M", "delay-open=1"];
+    stand.server = Some(Nbdkit::start_at(&stand.place, &slow));
+    let mut leaves = UnixStream::connect(stand.front.socket()).expect("nbdkit listens");
+    let mut greeting = [0; 18];
+    leaves.read_exact(&mut greeting).expect("a greeting");
+    // NBD_FLAG_C_FIXED_NEWSTYLE and NO_ZEROES, then NBD_OPT_GO for the default export without questions.
+    leaves
+        .write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0")
+        .expect("taken");
+    eventually("it is being opened", LIMIT, || {
+        (serving(&stand.front) > stand.idle).then_some(())
+    });
+    drop(leaves);
+    let mut commander = stand.commander();
+    eventually("the new connection is known", LIMIT, || {
+        let ways = &commander.status()["ways"];
+        (ways[0]["state"] == "up" && ways[0]["connections"][0]["seconds"].as_f64()? < 10.0)
+            .then_some(())
+    });
+    assert_eq!(size_for_next(&stand), 2 * MIB);
+    let ways = commander.status()["ways"].as_array().map(Vec::len);
+    assert_eq!(ways, Some(1));
 }

@@ -252,10 +252,6 @@ impl Lasting {
                 if error.is_violation() && self.count_violation() {
                     return self.end(&too_often(&error, self.server()));
                 }
-                // All of several servers are there, and none is what it was.
-                if let Error::Unsupported { what, .. } = &error {
-                    return self.end(&format!("the server is back, but {what}"));
-                }
                 return Try::Failed(error);
             }
         };

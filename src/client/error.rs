@@ -326,6 +326,8 @@ pub struct Outage {
     tries: AtomicU32,
     /// Why the last try failed.
     last: Mutex<Option<String>>,
+    /// In the last try all servers were there, and none was what it had been.
+    differs: AtomicBool,
 }
 
 impl Outage {
@@ -336,6 +338,7 @@ impl Outage {
             told: AtomicBool::new(false),
             tries: AtomicU32::new(0),
             last: Mutex::default(),
+            differs: AtomicBool::new(false),
         }
     }
 
@@ -351,6 +354,8 @@ impl Outage {
 
     /// A try has failed.
     pub(super) fn note(&self, failure: &Error) {
+        let differs = matches!(failure, Error::Unsupported { .. });
+        self.differs.store(differs, Ordering::Relaxed);
         let failure = failure.without(&self.lost.server);
         self.tries.fetch_add(1, Ordering::Relaxed);
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
@@ -359,6 +364,11 @@ impl Outage {
     /// How many tries have failed.
     pub(super) fn tries(&self) -> u32 {
         self.tries.load(Ordering::Relaxed)
+    }
+
+    /// Whether whoever comes now would find other servers than those that are waited for.
+    pub(super) fn differs(&self) -> bool {
+        self.differs.load(Ordering::Relaxed)
     }
 
     /// Why the last try failed, if one did.

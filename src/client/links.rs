@@ -170,11 +170,19 @@ impl Links {
         }
     }
 
-    /// Whether the server has left, and nobody knows yet who would come back to it.
-    fn was_left_unseen(&self) -> bool {
+    /// Whether it waits for servers to be what they were, while whoever comes could have what they are.
+    fn is_elsewhere(&self) -> bool {
         match &self.way {
             Way::Plain(_) | Way::Pool(_) => false,
-            Way::Lasting(lasting) => lasting.was_left_unseen(),
+            Way::Lasting(lasting) => lasting.is_elsewhere(),
+        }
+    }
+
+    /// Looks whether the server has left, of which nobody knows yet, and if so waits for a moment for what
+    /// comes of it: a server that is back may be another one.
+    fn find_out(&self) {
+        if let Way::Lasting(lasting) = &self.way {
+            lasting.find_out();
         }
     }
 
@@ -250,17 +258,6 @@ impl Links {
             Way::Plain(plain) => plain.close(deadline),
             Way::Pool(pool) => pool.leave(deadline),
             Way::Lasting(lasting) => lasting.close(deadline),
-        }
-    }
-
-    /// Tells of the end of connections that no request has found out about, if that matters to what
-    /// was answered.
-    fn tell_of_loss(&self) {
-        match &self.way {
-            Way::Plain(plain) => plain.tell_of_loss(),
-            Way::Pool(pool) => pool.tell_of_loss(),
-            // It was told when it was lost.
-            Way::Lasting(_) => (),
         }
     }
 
@@ -348,10 +345,9 @@ impl Shared {
         }
     }
 
-    /// The links, for one more client, who has to [leave](Shared::leave) them. If they are over, new ones
+    /// The links, for one more client, who has to [leave](Shared::leave) them. If they are of no use, new ones
     /// are made: by an attempt that `upkeep` carries out, which others may have begun, and which does not
-    /// end with the client that began it. The same where the server has left while nobody used them: what
-    /// is there now may be another one. `wanted` tells whether the client of this thread still waits.
+    /// end with the client that began it. `wanted` tells whether the client of this thread still waits.
     pub fn join(
         self: &Arc<Self>,
         upkeep: &Upkeep,
@@ -361,10 +357,12 @@ impl Shared {
     ) -> Result<Arc<Links>, Error> {
         let patience = Deadline::NEVER.while_wanted(Some(wanted));
         loop {
+            let present = self.lock().links.clone();
+            // Not under the lock: it may take a moment.
+            present.iter().for_each(|links| links.find_out());
             let mut state = self.lock();
             if let Some(links) = state.links.clone() {
-                let used = state.users(&links) > 0;
-                if !links.is_over() && (used || !links.was_left_unseen()) {
+                if !links.is_over() && !links.is_elsewhere() {
                     return Ok(state.enter(links));
                 }
             }
@@ -410,18 +408,10 @@ impl Shared {
     ) -> bool {
         let old = state.links.take();
         // Nobody comes to them any more, and who goes by them sees to their end.
-        let (used, unused) = match old {
-            Some(old) if state.users(&old) > 0 => (Some(old), None),
-            old => (None, old),
-        };
+        let unused = old.filter(|old| state.users(old) == 0);
         state.begun += 1;
         let (shared, name) = (self.clone(), server.clone());
         let begun = upkeep.run(Box::new(move || {
-            for old in used.iter().chain(&unused) {
-                if old.is_over() {
-                    old.tell_of_loss();
-                }
-            }
             let outcome = Outcome {
                 shared,
                 failure: Some(Error::Open {
@@ -450,7 +440,7 @@ impl Shared {
         }
         let (links, _) = state.users.swap_remove(place);
         if state.has(&links) {
-            if !links.is_over() {
+            if !links.is_over() && !links.is_elsewhere() {
                 return None;
             }
             state.links = None;

@@ -410,11 +410,12 @@ impl Plain {
     }
 
     pub(super) fn tell_of_loss(&self) {
-        if !self.wrote.load(Ordering::Acquire) {
-            return;
-        }
-        if let Some(lost) = self.untold_loss() {
-            log::error!("warning: {lost}; what was written since the last flush may be lost");
+        match self.untold_loss() {
+            Some(lost) if self.wrote.load(Ordering::Acquire) => {
+                log::error!("warning: {lost}; what was written since the last flush may be lost");
+            }
+            Some(lost) => log::debug!("{lost}"),
+            None => (),
         }
     }
 

@@ -232,24 +232,16 @@ impl Upstream {
                 let helpers = upkeep.helpers();
                 let links = server.connect(&name, pause, helpers, true, false, start);
                 start.at_hand.leave();
-                match (&links, old) {
-                    (Ok(_), old) => {
-                        server.options.note(Event::Replaced);
-                        old.into_iter().for_each(|old| upkeep.close_aside(old));
-                    }
-                    // It may come back by itself yet.
-                    (Err(error), Some(old)) if !old.is_over() => {
-                        log::debug!("{error}; waiting for the server that there was");
-                        return Ok(old);
-                    }
-                    (Err(_), old) => old.into_iter().for_each(|old| upkeep.close_aside(old)),
+                if let Ok(links) = &links {
+                    // Whoever began it may have left meanwhile.
+                    upkeep.register(links.clone());
+                    server.options.note(Event::Replaced);
                 }
+                old.into_iter().for_each(|old| upkeep.close_aside(old));
                 links
             })
         };
-        let links = shared.join(&self.upkeep, &name, params::is_wanted, attempt)?;
-        self.upkeep.register(links.clone());
-        Ok(links)
+        shared.join(&self.upkeep, &name, params::is_wanted, attempt)
     }
 
     /// A client leaves. Its way is kept where it may be of use, and closed, unless others use it too.

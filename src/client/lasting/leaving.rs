@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Lasting;
 use super::members::tell;
+use super::{ASK, Lasting};
 use crate::client::error::Error;
 use crate::client::report::{WayReport, WayState};
 use crate::client::resume::{Inner, Phase, SLICE, Up, Way};
@@ -129,10 +129,34 @@ impl Lasting {
         !doomed && !ups.is_empty() && ups.iter().all(|up| !up.connection.is_over())
     }
 
-    /// Whether all its connections have ended, and no request has found that out.
-    pub(in crate::client) fn was_left_unseen(&self) -> bool {
-        let ups = self.ups();
-        !ups.is_empty() && ups.iter().all(|up| up.connection.is_over())
+    /// Whether it is away because all servers, which are there, differ from what they were.
+    pub(in crate::client) fn is_elsewhere(&self) -> bool {
+        let inner = self.resume().lock();
+        match inner.ways.get(&self.way).map(|way| &way.phase) {
+            Some(Phase::Away(away)) => away.outage.differs(),
+            _ => false,
+        }
+    }
+
+    /// Looks whether its connections have ended, and if all have, waits for the first try to come back, or
+    /// as long as one who has all the time in the world does without looking around.
+    pub(in crate::client) fn find_out(self: &Arc<Self>) {
+        if !self.has_lost_any() {
+            return;
+        }
+        let until = Deadline::after(ASK);
+        let resume = self.resume();
+        let mut inner = resume.lock();
+        let tries = |way: &Way| match &way.phase {
+            Phase::Away(away) => away.outage.tries(),
+            _ => 1,
+        };
+        while inner.core.doom().is_none()
+            && inner.ways.get(&self.way).is_some_and(|way| tries(way) == 0)
+            && !until.has_passed()
+        {
+            inner = resume.hold(inner, SLICE);
+        }
     }
 
     /// Whether nothing was ever asked of its connections.

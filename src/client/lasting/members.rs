@@ -207,7 +207,7 @@ impl Lasting {
     }
 
     /// Looks whether one of the connections is gone, of which nobody knows yet.
-    fn has_lost_any(self: &Arc<Self>) -> bool {
+    pub(super) fn has_lost_any(self: &Arc<Self>) -> bool {
         let connections: Vec<_> = {
             let inner = self.resume().lock();
             let way = inner.ways.get(&self.way);

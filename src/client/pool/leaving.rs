@@ -101,12 +101,11 @@ impl Pool {
             .living()
             .find_map(|member| member.plain.grace())
             .unwrap_or(deadline);
-        if self.take_wrote() {
+        if self.is_over() {
+            self.tell_of_loss();
+        } else if self.take_wrote() {
             self.all().for_each(|member| member.plain.note_wrote());
-            match self.is_over() {
-                true => self.tell_of_loss(),
-                false => self.flush_finally(deadline),
-            }
+            self.flush_finally(deadline);
         }
         // All of them first, so that their servers end side by side.
         let leaving = || self.living().chain(&candidate);
@@ -129,11 +128,15 @@ impl Pool {
         if wrote {
             self.all().for_each(|member| member.plain.note_wrote());
         }
-        if !wrote || !self.is_over() {
+        if !self.is_over() {
             return;
         }
-        if let Some(lost) = self.all().find_map(|member| member.plain.untold_loss()) {
-            log::error!("warning: {lost}; what was written since the last flush may be lost");
+        match self.all().find_map(|member| member.plain.untold_loss()) {
+            Some(lost) if wrote => {
+                log::error!("warning: {lost}; what was written since the last flush may be lost");
+            }
+            Some(lost) => log::debug!("{lost}"),
+            None => (),
         }
     }
 
