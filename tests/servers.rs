@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -499,5 +499,56 @@ fn clients_of_a_shared_connection_start_afresh_when_all_servers_have_become_smal
             let size = next.export().size;
             (size == 1 << 19 && next.read(0, 512).is_ok()).then_some(())
         });
+    }
+}
+
+/// What is kept for one client is not written over what another has flushed, who came while all servers were
+/// others.
+#[test]
+fn nothing_that_is_kept_overtakes_what_was_flushed_since() {
+    if !need("nbdkit") {
+        return;
+    }
+    for shared in [&[][..], &["shared=true"]] {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let image = noise_file(directory.path(), "image", 1 << 20, 1);
+        let places = ["one.sock", "two.sock"].map(|name| directory.path().join(name));
+        let start = |filter: &[&str], more: &[&str]| {
+            let args = [filter, &["file", text(&image)], more].concat();
+            places.each_ref().map(|place| {
+                let _ = std::fs::remove_file(place);
+                Nbdkit::start_at(place, &args)
+            })
+        };
+        let servers = start(&[], &[]);
+        let plan = ["servers=failover", "servers-same-disk=true"];
+        let extra = [&plan[..], &BACK[..], shared].concat();
+        let front = front(
+            directory.path(),
+            &places.each_ref().map(PathBuf::as_path),
+            &extra,
+        );
+        let mut first = Front::of(&front);
+        first.write(0, &[1; 512]).expect("kept, and not flushed");
+        drop(servers);
+        let servers = start(&["--filter=truncate"], &["truncate=2M"]);
+        // Whoever was there waits.
+        let read = first.submit_read(0, 512);
+        let left_out = "is left out";
+        says(&front, &[text(&places[1]), left_out]);
+        eventually("another client starts afresh", LIMIT, || {
+            let mut other = Front::of(&front);
+            let fresh = other.export().size == 2 << 20;
+            fresh.then(|| {
+                assert_eq!(other.write(0, &[2; 512]), Ok(()));
+                assert_eq!(other.flush(), Ok(()));
+            })
+        });
+        drop(servers);
+        let _servers = start(&[], &[]);
+        assert_eq!(first.wait_read(read), Err(errno::EIO), "{shared:?}");
+        assert_eq!(first.flush(), Err(errno::EIO));
+        let mut last = Front::of(&front);
+        assert_eq!(last.read(0, 512), Ok(vec![2; 512]), "{shared:?}");
     }
 }

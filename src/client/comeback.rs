@@ -13,7 +13,7 @@ use super::lasting::{ASK, Lasting};
 use super::loan::Buffer;
 use super::opener::Entered;
 use super::pool::PATIENCE;
-use super::resume::{Inner, Phase, SLICE, Up, Way};
+use super::resume::{Inner, Phase, SLICE, Up};
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::export::Export;
 use crate::proto::request::Request;
@@ -64,16 +64,6 @@ impl Lasting {
             .run("nbd-reconnect", Box::new(move || this.come_back()));
         if !begun {
             self.no_thread();
-        }
-    }
-
-    /// The name of the server that it is connected to.
-    fn server_at_present(&self) -> Server {
-        let inner = self.resume().lock();
-        let mut ups = inner.ways.get(&self.way).into_iter().flat_map(Way::ups);
-        match ups.next() {
-            Some(up) => up.connection.server().clone(),
-            None => self.server().clone(),
         }
     }
 
@@ -129,6 +119,8 @@ impl Lasting {
                 Try::Failed(why) => {
                     log::debug!("{why}");
                     outage.note(&why);
+                    // Somebody may wait for just that.
+                    resume.tell(resume.lock());
                 }
             }
             self.remind();
@@ -252,7 +244,13 @@ impl Lasting {
                 if error.is_violation() && self.count_violation() {
                     return self.end(&too_often(&error, self.server()));
                 }
-                return Try::Failed(error);
+                return match &error {
+                    // All of several servers are there, and others use them as they are now.
+                    Error::Unsupported { what, .. } if self.volume.is_superseded() => {
+                        self.end(&format!("the server is back, but {what}"))
+                    }
+                    _ => Try::Failed(error),
+                };
             }
         };
         let was = (self.volume.export(), self.protection);
@@ -260,6 +258,10 @@ impl Lasting {
         if let Some(difference) = gate::difference(was, (&offer, protection)) {
             connection.close(self.close_deadline());
             return self.end(&format!("the server is back, but {difference}"));
+        }
+        if self.is_outdated() {
+            connection.close(self.close_deadline());
+            return self.end("the server is back, but the export was another one meanwhile");
         }
         self.volume.found_payload(offer.maximum_payload());
         let maximum = offer.maximum_payload();

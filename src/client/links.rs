@@ -261,6 +261,17 @@ impl Links {
         }
     }
 
+    /// Tells of the end of connections that no request has found out about, if that matters to what was
+    /// answered.
+    fn tell_of_doubt(&self) {
+        match &self.way {
+            Way::Plain(plain) => plain.tell_of_doubt(),
+            Way::Pool(pool) => pool.tell_of_doubt(),
+            // It was told when it was lost.
+            Way::Lasting(_) => (),
+        }
+    }
+
     /// Looks after requests that wait for long; see `Connection::inspect`.
     pub(super) fn inspect(&self) -> bool {
         match &self.way {
@@ -408,10 +419,14 @@ impl Shared {
     ) -> bool {
         let old = state.links.take();
         // Nobody comes to them any more, and who goes by them sees to their end.
-        let unused = old.filter(|old| state.users(old) == 0);
+        let (used, unused) = match old {
+            Some(old) if state.users(&old) > 0 => (Some(old), None),
+            old => (None, old),
+        };
         state.begun += 1;
         let (shared, name) = (self.clone(), server.clone());
         let begun = upkeep.run(Box::new(move || {
+            used.iter().for_each(|used| used.tell_of_doubt());
             let outcome = Outcome {
                 shared,
                 failure: Some(Error::Open {
@@ -419,7 +434,12 @@ impl Shared {
                     cause: Arc::new(OpenError::Panic),
                 }),
             };
-            outcome.settle(attempt(unused));
+            let result = attempt(unused);
+            outcome.settle(match used {
+                // Better to wait with those who do than to have nothing.
+                Some(used) if result.is_err() && !used.is_over() => Ok(used),
+                _ => result,
+            });
         }));
         if !begun {
             state.ended = state.begun;
@@ -440,7 +460,7 @@ impl Shared {
         }
         let (links, _) = state.users.swap_remove(place);
         if state.has(&links) {
-            if !links.is_over() && !links.is_elsewhere() {
+            if !links.is_over() {
                 return None;
             }
             state.links = None;

@@ -409,13 +409,21 @@ impl Plain {
         self.wrote.store(true, Ordering::Release);
     }
 
-    pub(super) fn tell_of_loss(&self) {
-        match self.untold_loss() {
-            Some(lost) if self.wrote.load(Ordering::Acquire) => {
-                log::error!("warning: {lost}; what was written since the last flush may be lost");
-            }
-            Some(lost) => log::debug!("{lost}"),
-            None => (),
+    /// Tells of a loss that no request has found out about, if that matters to what was answered.
+    pub(super) fn tell_of_doubt(&self) {
+        if !self.wrote.load(Ordering::Acquire) {
+            return;
+        }
+        if let Some(lost) = self.untold_loss() {
+            log::error!("warning: {lost}; what was written since the last flush may be lost");
+        }
+    }
+
+    /// The same, and otherwise for those who want to know everything.
+    fn tell_of_loss(&self) {
+        self.tell_of_doubt();
+        if let Some(lost) = self.untold_loss() {
+            log::debug!("{lost}");
         }
     }
 

@@ -5,7 +5,7 @@
 //! outlives each of them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::report::JournalReport;
@@ -35,6 +35,8 @@ pub struct Volume {
     payload: AtomicU32,
     /// What outlives the connections; none where they are not made anew.
     session: Option<Resume>,
+    /// A client has been told something else of the export since, and may have written to it.
+    superseded: AtomicBool,
 }
 
 impl Volume {
@@ -44,6 +46,7 @@ impl Volume {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             payload: AtomicU32::new(export.maximum_payload()),
             session: terms.map(|terms| Resume::new(&export, terms)),
+            superseded: AtomicBool::new(false),
             limits: COMMANDS.map(|command| AtomicU64::new(export.longest(command))),
             export,
         }
@@ -62,6 +65,11 @@ impl Volume {
     /// What outlives its connections.
     pub(super) fn session(&self) -> Option<&Resume> {
         self.session.as_ref()
+    }
+
+    /// Whether another client has been told something else since.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Acquire)
     }
 
     /// What is kept of it to be sent again, where anything is.
@@ -162,6 +170,7 @@ impl Volumes {
             if !doomed && volume.export.offers_the_same(export) {
                 return volume;
             }
+            volume.superseded.store(true, Ordering::Release);
         }
         let volume = Arc::new(Volume::new(export.clone(), terms));
         known.insert(name.into_boxed_slice(), Arc::downgrade(&volume));
@@ -259,6 +268,7 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &again));
         let grown = volumes.admit(b"disk", &export(1 << 21), None);
         assert!(!Arc::ptr_eq(&first, &grown));
+        assert!(first.is_superseded() && !grown.is_superseded());
         let other = volumes.admit(b"other", &export(1 << 21), None);
         assert!(!Arc::ptr_eq(&grown, &other));
         drop((first, again, grown, other));

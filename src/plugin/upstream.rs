@@ -232,10 +232,20 @@ impl Upstream {
                 let helpers = upkeep.helpers();
                 let links = server.connect(&name, pause, helpers, true, false, start);
                 start.at_hand.leave();
-                if let Ok(links) = &links {
-                    // Whoever began it may have left meanwhile.
-                    upkeep.register(links.clone());
-                    server.options.note(Event::Replaced);
+                match (&links, &old) {
+                    (Ok(links), _) => {
+                        // Whoever began it may have left meanwhile, or nbdkit ends.
+                        if !upkeep.register(links.clone()) {
+                            upkeep.close(links);
+                        }
+                        server.options.note(Event::Replaced);
+                    }
+                    // It goes on waiting for what it knows.
+                    (Err(error), Some(old)) if !old.is_over() => {
+                        log::debug!("{error}");
+                        return Ok(old.clone());
+                    }
+                    (Err(_), _) => (),
                 }
                 old.into_iter().for_each(|old| upkeep.close_aside(old));
                 links

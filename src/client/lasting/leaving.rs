@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::members::tell;
 use super::{ASK, Lasting};
-use crate::client::error::Error;
+use crate::client::error::{Error, Server};
 use crate::client::report::{WayReport, WayState};
 use crate::client::resume::{Inner, Phase, SLICE, Up, Way};
 use crate::session::Core;
@@ -127,6 +127,19 @@ impl Lasting {
         let doomed = self.resume().lock().core.doom().is_some();
         let ups = self.ups();
         !doomed && !ups.is_empty() && ups.iter().all(|up| !up.connection.is_over())
+    }
+
+    /// The name of the server that it is connected to.
+    pub(in crate::client) fn server_at_present(&self) -> Server {
+        let ups = self.ups();
+        let up = ups.first().map(|up| up.connection.server());
+        up.unwrap_or(self.server()).clone()
+    }
+
+    /// Whether what is kept to be written again is older than what others may have written, who found another
+    /// export meanwhile.
+    pub(in crate::client) fn is_outdated(&self) -> bool {
+        self.volume.is_superseded() && self.resume().lock().core.has_unflushed()
     }
 
     /// Whether it is away because all servers, which are there, differ from what they were.

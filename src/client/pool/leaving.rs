@@ -102,7 +102,10 @@ impl Pool {
             .find_map(|member| member.plain.grace())
             .unwrap_or(deadline);
         if self.is_over() {
-            self.tell_of_loss();
+            self.tell_of_doubt();
+            if let Some(lost) = self.all().find_map(|member| member.plain.untold_loss()) {
+                log::debug!("{lost}");
+            }
         } else if self.take_wrote() {
             self.all().for_each(|member| member.plain.note_wrote());
             self.flush_finally(deadline);
@@ -123,20 +126,17 @@ impl Pool {
         }
     }
 
-    pub(in crate::client) fn tell_of_loss(&self) {
+    /// Tells of losses that no request has found out about, if that matters to what was answered.
+    pub(in crate::client) fn tell_of_doubt(&self) {
         let wrote = self.take_wrote();
         if wrote {
             self.all().for_each(|member| member.plain.note_wrote());
         }
-        if !self.is_over() {
+        if !wrote || !self.is_over() {
             return;
         }
-        match self.all().find_map(|member| member.plain.untold_loss()) {
-            Some(lost) if wrote => {
-                log::error!("warning: {lost}; what was written since the last flush may be lost");
-            }
-            Some(lost) => log::debug!("{lost}"),
-            None => (),
+        if let Some(lost) = self.all().find_map(|member| member.plain.untold_loss()) {
+            log::error!("warning: {lost}; what was written since the last flush may be lost");
         }
     }
 
