@@ -118,7 +118,7 @@ impl Links {
         }
     }
 
-    /// Makes every answered change permanent. `since` is what [`Links::attend`] said to the client that
+    /// Makes every answered change permanent. `since` is what `attend` said to the client that
     /// asks for it.
     pub fn flush(&self, deadline: &Deadline, since: u64) -> Result<(), Error> {
         match &self.way {
