@@ -28,7 +28,7 @@ fn stopped_server_fails_the_handshake_at_its_deadline() {
         &["handshake-timeout=500ms"],
     );
     // The kernel accepts connections for a stopped process, so connecting works and nothing follows.
-    upstream.signal(libc::SIGSTOP);
+    upstream.stop();
     let output = attempt("nbdinfo", &["--size", &front.uri()]);
     assert!(!output.status.success(), "nobody answers");
     let log = front.stderr();

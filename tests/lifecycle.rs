@@ -296,7 +296,7 @@ fn sigterm_ends_nbdkit_though_the_server_is_stopped() {
         return;
     }
     // A stopped server keeps the connection after NBD_CMD_DISC. We wait for it, but not for ever.
-    ends_with_a_client_after(|upstream| upstream.signal(libc::SIGSTOP));
+    ends_with_a_client_after(|upstream| upstream.stop());
 }
 
 #[test]

@@ -480,7 +480,7 @@ fn servers_that_hang_have_one_close_timeout_together() {
         if wrote {
             assert_eq!(client.write(0, &[7; 512]), Ok(()));
         }
-        upstream.signal(libc::SIGSTOP);
+        upstream.stop();
         eventually("the server has stopped", LIMIT, || {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", upstream.pid()));
             stat.is_ok_and(|stat| stat.contains(") T ")).then_some(())

@@ -368,7 +368,7 @@ fn server_that_keeps_the_connection_does_not_keep_nbdkit() {
     let upstream = memory(directory.path(), "1M");
     let mut front = forward(directory.path(), upstream.socket(), &["shared=true"]);
     Front::of(&front).close();
-    upstream.signal(libc::SIGSTOP);
+    upstream.stop();
     front.signal(libc::SIGTERM);
     assert!(front.wait_timeout(LIMIT).expect("nbdkit ends").success());
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! Somebody who gives commands to a plugin that was started with `control=PATH`, and servers for that.
 
-use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -158,17 +157,7 @@ impl Stand {
 
     /// The server answers nothing.
     pub fn stop_server(&self) {
-        self.server.signal(libc::SIGSTOP);
-        // It may be about to answer something.
-        let threads = format!("/proc/{}/task", self.server.pid());
-        eventually("all its threads stand still", LIMIT, || {
-            let mut threads = fs::read_dir(&threads).ok()?.flatten();
-            let stands = |entry: fs::DirEntry| {
-                let status = fs::read_to_string(entry.path().join("status"));
-                status.is_ok_and(|status| status.contains("\nState:\tT"))
-            };
-            threads.all(stands).then_some(())
-        });
+        self.server.stop();
     }
 
     pub fn continue_server(&self) {

@@ -135,6 +135,20 @@ impl Nbdkit {
         self.process.signal(signal);
     }
 
+    /// Stops nbdkit, until SIGCONT. When this returns all its threads stand still, and nothing is answered.
+    pub fn stop(&self) {
+        self.signal(libc::SIGSTOP);
+        let threads = format!("/proc/{}/task", self.pid());
+        eventually("all its threads stand still", START, || {
+            let mut threads = fs::read_dir(&threads).ok()?.flatten();
+            let stands = |entry: fs::DirEntry| {
+                let status = fs::read_to_string(entry.path().join("status"));
+                status.is_ok_and(|status| status.contains("\nState:\tT"))
+            };
+            threads.all(stands).then_some(())
+        });
+    }
+
     /// Waits for nbdkit to end, but not longer than `timeout`.
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<ExitStatus> {
         self.process.wait_timeout(timeout)
