@@ -47,7 +47,11 @@ scripts/spec.sh
 
 mapfile -t scripts < <(scripts/spdx.sh scripts)
 for script in "${scripts[@]}"; do bash -n "$script"; done
-if have shellcheck shellcheck --version; then shellcheck "${scripts[@]}"; fi
+if have shellcheck shellcheck --version; then
+    severity=warning
+    [ ${#strict[@]} = 0 ] || severity=style
+    shellcheck --severity="$severity" "${scripts[@]}"
+fi
 scripts/spdx.sh check
 
 scripts/crates.py check

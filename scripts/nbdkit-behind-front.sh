@@ -78,6 +78,7 @@ for ((i = 0; i < ${#front[@]}; i++)); do
     esac
 done
 # shellcheck disable=SC2317 # serve_for calls it
+# shellcheck disable=SC2329 # by its name, as the others
 behind_daemon() {
     local pid i
     "$NBDKIT" "${front[@]}" || { echo $? >"$place/started" && return; }
