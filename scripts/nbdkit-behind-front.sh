@@ -77,8 +77,7 @@ for ((i = 0; i < ${#front[@]}; i++)); do
     --pidfile=*) pidfile=${front[i]#*=} ;;
     esac
 done
-# shellcheck disable=SC2317 # serve_for calls it
-# shellcheck disable=SC2329 # by its name, as the others
+# shellcheck disable=SC2317,SC2329 # serve_for calls it
 behind_daemon() {
     local pid i
     "$NBDKIT" "${front[@]}" || { echo $? >"$place/started" && return; }
