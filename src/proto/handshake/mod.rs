@@ -245,6 +245,11 @@ impl Goal {
         }
     }
 
+    /// Tells those who look closely what the server does.
+    fn tell(&self, what: impl Display) {
+        log::debug!("{}: {what}", self.server);
+    }
+
     /// Tells the user, once for each server, that there is no TLS although it is wanted.
     fn tell_of_clear(&self, why: impl Display) {
         let server = &self.server;

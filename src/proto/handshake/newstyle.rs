@@ -152,10 +152,9 @@ impl Newstyle {
         let offered = Reader::new(bytes).u16().unwrap_or_default();
         // spec: Newstyle negotiation: SHOULD: unknown handshake flags are ignored
         self.flags = HandshakeFlags::from_bits_truncate(offered);
-        log::debug!(
-            "{}: newstyle server, handshake flags 0x{offered:04x}",
-            self.goal.server
-        );
+        self.goal.tell(format_args!(
+            "newstyle server, handshake flags 0x{offered:04x}"
+        ));
         let fixed = self.flags.contains(HandshakeFlags::FIXED_NEWSTYLE);
         if self.goal.tls == TlsPolicy::Require && !fixed {
             return Err(Error::NoTls("newstyle handshake without options"));
@@ -425,10 +424,8 @@ impl Newstyle {
 
     fn listed(&mut self, payload: &[u8]) {
         let Some(entry) = options::server(payload) else {
-            log::debug!(
-                "{}: ignoring an export whose listing does not add up",
-                self.goal.server
-            );
+            self.goal
+                .tell("ignoring an export whose listing does not add up");
             return;
         };
         self.keep(entry);
@@ -440,10 +437,7 @@ impl Newstyle {
         if self.info.listing.len() < MAX_LISTED && self.listed_bytes <= MAX_LISTED_BYTES {
             self.info.listing.push(entry);
         } else {
-            log::debug!(
-                "{}: ignoring an export: the list is too long",
-                self.goal.server
-            );
+            self.goal.tell("ignoring an export: the list is too long");
         }
     }
 
@@ -458,11 +452,11 @@ impl Newstyle {
             extended: self.framing == Framing::Extended,
         };
         // What nobody goes on without is told by whoever fails.
-        let told = format!("{}: {refusal}", self.goal.server);
+        let told = refusal.to_string();
         let warns = self.asking == OptionType::STARTTLS;
         let progress = self.do_without(reply, refusal)?;
         if !warns {
-            log::debug!("{told}");
+            self.goal.tell(told);
         }
         Ok(progress)
     }
@@ -558,10 +552,8 @@ impl Newstyle {
         if self.asking == OptionType::LIST_META_CONTEXT {
             self.contexts.list(name);
         } else if name != wanted.as_bytes() {
-            log::debug!(
-                "{}: ignoring a metadata context that was not asked for",
-                self.goal.server
-            );
+            self.goal
+                .tell("ignoring a metadata context that was not asked for");
         } else if !self.contexts.agree(wanted, id) {
             return Err(Violation::OptionContent(
                 self.asking,
