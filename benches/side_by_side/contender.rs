@@ -11,7 +11,7 @@ use crate::common::nbdkit::Nbdkit;
 use crate::common::process::{Guarded, eventually};
 use crate::door::Door;
 use crate::server::{Reach, USER};
-use crate::workload::{Group, Workload};
+use crate::workload::{Group, Requests, Workload};
 
 const START: Duration = Duration::from_secs(20);
 
@@ -24,6 +24,8 @@ pub enum Contender {
     Relay,
     /// qemu-nbd with the server as its disk.
     Qemu,
+    /// nbdkit whose threads wait for each other and for nobody else: see `handover.c`.
+    Handover,
     /// nbdkit with its own plugin.
     C,
     /// The same once more. How far it lies from the first is what this machine cannot tell apart.
@@ -61,6 +63,7 @@ impl Contender {
             Self::Direct => "direct",
             Self::Relay => "relay",
             Self::Qemu => "qemu-nbd",
+            Self::Handover => "handover",
             Self::C => "C plugin",
             Self::Again => "C again",
             Self::Ours(name, _) => name,
@@ -70,7 +73,7 @@ impl Contender {
     /// Whether a bar is about it, or it shows whether a round is worth anything. The others are there for
     /// comparison.
     pub fn is_judged(&self) -> bool {
-        !matches!(self, Self::Relay | Self::Qemu)
+        !matches!(self, Self::Relay | Self::Qemu | Self::Handover)
     }
 
     /// Whether its costs are in the report beside ours.
@@ -82,7 +85,8 @@ impl Contender {
     /// certificates or keys it has, and the relay knows no TLS.
     ///
     /// Nor do others than the plugins take part where nbdkit's threads or reconnecting are what matters, but for the direct
-    /// run, by which rounds are judged. qemu-nbd has no export that it has not opened.
+    /// run, by which rounds are judged. qemu-nbd has no export that it has not opened. The handover takes small requests
+    /// that come several at a time.
     pub fn takes_part(&self, workload: &Workload) -> bool {
         let has_tls = matches!(workload.group, Group::X509 | Group::Psk);
         match self {
@@ -92,6 +96,12 @@ impl Contender {
                 workload.group != Group::Dynamic
                     && workload.threads.is_none()
                     && !workload.reconnect
+            }
+            Self::Handover => {
+                let many = |requests: Requests| requests.kib == 4 && requests.depth > 1;
+                workload.group == Group::Unix
+                    && !workload.reconnect
+                    && workload.requests().is_some_and(many)
             }
             Self::C | Self::Again | Self::Ours(..) => true,
         }
@@ -107,6 +117,7 @@ impl Contender {
             },
             Self::Relay => relay(place, reach),
             Self::Qemu => qemu(place, reach),
+            Self::Handover => nbdkit(place, threads, &handover(place), &[]),
             Self::C | Self::Again => nbdkit(place, threads, "nbd", &parameters(reach)),
             Self::Ours(_, plugin) => {
                 let mut parameters = parameters(reach);
@@ -137,6 +148,19 @@ fn relay(place: &Path, reach: &Reach) -> Running {
         .arg(format!("UNIX-LISTEN:{},fork", socket.display()))
         .arg(server);
     listening(&mut command, socket)
+}
+
+/// Compiles the plugin, which takes a tenth of a second.
+fn handover(place: &Path) -> String {
+    let (plugin, source) = (place.join("handover.so"), place.join("handover.c"));
+    fs::write(&source, include_str!("handover.c")).expect("write the source of the handover");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O2", "-shared", "-fPIC", "-o"]);
+    let mut compiler = Guarded::spawn(compiler.arg(&plugin).arg(&source));
+    match compiler.wait_timeout(START) {
+        Some(status) if status.success() => plugin.to_string_lossy().into_owned(),
+        _ => panic!("the handover was not compiled: {}", compiler.stderr()),
+    }
 }
 
 fn qemu(place: &Path, reach: &Reach) -> Running {

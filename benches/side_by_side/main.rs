@@ -116,7 +116,7 @@ fn chosen(settings: &Settings) -> Vec<Workload> {
 fn contenders(settings: &Settings) -> Vec<Contender> {
     let mut list = vec![Contender::Direct];
     if !settings.quick {
-        list.extend([Contender::Relay, Contender::Qemu]);
+        list.extend([Contender::Relay, Contender::Qemu, Contender::Handover]);
     }
     list.push(Contender::C);
     for (number, path) in settings.ours.iter().enumerate() {

@@ -53,7 +53,8 @@ fn method(results: &Results) -> String {
     format!(
         "## How to read this\n\n\
          All contenders of a workload run at the same time and have their turns one after the \
-         other, {rounds} rounds of {seconds} s; the relay and qemu-nbd sit out two of three. \
+         other, {rounds} rounds of {seconds} s; the relay, qemu-nbd and the handover sit out two of \
+         three. \
          Figures are medians of the rounds; \"by rounds\" is the median of each round's ratio; \
          the spread of ours is half of what is between the smallest and the largest, in percent \
          of the median.\n\n\
@@ -68,8 +69,10 @@ fn method(results: &Results) -> String {
          ({thrown}), and turns that took half longer than they should ({repeated}).\n\n\
          Direct is what a client reaches without a forwarder; where a reply comes in chunks, that \
          client has them to put together itself. The relay is socat, which copies bytes and knows \
-         nothing of the protocol. CPU time is \
-         that of the forwarding process, by /proc; context switches are all of its life by all \
+         nothing of the protocol. The handover is nbdkit with a plugin that forwards nothing: its \
+         requests sleep until three more have come, and the last wakes the others with one call. \
+         That is what nbdkit and its threads cost any forwarder; what the relay costs comes on \
+         top. CPU time is that of the forwarding process, by /proc; context switches are all of its life by all \
          its requests; memory is its peak. System calls are counted {calls}.\n"
     )
 }
@@ -207,7 +210,7 @@ fn costs(contenders: &[Contender], rows: &[Row]) -> String {
         ("calls", |cell| cell.calls),
         ("MiB", |cell| Some(cell.peak? as f64 / 1024.0)),
     ];
-    let mut head = words(&["Workload", "CPU us relay"]);
+    let mut head = words(&["Workload", "CPU us relay", "CPU us handover"]);
     for (what, _) in columns {
         head.extend(compared.iter().map(|c| format!("{what} {}", c.name())));
         if what == "CPU us" {
@@ -217,11 +220,11 @@ fn costs(contenders: &[Contender], rows: &[Row]) -> String {
     }
     let mut table = Table::new(head);
     for row in rows {
-        let relay = row.cell(contenders, &Contender::Relay);
-        let mut line = vec![
-            row.workload.full_title(),
-            show(relay.and_then(Cell::cpu), one),
-        ];
+        let mut line = vec![row.workload.full_title()];
+        for contender in [Contender::Relay, Contender::Handover] {
+            let cell = row.cell(contenders, &contender);
+            line.push(show(cell.and_then(Cell::cpu), one));
+        }
         let c = row.pair(contenders);
         for (what, value) in columns {
             for contender in &compared {

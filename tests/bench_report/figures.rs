@@ -98,15 +98,19 @@ fn who_takes_part_where() {
             Contender::Direct,
             Contender::Relay,
             Contender::Qemu,
+            Contender::Handover,
             Contender::C,
             Contender::Again,
         ];
         let part = contenders.iter().map(|each| each.takes_part(workload));
         part.collect()
     };
-    assert_eq!(part("unix/4k-randread-16"), [true; 5]);
+    let (yes, no) = (true, false);
+    assert_eq!(part("unix/4k-randread-16"), [yes; 6]);
+    assert_eq!(part("unix/4k-randread-1"), [yes, yes, yes, no, yes, yes]);
     let threads = part("unix/4k-randread-16-t8");
-    assert_eq!(threads, [true, false, false, true, true]);
-    assert_eq!(part("dynamic/open"), [true, true, false, true, true]);
-    assert_eq!(part("psk/256k-read-8"), [false, false, true, true, true]);
+    assert_eq!(threads, [yes, no, no, yes, yes, yes]);
+    assert_eq!(part("unix/256k-read-8"), [yes, yes, yes, no, yes, yes]);
+    assert_eq!(part("dynamic/open"), [yes, yes, no, no, yes, yes]);
+    assert_eq!(part("psk/256k-read-8"), [no, no, yes, no, yes, yes]);
 }
