@@ -170,6 +170,34 @@ fn resident_kib(front: &Nbdkit) -> u64 {
     number.parse().expect("a number")
 }
 
+/// A client of small requests costs what they take: most of its buffers, whose sizes are for the worst case, is
+/// never touched. They were part of a heap once, which clears them, and keeps them when the client has left.
+#[test]
+fn memory_of_a_client_of_small_requests() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let upstream = Nbdkit::start(directory.path(), &["-t1", "memory", "1M"]);
+    let front = quick_front(directory.path(), &upstream, &[]);
+    let client = || {
+        let mut stream = connect(front.socket());
+        let all = wire::join(&[&opening(), &request(cmd::READ, 512)]);
+        stream.write_all(&all).expect("nbdkit takes the request");
+        // Greeting, one INFO reply, ACK, and the reply.
+        let mut answer = vec![0; 18 + 32 + 20 + 16 + 512];
+        stream.read_exact(&mut answer).expect("all of the answer");
+        stream
+    };
+    let first = client();
+    let before = resident_kib(&front);
+    let others: Vec<_> = (0..16).map(|_| client()).collect();
+    let each = (resident_kib(&front) - before) / others.len() as u64;
+    println!("{each} KiB for each client");
+    assert!(each < 100, "{each} KiB for each client");
+    drop((first, others));
+}
+
 /// nbdkit that is quick to open: without debug messages, and with few threads. Its memory is of one heap: with
 /// one for each thread it would depend on luck how much of it lies idle.
 fn quick_front(directory: &Path, upstream: &Nbdkit, extra: &[&str]) -> Nbdkit {

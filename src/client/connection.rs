@@ -91,7 +91,7 @@ impl Connection {
         stats: Option<Arc<Stats>>,
     ) -> Result<Self, transport::Error> {
         stream.limit_receiving()?;
-        let receiver = Receiver::new(export.framing);
+        let receiver = Receiver::new(export.framing)?;
         Ok(Self {
             inflight: Inflight::new(receiver, Doorbell::new()?, lookout(&stream)),
             server,

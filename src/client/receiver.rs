@@ -23,16 +23,12 @@ use crate::proto::consts::Command;
 use crate::proto::framing::Framing;
 use crate::proto::reply::{Decoded, Header, MAX_HEADER_LENGTH, decode};
 use crate::proto::request::Cookie;
-use crate::transport::{Blocking, Stream};
+use crate::transport::{self, Blocking, Pages, Stream};
 use appetite::Appetite;
 pub use appetite::LARGE;
 
 /// Size of the receive buffer, bytes: a dozen and more replies of 4 KiB.
 const BUFFER: usize = 128 * 1024;
-
-/// Size before the first request, bytes: enough to find the end of the stream. Many connections never
-/// come further, and memory that one thread takes and another gives back stays with the process.
-const SMALL: usize = 512;
 
 // Whatever must be contiguous fits the buffer.
 const _: () = assert!(MAX_TAKE <= BUFFER && MAX_HEADER_LENGTH <= BUFFER);
@@ -40,7 +36,7 @@ const _: () = assert!(MAX_TAKE <= BUFFER && MAX_HEADER_LENGTH <= BUFFER);
 /// The state between receives.
 #[derive(Debug)]
 pub struct Receiver {
-    buffer: Box<[u8]>,
+    buffer: Pages,
     /// Received and not yet used: `buffer[start..end]`.
     start: usize,
     end: usize,
@@ -84,16 +80,16 @@ enum Next {
 
 impl Receiver {
     /// Nothing received yet.
-    pub fn new(framing: Framing) -> Self {
-        Self {
-            buffer: vec![0; SMALL].into_boxed_slice(),
+    pub fn new(framing: Framing) -> Result<Self, transport::Error> {
+        Ok(Self {
+            buffer: Pages::new(BUFFER)?,
             start: 0,
             end: 0,
             current: None,
             framing,
             appetite: Appetite::new(),
             torn: false,
-        }
+        })
     }
 
     /// Receives once and deals with all that came. Slots whose requests are over are added to
@@ -124,9 +120,6 @@ impl Receiver {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        if self.buffer.len() == SMALL && !wire.inflight.is_unused() {
-            self.grow();
-        }
         let due = match self.current {
             None => 0,
             Some(cookie) => match self.go_on(wire, blocking, cookie)? {
@@ -138,13 +131,6 @@ impl Receiver {
         let received = wire.stream.receive(&mut self.buffer[spare], blocking)?;
         self.end += received.unwrap_or(0);
         Ok(received.is_some())
-    }
-
-    #[cold]
-    fn grow(&mut self) {
-        let mut buffer = std::mem::take(&mut self.buffer).into_vec();
-        buffer.resize(BUFFER, 0);
-        self.buffer = buffer.into_boxed_slice();
     }
 
     /// In the middle of a reply: receives payload, if that is due, else says how much is due that

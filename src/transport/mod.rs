@@ -11,6 +11,7 @@ mod doorbell;
 pub mod fd;
 pub mod keepalive;
 mod lookout;
+mod pages;
 #[allow(unsafe_code)]
 pub mod resolve;
 pub mod ssh;
@@ -33,6 +34,7 @@ use crate::proto::codec::printable;
 pub use self::deadline::{Deadline, Wanted};
 pub use self::doorbell::Doorbell;
 pub use self::lookout::Lookout;
+pub use self::pages::Pages;
 pub use self::stream::{Blocking, PAUSE, Ready, Stream};
 
 /// Why a server could not be reached, or no longer can.

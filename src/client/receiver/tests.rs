@@ -35,10 +35,11 @@ impl Rig {
         let (server, _) = listener.accept().expect("accept what connected");
         server.set_nonblocking(true).expect("set non-blocking");
         let doorbell = Doorbell::new().expect("eventfd");
+        let receiver = Receiver::new(framing).expect("map memory");
         Self {
             server,
             stream,
-            inflight: Inflight::new(Receiver::new(framing), doorbell, None),
+            inflight: Inflight::new(receiver, doorbell, None),
             large_reads,
         }
     }

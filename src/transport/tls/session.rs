@@ -95,7 +95,7 @@ impl Session {
         let mut ssl = prepared.ssl()?;
         name(&mut ssl, settings)?;
         let stream =
-            SslStream::new(ssl, Socket::new(fd)).map_err(|error| Error::Tls(reasons(&error)))?;
+            SslStream::new(ssl, Socket::new(fd)?).map_err(|error| Error::Tls(reasons(&error)))?;
         let mut inner = Inner {
             stream,
             record: vec![0; RECORD].into_boxed_slice(),

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use crate::transport::{Error, Pages};
+
 /// Longest plaintext of one record, bytes.
 pub const RECORD: usize = 16 * 1024;
 /// What encryption adds to a record at most, bytes: header, nonce, tag and padding of any cipher
@@ -37,7 +39,7 @@ const MAX_READS: u32 = 64;
 pub struct Socket {
     fd: Arc<OwnedFd>,
     /// Received and not yet taken by OpenSSL: `input[start..end]`.
-    input: Box<[u8]>,
+    input: Pages,
     start: usize,
     end: usize,
     /// The last receive got all there was.
@@ -47,9 +49,10 @@ pub struct Socket {
     taken: usize,
     /// OpenSSL would have taken more, and was not allowed to.
     curbed: bool,
-    /// Written by OpenSSL and not yet sent: `output[sent..]`.
-    output: Vec<u8>,
+    /// Written by OpenSSL and not yet sent: `output[sent..filled]`.
+    output: Pages,
     sent: usize,
+    filled: usize,
     /// OpenSSL has written something in this call.
     written: bool,
 }
@@ -64,20 +67,21 @@ struct Allowance {
 
 impl Socket {
     /// Nothing received, nothing to be sent.
-    pub fn new(fd: Arc<OwnedFd>) -> Self {
-        Self {
+    pub fn new(fd: Arc<OwnedFd>) -> Result<Self, Error> {
+        Ok(Self {
             fd,
-            input: vec![0; INPUT].into_boxed_slice(),
+            input: Pages::new(INPUT)?,
             start: 0,
             end: 0,
             dry: false,
             allowance: Allowance::default(),
             taken: 0,
             curbed: false,
-            output: Vec::new(),
+            output: Pages::new(MAX_OUTPUT)?,
             sent: 0,
+            filled: 0,
             written: false,
-        }
+        })
     }
 
     /// Before every call into OpenSSL: what it may take in. Only a receiver may ask the socket for
@@ -120,14 +124,14 @@ impl Socket {
 
     /// Whether another record may be written before what there is is sent.
     pub fn has_room(&self) -> bool {
-        self.output.len() - self.sent + RECORD + OVERHEAD <= OUTPUT
+        self.filled - self.sent + RECORD + OVERHEAD <= OUTPUT
     }
 
     /// Sends what was written, as far as it fits. True if nothing is left.
     pub fn flush_output(&mut self) -> Result<bool, Errno> {
-        while self.sent < self.output.len() {
+        while self.sent < self.filled {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match send(&self.fd, &self.output[self.sent..], flags) {
+            match send(&self.fd, &self.output[self.sent..self.filled], flags) {
                 Ok(n) => {
                     self.sent += n;
                     // What did not fit will not fit now.
@@ -138,10 +142,9 @@ impl Socket {
                 Err(errno) => return Err(errno),
             }
         }
-        let done = self.sent == self.output.len();
+        let done = self.sent == self.filled;
         if done {
-            self.output.clear();
-            self.sent = 0;
+            (self.sent, self.filled) = (0, 0);
         }
         Ok(done)
     }
@@ -195,17 +198,16 @@ impl Read for Socket {
 /// come back from that in one piece if keys change meanwhile (openssl#8677 and its sequels).
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.sent > 0 && self.sent >= self.output.len() / 2 {
-            self.output.drain(..self.sent);
-            self.sent = 0;
+        let full = self.filled + bytes.len() > MAX_OUTPUT;
+        if self.sent > 0 && (full || self.sent >= self.filled / 2) {
+            self.output.copy_within(self.sent..self.filled, 0);
+            (self.sent, self.filled) = (0, self.filled - self.sent);
         }
-        if self.output.len() - self.sent + bytes.len() > MAX_OUTPUT {
+        let Some(room) = self.output[self.filled..].get_mut(..bytes.len()) else {
             return Err(ErrorKind::OutOfMemory.into());
-        }
-        if self.output.is_empty() {
-            self.output.reserve_exact(OUTPUT);
-        }
-        self.output.extend_from_slice(bytes);
+        };
+        room.copy_from_slice(bytes);
+        self.filled += bytes.len();
         self.written = true;
         Ok(bytes.len())
     }

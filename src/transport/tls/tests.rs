@@ -435,7 +435,7 @@ fn packets() -> (Socket, OwnedFd) {
         None,
     )
     .expect("socketpair");
-    (Socket::new(Arc::new(ours)), theirs)
+    (Socket::new(Arc::new(ours)).expect("map memory"), theirs)
 }
 
 #[test]
