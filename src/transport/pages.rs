@@ -8,7 +8,7 @@
 
 use std::ops::{Deref, DerefMut};
 
-use memmap2::MmapMut;
+use memmap2::{Advice, MmapMut};
 use rustix::io::Errno;
 
 use super::Error;
@@ -25,6 +25,9 @@ impl Pages {
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::NOMEM);
             Error::io("mmap")(errno)
         })?;
+        // Or the kernel might see to a few bytes with 2 MiB: buffers lie side by side. Where it has no
+        // such pages it says so.
+        let _ = pages.advise(Advice::NoHugePage);
         Ok(Self(pages))
     }
 }
