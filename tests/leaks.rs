@@ -194,7 +194,8 @@ fn memory_of_a_client_of_small_requests() {
     let others: Vec<_> = (0..16).map(|_| client()).collect();
     let each = (resident_kib(&front) - before) / others.len() as u64;
     println!("{each} KiB for each client");
-    assert!(each < 100, "{each} KiB for each client");
+    // 59, or 127 where nothing is optimized and stacks are deep; a cleared receive buffer is 128 more.
+    assert!(each < 160, "{each} KiB for each client");
     drop((first, others));
 }
 
