@@ -178,7 +178,12 @@ fn judge_memory(contenders: &[Contender], rows: &[Row]) -> Option<Judgement> {
             value: mib(cell.and_then(|cell| cell.peak).unwrap_or_default() as f64 - c),
             spread: mib(apart),
         });
-        let larger = |(a, b): (&Compared, Compared)| if b.value > a.value { b } else { *a };
+        // Of what is certain: a row in which the C plugin's own two are far apart hides no other.
+        let certain = |more: &Compared| more.value - more.spread;
+        let larger = |(a, b): (&Compared, Compared)| match certain(&b) > certain(a) {
+            true => b,
+            false => *a,
+        };
         worst = match worst.is_empty() {
             true => more.collect(),
             false => worst.iter().zip(more).map(larger).collect(),

@@ -149,19 +149,26 @@ fn verdicts_on_all_targets() {
 #[test]
 fn memory_has_its_spread_too() {
     let contenders = three();
-    let memory = |first: u64, again: u64, ours: u64| {
+    let peaks = |first: u64, again: u64, ours: u64| {
         let mut row = row(find("unix/open"), [1.0; 2], [1.0; 2], [1.0; 2]);
         for (cell, peak) in row.cells.iter_mut().zip([first, ours, again]) {
             cell.as_mut().expect("measured").peak = Some(peak << 10);
         }
-        let all = targets::judge(&contenders, &[row]);
+        row
+    };
+    let judge = |rows: &[Row]| {
+        let all = targets::judge(&contenders, rows);
         let memory = all.into_iter().find(|judgement| !judgement.is_ratio);
         memory.expect("the memory").found[0].verdict
     };
+    let memory = |first, again, ours| judge(&[peaks(first, again, ours)]);
     // Four more are allowed, and C's own runs are two apart.
     assert_eq!(memory(10, 12, 12), Verdict::Ok);
     assert_eq!(memory(10, 12, 16), Verdict::Within);
     assert_eq!(memory(10, 12, 18), Verdict::Short);
+    // A row that says nothing hides none that does.
+    let (short, nothing) = (peaks(10, 10, 15), peaks(50, 70, 70));
+    assert_eq!(judge(&[short, nothing]), Verdict::Short);
 }
 
 #[test]
