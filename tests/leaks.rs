@@ -11,6 +11,8 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use tempfile::TempDir;
+
 use common::clients::{LIMIT, nbdsh_unconnected};
 use common::nbdkit::{Nbdkit, forward, forward_args};
 use common::need;
@@ -174,12 +176,10 @@ fn resident_kib(front: &Nbdkit) -> u64 {
 /// never touched. They were part of a heap once, which clears them, and keeps them when the client has left.
 #[test]
 fn memory_of_a_client_of_small_requests() {
-    if !need("nbdkit") {
+    let Some(pair) = QuickPair::new(&[]) else {
         return;
-    }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(directory.path(), &["-t1", "memory", "1M"]);
-    let front = quick_front(directory.path(), &upstream, &[]);
+    };
+    let front = &pair.front;
     let client = || {
         let mut stream = connect(front.socket());
         let all = wire::join(&[&opening(), &request(cmd::READ, 512)]);
@@ -190,23 +190,42 @@ fn memory_of_a_client_of_small_requests() {
         stream
     };
     let first = client();
-    let before = resident_kib(&front);
+    let before = resident_kib(front);
     let others: Vec<_> = (0..16).map(|_| client()).collect();
-    let each = (resident_kib(&front) - before) / others.len() as u64;
+    let each = (resident_kib(front) - before) / others.len() as u64;
     println!("{each} KiB for each client");
     // 59, or 127 where nothing is optimized and stacks are deep; a cleared receive buffer is 128 more.
     assert!(each < 160, "{each} KiB for each client");
     drop((first, others));
 }
 
-/// nbdkit that is quick to open: without debug messages, and with few threads. Its memory is of one heap: with
+/// nbdkit in front of another, quick to open: without debug messages, and with few threads. Its memory is of one heap: with
 /// one for each thread it would depend on luck how much of it lies idle.
-fn quick_front(directory: &Path, upstream: &Nbdkit, extra: &[&str]) -> Nbdkit {
-    let args = forward_args(upstream.socket(), &[&["-t1"], extra].concat());
-    let quiet: Vec<_> = args.into_iter().filter(|arg| arg != "-v").collect();
-    Nbdkit::start_with(directory, &quiet, |command| {
-        command.env("MALLOC_ARENA_MAX", "1");
-    })
+struct QuickPair {
+    front: Nbdkit,
+    _upstream: Nbdkit,
+    _directory: TempDir,
+}
+
+impl QuickPair {
+    /// Nothing where there is no nbdkit.
+    fn new(extra: &[&str]) -> Option<Self> {
+        if !need("nbdkit") {
+            return None;
+        }
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let upstream = Nbdkit::start(directory.path(), &["-t1", "memory", "1M"]);
+        let args = forward_args(upstream.socket(), &[&["-t1"], extra].concat());
+        let quiet: Vec<_> = args.into_iter().filter(|arg| arg != "-v").collect();
+        let front = Nbdkit::start_with(directory.path(), &quiet, |command| {
+            command.env("MALLOC_ARENA_MAX", "1");
+        });
+        Some(Self {
+            front,
+            _upstream: upstream,
+            _directory: directory,
+        })
+    }
 }
 
 /// Plays `client` as often as said, from two threads, the first fifth to warm up; then everything must
@@ -241,52 +260,44 @@ fn stays_flat_and_small(front: &Nbdkit, count: usize, client: impl Fn(usize) + S
 
 #[test]
 fn ten_thousand_clients_that_open_and_close() {
-    if !need("nbdkit") {
+    let Some(pair) = QuickPair::new(&[]) else {
         return;
-    }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(directory.path(), &["-t1", "memory", "1M"]);
-    let front = quick_front(directory.path(), &upstream, &[]);
-    stays_flat_and_small(&front, 10_000, |_| open_and_close(front.socket()));
+    };
+    let front = &pair.front;
+    stays_flat_and_small(front, 10_000, |_| open_and_close(front.socket()));
 }
 
 #[test]
 fn two_thousand_clients_of_a_shared_connection() {
-    if !need("nbdkit") {
+    let Some(pair) = QuickPair::new(&["shared=true"]) else {
         return;
-    }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(directory.path(), &["-t1", "memory", "1M"]);
-    let front = quick_front(directory.path(), &upstream, &["shared=true"]);
-    stays_flat_and_small(&front, 2000, |_| open_and_close(front.socket()));
+    };
+    let front = &pair.front;
+    stays_flat_and_small(front, 2000, |_| open_and_close(front.socket()));
 }
 
 #[test]
 fn clients_that_leave_after_every_byte_of_their_conversation() {
-    if !need("nbdkit") {
+    let Some(pair) = QuickPair::new(&[]) else {
         return;
-    }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(directory.path(), &["-t1", "memory", "1M"]);
-    let front = quick_front(directory.path(), &upstream, &[]);
+    };
+    let front = &pair.front;
     let mut write = request(cmd::WRITE, 512);
     write.extend([1; 512]);
     // A read of the whole disk, whose data nobody takes; half of a write.
     let conversation = wire::join(&[&opening(), &request(cmd::READ, 1 << 20), &write[..300]]);
     let places = conversation.len() + 1;
-    stays_flat_and_small(&front, 5 * places, |number| {
+    stays_flat_and_small(front, 5 * places, |number| {
         leave_after(front.socket(), &conversation, number % places);
     });
 }
 
 #[test]
 fn thousand_clients_that_list_the_servers_exports() {
-    if !need("nbdkit") {
+    let Some(pair) = QuickPair::new(&["dynamic-export=true"]) else {
         return;
-    }
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let upstream = Nbdkit::start(directory.path(), &["-t1", "memory", "1M"]);
-    let front = quick_front(directory.path(), &upstream, &["dynamic-export=true"]);
+    };
+    let front = &pair.front;
     let option = |number: u32| {
         wire::join(&[
             &wire::NEWSTYLE_MAGIC.to_be_bytes(),
@@ -296,7 +307,7 @@ fn thousand_clients_that_list_the_servers_exports() {
     };
     let flags = u32::from(wire::FIXED_NEWSTYLE | wire::NO_ZEROES).to_be_bytes();
     let conversation = wire::join(&[&flags, &option(opt::LIST), &option(opt::ABORT)]);
-    stays_flat_and_small(&front, 1000, |_| {
+    stays_flat_and_small(front, 1000, |_| {
         let mut stream = connect(front.socket());
         stream.write_all(&conversation).expect("nbdkit takes it");
         stream.read_to_end(&mut Vec::new()).expect("nbdkit closes");

@@ -53,9 +53,8 @@ fn method(results: &Results) -> String {
     format!(
         "## How to read this\n\n\
          All contenders of a workload run at the same time and have their turns one after the \
-         other, {rounds} rounds of {seconds} s; the relay, qemu-nbd and the handover sit out two of \
-         three. \
-         Figures are medians of the rounds; \"by rounds\" is the median of each round's ratio; \
+         other, {rounds} rounds of {seconds} s; the relay, qemu-nbd and the handover sit out \
+         two of three. Figures are medians of the rounds; \"by rounds\" is the median of each round's ratio; \
          the spread of ours is half of what is between the smallest and the largest, in percent \
          of the median.\n\n\
          The C plugin runs twice. \"C\" in ratios is the median of all rounds of both, and their \
@@ -72,8 +71,8 @@ fn method(results: &Results) -> String {
          nothing of the protocol. The handover is nbdkit with a plugin that forwards nothing: its \
          requests sleep until three more have come, and the last wakes the others with one call. \
          That is what nbdkit and its threads cost any forwarder; what the relay costs comes on \
-         top. CPU time is that of the forwarding process, by /proc; context switches are all of its life by all \
-         its requests; memory is its peak. System calls are counted {calls}.\n"
+         top. CPU time is that of the forwarding process, by /proc; context switches are all of \
+         its life by all its requests; memory is its peak. System calls are counted {calls}.\n"
     )
 }
 

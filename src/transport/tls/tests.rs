@@ -460,6 +460,41 @@ fn one_system_call_sends_many_records() {
     );
 }
 
+/// Where a peer does not listen the same is kept for it, whether some was sent before or not.
+#[test]
+fn output_that_waits_is_bounded_wherever_it_begins() {
+    const MOST: usize = 1 << 20;
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let mut socket = Socket::new(Arc::new(ours.into())).expect("map memory");
+    let mut written = Vec::new();
+    for number in 0..MOST / RECORD / 2 {
+        let record = [number as u8; RECORD];
+        socket.write_all(&record).expect("room");
+        written.extend(record);
+    }
+    assert_eq!(socket.flush_output(), Ok(false), "some of it is sent");
+    theirs.set_nonblocking(true).expect("set non-blocking");
+    let mut received = Vec::new();
+    let would_block = (&theirs).read_to_end(&mut received);
+    would_block.expect_err("not the end");
+    assert!((1..written.len() / 2).contains(&received.len()));
+    let error = loop {
+        match socket.write_all(&[255; RECORD]) {
+            Ok(()) => written.extend([255; RECORD]),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+    let waiting = written.len() - received.len();
+    assert!((MOST - RECORD + 1..=MOST).contains(&waiting), "{waiting}");
+    // Nothing of it is lost or moved.
+    while received.len() < written.len() {
+        socket.flush_output().expect("the peer listens");
+        let _ = (&theirs).read_to_end(&mut received);
+    }
+    assert!(received == written && socket.flush_output() == Ok(true));
+}
+
 #[test]
 fn one_system_call_receives_many_records() {
     let (mut socket, theirs) = packets();
