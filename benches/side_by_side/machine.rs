@@ -10,9 +10,14 @@ use crate::common::process::run;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// How many processors all contenders, servers and clients share.
+pub fn processors() -> usize {
+    available_parallelism().map_or(1, usize::from)
+}
+
 /// Names and values for the head of the report, in order.
 pub fn describe() -> Vec<(&'static str, String)> {
-    let cores = available_parallelism().map_or(0, usize::from);
+    let cores = processors();
     let model = value("/proc/cpuinfo", "model name");
     let virtual_machine = match value("/proc/cpuinfo", "flags").contains(" hypervisor") {
         true => ", a virtual machine",

@@ -18,6 +18,7 @@ mod machine;
 mod own;
 mod pieces;
 mod progress;
+mod reach;
 mod report;
 mod results;
 mod run;
@@ -93,6 +94,7 @@ fn bench() -> Result<(), String> {
         rounds: settings.rounds,
         seconds: settings.turn.as_secs_f64(),
         counter: counter.map(Counter::name),
+        processors: machine::processors(),
         machine,
         contenders,
         rows,

@@ -2,12 +2,20 @@
 //! The results as Markdown.
 
 use crate::contender::Contender;
+use crate::reach::{Reach, reaches};
 use crate::results::{Cell, Figure, Results, Row};
 use crate::stats::{paired, spread};
 use crate::table::Table;
 use crate::targets::{Fault, Judgement, faults, judge};
 use crate::verdict::{Compared, Found};
 use crate::workload::Group;
+
+/// Below the table of what targets leave.
+const BUDGET: &str = "At the target's rate a request has so much time of all processors. Client, server and pauses \
+     take of it what they took while the C plugin forwarded; nbdkit and its threads what the \
+     handover takes. What is left is for everything else that a plugin does: asking the server and \
+     receiving its reply. Where that is nothing, or less than a relay takes for moving the bytes, \
+     the target is out of reach on this machine for whatever plugin.";
 
 /// The whole report.
 pub fn report(results: &Results) -> String {
@@ -21,6 +29,12 @@ pub fn report(results: &Results) -> String {
         parts.push(targets(contenders, &judgements));
         parts.push("## Where the C plugin is ahead".to_owned());
         parts.push(ahead(&faults(contenders, rows)));
+    }
+    let reaches = reaches(contenders, rows, results.processors);
+    if !reaches.is_empty() {
+        parts.push("## What a target leaves to a forwarder".to_owned());
+        parts.push(budget(contenders, &reaches));
+        parts.push(BUDGET.to_owned());
     }
     parts.push("## Rates".to_owned());
     for group in Group::ALL {
@@ -143,6 +157,29 @@ fn ahead(faults: &[Fault]) -> String {
         format!("- {what}: {ours} {}\n", decision(found))
     });
     lines.collect()
+}
+
+/// CPU time at each bar, and whose it is.
+fn budget(contenders: &[Contender], reaches: &[Reach]) -> String {
+    let mut head = words(&[
+        "CPU us of a request at the target",
+        "target",
+        "all processors",
+        "client, server, pauses",
+        "nbdkit and its threads",
+        "left",
+        "a relay takes",
+    ]);
+    head.extend(ours(contenders).map(|(_, name)| format!("all of {name}")));
+    let mut table = Table::new(head);
+    for reach in reaches {
+        let mut line = vec![reach.what.clone(), format!("≥ {:.2}", reach.bound)];
+        line.extend([reach.all, reach.others, reach.handover, reach.left()].map(one));
+        line.push(show(reach.relay, one));
+        line.extend(reach.ours.iter().map(|cpu| show(*cpu, one)));
+        table.line(line);
+    }
+    table.markdown()
 }
 
 fn rates(contenders: &[Contender], rows: &[&Row]) -> String {

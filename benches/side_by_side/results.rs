@@ -16,6 +16,8 @@ pub struct Results {
     pub seconds: f64,
     /// Who counted system calls.
     pub counter: Option<&'static str>,
+    /// How many processors there are.
+    pub processors: usize,
     /// Where and with what it was measured.
     pub machine: Vec<(&'static str, String)>,
     /// Who was measured.

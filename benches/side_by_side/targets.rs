@@ -4,6 +4,7 @@
 use crate::contender::Contender;
 use crate::results::{Figure, Row};
 use crate::verdict::{Compared, Found, Verdict};
+use crate::workload::Workload;
 
 /// A ratio that a figure has to reach.
 struct Target {
@@ -120,6 +121,13 @@ pub fn judge(contenders: &[Contender], rows: &[Row]) -> Vec<Judgement> {
         .collect();
     all.extend(judge_memory(contenders, rows));
     all
+}
+
+/// What the rate at a workload must be, if there is a bar for it: times that of the C plugin.
+pub fn rate_bound(workload: &Workload) -> Option<f64> {
+    let name = workload.name();
+    let mut rates = TARGETS.iter().filter(|each| each.figure == Figure::Rate);
+    Some(rates.find(|each| each.workload == name)?.bound)
 }
 
 /// Where the C plugin is ahead, beyond the spread.

@@ -27,6 +27,8 @@ mod pieces;
 #[allow(dead_code)]
 #[path = "../../benches/side_by_side/progress.rs"]
 mod progress;
+#[path = "../../benches/side_by_side/reach.rs"]
+mod reach;
 #[path = "../../benches/side_by_side/report.rs"]
 mod report;
 #[path = "../../benches/side_by_side/results.rs"]
@@ -54,6 +56,7 @@ mod workload;
 mod figures;
 mod output;
 mod parsing;
+mod reaching;
 mod serving;
 mod verdicts;
 
@@ -113,6 +116,7 @@ fn results() -> Results {
         rounds: 3,
         seconds: 2.0,
         counter: Some("an abacus"),
+        processors: 2,
         machine: vec![("machine", "a <small> one & old".to_owned())],
         contenders,
         rows,
