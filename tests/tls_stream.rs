@@ -5,7 +5,10 @@
 mod common;
 mod tls_server;
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use common::clients::{LIMIT, text};
 use common::front::Front;
@@ -18,13 +21,15 @@ use common::scripted::bench::{lost, still_lost};
 use common::scripted::disk::{Disk, pattern};
 use common::scripted::peer::Offer;
 use common::scripted::wire::cmd;
-use common::scripted::{Scripted, Ticket};
+use common::scripted::{Gate, Scripted, Ticket};
 use common::upstream::noise;
 use openssl::ssl::SslVersion;
 use tempfile::TempDir;
 use tls_server::{Manner, TlsServer};
 
 const MIB: usize = 1 << 20;
+/// Within this a plugin that does not wait would have come back.
+const A_MOMENT: Duration = Duration::from_millis(500);
 
 /// Every test here needs these.
 fn ready() -> bool {
@@ -51,6 +56,11 @@ struct Chain {
 
 impl Chain {
     fn new(manner: &Manner) -> Self {
+        Self::with(manner, &[])
+    }
+
+    /// With more parameters for the plugin.
+    fn with(manner: &Manner, extra: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
         let certificates = Certificates::new(&directory);
         let server = Scripted::start(directory.path());
@@ -61,7 +71,8 @@ impl Chain {
             manner,
         );
         let relay = Relay::unix(directory.path(), "relay.sock", tls.socket());
-        let front = relay.forward(directory.path(), &certificates.parameters());
+        let parameters = [&certificates.parameters()[..], extra].concat();
+        let front = relay.forward(directory.path(), &parameters);
         Self {
             front,
             relay,
@@ -341,5 +352,80 @@ fn end_while_nothing_is_asked() {
         still_lost(&what, &mut front);
         front.close();
         chain.serves_the_next();
+    }
+}
+
+/// What was received with a broken record is worth having, and does not hide it.
+#[test]
+fn a_broken_record_is_no_hanging_up() {
+    if !ready() {
+        return;
+    }
+    for manner in each_version(&Manner::default()) {
+        let mut chain = Chain::new(&manner);
+        let break_next = manner.break_next.clone();
+        let served = chain.server.play(move |peer| {
+            let offer = Offer::default();
+            let mut disk = Disk::new(offer.size);
+            peer.negotiate(&offer)?;
+            let request = peer.request()?;
+            break_next.store(true, Ordering::SeqCst);
+            peer.answer(&request, &mut disk)?;
+            peer.expect_closed()
+        });
+        let mut front = chain.open();
+        lost("a broken record", front.read(0, 512).map(drop));
+        served.finished("a broken record");
+        let told = chain.front.stderr();
+        assert!(told.contains("bad record mac"), "{manner:?}: {told}");
+        chain.serves_the_next();
+    }
+}
+
+/// The session is at its end then, and says so whenever it is asked; the server may be at work still. What it has
+/// received is carried out before anything is sent again, or it would overwrite that.
+#[test]
+fn a_server_whose_record_broke_is_waited_for() {
+    if !ready() {
+        return;
+    }
+    for manner in each_version(&Manner::default()) {
+        let chain = Chain::with(&manner, &["reconnect=60"]);
+        let replayed = Gate::default();
+        let late = chain.server.play({
+            let (break_next, replayed) = (manner.break_next.clone(), replayed.clone());
+            move |peer| {
+                let offer = Offer::default();
+                let mut disk = Disk::new(offer.size);
+                peer.negotiate(&offer)?;
+                let request = peer.request()?;
+                break_next.store(true, Ordering::SeqCst);
+                peer.answer(&request, &mut disk)?;
+                peer.expect_closed()?;
+                // It has more to say, which nobody wants to hear.
+                peer.send(&[0; 512])?;
+                match replayed.opens_within(A_MOMENT) {
+                    true => Err(ErrorKind::AlreadyExists.into()),
+                    false => Ok(()),
+                }
+            }
+        });
+        let again = chain.server.play({
+            let replayed = replayed.clone();
+            move |peer| {
+                let offer = Offer::default();
+                let mut disk = Disk::new(offer.size);
+                peer.negotiate(&offer)?;
+                let request = peer.request()?;
+                replayed.open();
+                peer.answer(&request, &mut disk)?;
+                peer.serve(&mut disk)
+            }
+        });
+        let mut front = chain.open();
+        assert_eq!(front.write(0, &[1; 512]), Ok(()), "{manner:?}");
+        late.finished("the server whose record broke");
+        front.close();
+        again.ended("the next connection");
     }
 }

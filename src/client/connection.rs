@@ -301,7 +301,10 @@ impl Connection {
     /// Receives as a waiting owner of a request, no longer than until its deadline.
     fn receive(&self, role: &mut Role<'_>, own: Own<'_>) {
         let deadline = own.deadline;
-        if !deadline.is_never() && self.lost.get().is_none() {
+        // A receive into a caller's buffer holds its slot's lock. In clear nobody wants it meanwhile; but
+        // under TLS a request may be answered before its sender knows that it is sent.
+        let waits = !deadline.is_never() || self.stream.has_tls();
+        if waits && self.lost.get().is_none() {
             match self.stream.wait(true, false, None, deadline.within(PAUSE)) {
                 Ok(_) if deadline.has_passed() => {
                     self.fail(Cause::Deadline(*own.request, deadline.passed()));
@@ -311,13 +314,12 @@ impl Connection {
                 Err(error) => self.fail(error.into()),
             }
         }
-        // Under TLS something may have been readable that is not a byte of ours; only whoever has
-        // all the time in the world waits for more without looking at the clock.
+        // Under TLS something may have been readable that is not a byte of ours.
         self.receive_once(
             role,
-            match deadline.is_never() {
-                true => Blocking::Yes,
-                false => Blocking::No,
+            match waits {
+                true => Blocking::No,
+                false => Blocking::Yes,
             },
         );
     }
@@ -332,10 +334,12 @@ impl Connection {
             inflight: &self.inflight,
             large_reads: self.large_reads.load(Ordering::Relaxed) > 0,
         };
-        let (receiver, over) = role.parts();
-        let result = receiver.round(wire, blocking, over);
-        if let Err(cause) = result {
-            self.fail(cause);
+        // What comes after its end is nobody's.
+        if self.lost.get().is_none() {
+            let (receiver, over) = role.parts();
+            if let Err(cause) = receiver.round(wire, blocking, over) {
+                self.fail(cause);
+            }
         }
         if self.lost.get().is_some() {
             self.inflight.abandon(|flight| flight.lost = true);
@@ -344,10 +348,7 @@ impl Connection {
 
     /// Declares the connection lost. The first cause counts; later ones are its consequences.
     fn fail(&self, cause: Cause) {
-        // Whoever buries it sees to the rest; what is in flight ends with the next look of whoever
-        // receives.
-        let soft = self.patience.lasting && cause.leaves_server_at_work();
-        self.lost.get_or_init(|| {
+        let lost = self.lost.get_or_init(|| {
             let lost = Lost::new(self.server.clone(), cause);
             // Whoever needs the connection tells the user.
             log::trace!("{lost}");
@@ -355,6 +356,9 @@ impl Connection {
             self.count_loss(lost.cause());
             Arc::new(lost)
         });
+        // Whoever buries it sees to the rest; what is in flight ends with the next look of whoever
+        // receives.
+        let soft = self.patience.lasting && lost.cause().leaves_server_at_work();
         match soft {
             true => self.stream.finish_sending(),
             false => self.stream.hang_up(),

@@ -169,43 +169,21 @@ impl Stream {
     }
 
     /// Receives into `buffer`, at least one byte. `None` if nothing is there and `blocking` forbids
-    /// to wait, or if nothing came for [`PAUSE`]. The end of the stream is [`Error::Closed`].
+    /// to wait, or if nothing came for [`PAUSE`]. Under TLS it never waits, and there may have been
+    /// something to receive that is no data. The end of the stream is [`Error::Closed`].
     pub fn receive(&self, buffer: &mut [u8], blocking: Blocking) -> Result<Option<usize>, Error> {
         self.receive_some(buffer, blocking)
             .map_err(|error| self.explain(error))
     }
 
     fn receive_some(&self, buffer: &mut [u8], blocking: Blocking) -> Result<Option<usize>, Error> {
-        if self.tls.is_some() {
-            return self.receive_tls(buffer, blocking);
+        if let Some(tls) = &self.tls {
+            return tls.receive(buffer);
         }
         finish_receive(
             |flags| recv(&self.fd, &mut *buffer, flags).map(|(n, _)| n),
             blocking,
         )
-    }
-
-    fn receive_tls(&self, buffer: &mut [u8], blocking: Blocking) -> Result<Option<usize>, Error> {
-        let Some(tls) = &self.tls else {
-            return Ok(None);
-        };
-        // One for all that comes and is no data.
-        let pause = match blocking {
-            Blocking::Yes => Deadline::after(PAUSE),
-            Blocking::No => Deadline::NEVER,
-        };
-        loop {
-            if blocking == Blocking::Yes {
-                // Returns at once while TLS may hold something that the socket does not show.
-                if self.wait(true, false, None, pause)?.expired {
-                    return Ok(None);
-                }
-            }
-            let received = tls.receive(buffer)?;
-            if received.is_some() || blocking == Blocking::No {
-                return Ok(received);
-            }
-        }
     }
 
     /// From now on a receive that waits comes back after [`PAUSE`] if nothing arrives.
@@ -234,9 +212,9 @@ impl Stream {
         buffers: &mut [IoSliceMut<'_>],
         blocking: Blocking,
     ) -> Result<Option<usize>, Error> {
-        if self.tls.is_some() {
+        if let Some(tls) = &self.tls {
             return match buffers.first_mut() {
-                Some(first) => self.receive_tls(first, blocking),
+                Some(first) => tls.receive(first),
                 None => Ok(None),
             };
         }
@@ -352,6 +330,23 @@ impl Stream {
             got += self.receive(&mut buffer[got..], Blocking::No)?.unwrap_or(0);
         }
         Ok(())
+    }
+
+    /// Waits for what still comes, until the deadline, and throws it away. Whether the server has closed
+    /// its side. TLS is not asked: a session that has failed says so again and again, and not whether
+    /// anybody is there.
+    pub fn discard(&self, deadline: Deadline) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        match poll(&mut fds, deadline.timespec().as_ref()) {
+            Ok(0) | Err(Errno::INTR) => return false,
+            // A poll that fails says nothing of the server; the receive does.
+            Ok(_) | Err(_) => (),
+        }
+        let mut scrap = [0; 4096];
+        match recv(&self.fd, &mut scrap, RecvFlags::DONTWAIT) {
+            Ok((n, _)) => n == 0,
+            Err(errno) => !matches!(errno, Errno::INTR | Errno::AGAIN),
+        }
     }
 
     /// Tells the server that nothing more will be sent.

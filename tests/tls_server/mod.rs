@@ -52,6 +52,9 @@ pub struct Manner {
     /// After so many records comes a session ticket, of which the last part, and all that follows, is held back
     /// for [`HELD_BACK`]. The plugin needs a certificate, since a ticket is long only with that in it.
     pub half_ticket_after: Option<usize>,
+    /// Once this is set the next piece of data comes in two records, both in one packet, and a bit of the second
+    /// is not what it was. What follows is sent all the same, and in clear.
+    pub break_next: Arc<AtomicBool>,
     /// Whether to say goodbye before the connection is closed, as the standard demands.
     pub close_notify: bool,
 }
@@ -66,6 +69,7 @@ impl Default for Manner {
             key_update: None,
             only_keys_after: None,
             half_ticket_after: None,
+            break_next: Arc::default(),
             close_notify: true,
         }
     }
@@ -195,6 +199,7 @@ fn serve(mut plugin: UnixStream, shared: &Shared) -> io::Result<()> {
         stream: plugin,
         size: shared.manner.packet,
         held: None,
+        gathered: None,
     };
     let tls = shared
         .acceptor
@@ -211,6 +216,7 @@ fn serve(mut plugin: UnixStream, shared: &Shared) -> io::Result<()> {
         records: 0,
         unfinished: false,
         half_ticket_after: shared.manner.half_ticket_after,
+        is_broken: false,
     }
     .run(&shared.stop)
 }
@@ -220,6 +226,8 @@ struct Packets {
     stream: UnixStream,
     size: usize,
     held: Option<Held>,
+    /// What is written is kept here until it is sent at once.
+    gathered: Option<Vec<u8>>,
 }
 
 /// What is held back.
@@ -238,6 +246,10 @@ impl Read for Packets {
 
 impl Write for Packets {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(gathered) = &mut self.gathered {
+            gathered.extend_from_slice(bytes);
+            return Ok(bytes.len());
+        }
         let size = bytes.len().min(self.size);
         match &mut self.held {
             Some(held) if held.pass == 0 => {
@@ -270,6 +282,8 @@ struct Session<'a> {
     unfinished: bool,
     /// What is left to do of that.
     half_ticket_after: Option<usize>,
+    /// A record was broken, and there is no TLS any more.
+    is_broken: bool,
 }
 
 impl Session<'_> {
@@ -418,6 +432,14 @@ impl Session<'_> {
                 update_key(self.tls.ssl());
             }
             let rest = &self.to_plugin[given..];
+            if self.is_broken {
+                given += self.tls.get_mut().stream.write(rest)?;
+                continue;
+            }
+            if rest.len() > 1 && self.manner.break_next.swap(false, Ordering::SeqCst) {
+                given += self.send_broken(given)?;
+                continue;
+            }
             match self
                 .tls
                 .ssl_write(&rest[..rest.len().min(self.manner.record)])
@@ -436,6 +458,28 @@ impl Session<'_> {
         }
         self.to_plugin.drain(..given);
         Ok(given > 0)
+    }
+
+    /// Sends what waits, from there on, in two records, of which the second cannot be decrypted.
+    fn send_broken(&mut self, begin: usize) -> io::Result<usize> {
+        let length = self.to_plugin.len() - begin;
+        let middle = begin + length / 2;
+        self.tls.get_mut().gathered = Some(Vec::new());
+        for part in [begin..middle, middle..self.to_plugin.len()] {
+            let whole = part.len();
+            let sent = self.tls.ssl_write(&self.to_plugin[part]).ok();
+            assert_eq!(sent, Some(whole), "one record, and all of it gathered");
+            self.records += 1;
+        }
+        self.is_broken = true;
+        let socket = self.tls.get_mut();
+        let mut gathered = socket.gathered.take().unwrap_or_default();
+        if let Some(last) = gathered.last_mut() {
+            *last ^= 1;
+        }
+        // A few records fit into a socket that nothing waits in.
+        socket.stream.write_all(&gathered)?;
+        Ok(length)
     }
 
     /// Waits until something may be done; not for ever, since nobody tells this thread to stop.

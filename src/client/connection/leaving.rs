@@ -107,20 +107,8 @@ impl Connection {
             std::thread::sleep(AWAIT_IDLE);
             role = self.inflight.try_read();
         }
-        let mut scrap = [0; 4096];
-        while role.is_some() && goes_on() && !deadline.has_passed() {
-            let pause = deadline.within(LOOK_AGAIN);
-            let ended = match self.stream.wait(true, false, None, pause) {
-                Ok(ready) if ready.readable => {
-                    self.stream.receive(&mut scrap, Blocking::No).is_err()
-                }
-                Ok(_) => false,
-                Err(_) => true,
-            };
-            if ended {
-                break;
-            }
-        }
+        let may_go_on = || role.is_some() && goes_on() && !deadline.has_passed();
+        while may_go_on() && !self.stream.discard(deadline.within(LOOK_AGAIN)) {}
         self.stream.hang_up();
     }
 
@@ -150,5 +138,43 @@ pub fn come_to_rest(deadline: Deadline, is_so: impl Fn() -> bool) {
     while !is_so() && !deadline.has_passed() {
         let pause = deadline.within(AWAIT_IDLE).remaining();
         std::thread::sleep(pause.unwrap_or(AWAIT_IDLE));
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::io::IoSlice;
+
+    use super::*;
+    use crate::client::connection::Patience;
+    use crate::proto::consts::TransmissionFlags;
+    use crate::proto::export::Export;
+    use crate::proto::framing::Framing;
+    use crate::transport::unix;
+
+    #[test]
+    fn who_looks_again_does_not_hang_up_on_a_server_that_is_to_be_waited_for() {
+        let (ours, theirs) = unix::pair();
+        let export = Export::new(1 << 20, TransmissionFlags::HAS_FLAGS, Framing::Simple);
+        let patience = Patience {
+            lasting: true,
+            ..Patience::default()
+        };
+        let connection =
+            Connection::new("it".into(), ours, &export, patience, Arc::default(), None);
+        let connection = connection.expect("a connection");
+        let no_reply = [0xee; 16];
+        for _ in 0..3 {
+            let sent = theirs.send(&[IoSlice::new(&no_reply)]);
+            assert_eq!(sent, Ok(Some(16)), "the plugin still takes it");
+            assert!(connection.is_over());
+        }
+        let lost = connection.loss().expect("a loss");
+        assert!(matches!(lost.cause(), Cause::Violation(_)), "{lost}");
+        // It has said that it sends nothing more, and throws away what comes until the server says so, too.
+        theirs.finish_sending();
+        connection.bury(Deadline::NEVER, || true);
+        let closed = theirs.send(&[IoSlice::new(&no_reply)]);
+        assert!(closed.is_err(), "{closed:?}");
     }
 }

@@ -56,6 +56,8 @@ struct Inner {
     held: usize,
     /// Bytes that the server has sent since there was data among them.
     idle: usize,
+    /// Why nothing more can be received. OpenSSL says so once.
+    failed: Option<Error>,
     keys: Keys,
 }
 
@@ -101,6 +103,7 @@ impl Session {
             record: vec![0; RECORD].into_boxed_slice(),
             held: 0,
             idle: 0,
+            failed: None,
             keys: Keys {
                 limit: None,
                 sent: 0,
@@ -172,7 +175,7 @@ impl Session {
             }
             let n = match inner.receive(&mut buffer[got..]) {
                 Ok(n) => n,
-                // What came before the end is worth having; the end will still be there.
+                // What came before the end is worth having; the next receive tells of the end.
                 Err(_) if got > 0 => break,
                 Err(error) => return Err(error),
             };
@@ -302,7 +305,8 @@ impl Inner {
                     step.stuck = true;
                     break;
                 }
-                Err(error) => return Err(failure(&error)),
+                // What made it so is what the user should know.
+                Err(error) => return Err(self.failed.clone().unwrap_or_else(|| failure(&error))),
             }
         }
         self.flush(pieces, &mut step)?;
@@ -355,8 +359,17 @@ impl Inner {
         }
     }
 
-    /// Receives from one record, or nothing.
+    /// Receives from one record, or nothing. After an error there is nothing but that.
     fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let result = self.receive_record(buffer);
+        self.failed = result.as_ref().err().cloned();
+        result
+    }
+
+    fn receive_record(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
         self.stream.get_mut().allow(true);
         let result = self.stream.ssl_read(buffer);
         if self.stream.get_ref().has_written() {

@@ -91,6 +91,14 @@ impl Gate {
             .unwrap_or_else(PoisonError::into_inner);
         assert!(*open, "the other side never came to this point");
     }
+
+    /// Whether the other side comes to that point within `pause`.
+    pub fn opens_within(&self, pause: Duration) -> bool {
+        let open = lock(&self.0.0);
+        let waited = self.0.1.wait_timeout_while(open, pause, |open| !*open);
+        let (open, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        *open
+    }
 }
 
 struct Scheduled {
