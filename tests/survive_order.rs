@@ -5,10 +5,14 @@ mod common;
 
 use std::time::Duration;
 
+use common::front::Front;
+use common::nbdkit::forward;
+use common::need;
 use common::process::eventually;
 use common::scripted::Gate;
 use common::scripted::bench::Bench;
 use common::scripted::disk::Disk;
+use common::scripted::farm::{Farm, Fate};
 use common::scripted::peer::Offer;
 use common::scripted::wire::cmd;
 
@@ -82,4 +86,34 @@ fn a_change_that_was_never_sent_holds_up_nobody_else() {
     assert_eq!(waits.recv_timeout(LIMIT), Ok(Ok(())), "held up");
     waiter.join().expect("no panic").close();
     there.finished("the connection that stays");
+}
+
+#[test]
+fn a_change_is_not_made_again_while_its_server_may_carry_it_out() {
+    if !need("nbdkit") {
+        return;
+    }
+    for more in ["", "shared=true", "replay=0"] {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let farm = Farm::start(directory.path());
+        let parameters = ["connections=2", "reconnect=60", more];
+        let parameters = &parameters[..if more.is_empty() { 2 } else { 3 }];
+        let nbdkit = forward(directory.path(), farm.socket(), parameters);
+        let mut client = Front::open(nbdkit.socket()).expect("a client");
+        farm.grow(&mut client, 2);
+        farm.meets(0, Fate::Break);
+        farm.meets(1, Fate::Break);
+
+        let first = client.submit_write(0, &FIRST);
+        eventually("the server has it", LIMIT, || farm.owes().then_some(()));
+        // The other connection is well, and would take it at once.
+        std::thread::sleep(A_MOMENT);
+        assert_eq!(farm.count(cmd::WRITE), 1, "{more}");
+        farm.pays();
+        assert_eq!(client.wait(first), Ok(()), "{more}");
+        assert_eq!(farm.count(cmd::WRITE), 2, "{more}");
+        assert_eq!(client.write(0, &LAST), Ok(()), "{more}");
+        assert_eq!(client.read(0, 512).as_deref(), Ok(&LAST[..]), "{more}");
+        client.close();
+    }
 }

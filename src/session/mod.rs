@@ -19,8 +19,8 @@
 //!   request is sent again (I7).
 //! - A flush that failed, or was lost, may have cost the server what it should have made permanent,
 //!   and the next one says success: before it everything is written again (I3).
-//! - Two changes that overlap are never on their way together (I4), and a read waits for changes
-//!   that it overlaps while they are sent again: nobody sees a value go back.
+//! - Two changes that overlap are never on their way together, nor is one twice (I4), and a read
+//!   waits for changes that it overlaps while they are sent again: nobody sees a value go back.
 //! - While the journal is written again nothing else is sent (I6).
 //! - Where the journal holds nothing (`replay=0`) a loss with anything unflushed is remembered, and
 //!   told to every front client that was there (I14). What could not be written again ends the
@@ -310,9 +310,12 @@ impl Core {
         self.order.queue(span)
     }
 
-    /// Whether the change may be sent now, as far as order is concerned.
+    /// Whether the change may be sent now, as far as order is concerned: nothing that came before
+    /// overlaps with it, and if it was sent before nothing of that will be carried out any more.
     pub fn may_change(&self, change: Change) -> bool {
-        self.may_send() && (self.order.is_first(change) || !self.rules.one_at_a_time)
+        self.may_send()
+            && (self.order.is_first(change) || !self.rules.one_at_a_time)
+            && (!self.order.is_on_its_way(change) || !self.rules.own_burial)
     }
 
     /// Keeps room in the journal for what a change writes, bytes. False if there is none: it has to

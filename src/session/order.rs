@@ -58,6 +58,12 @@ impl Order {
             .all(|(_, earlier)| !earlier.span.overlaps(place.span))
     }
 
+    /// Whether it was sent, and neither answered nor buried with its connection.
+    pub(super) fn is_on_its_way(&self, change: Change) -> bool {
+        let place = self.places.get(&change);
+        place.is_some_and(|place| place.member.is_some())
+    }
+
     pub(super) fn span(&self, change: Change) -> Option<Span> {
         self.places.get(&change).map(|place| place.span)
     }

@@ -14,6 +14,8 @@ pub(crate) struct Rules {
     pub(crate) rewrite_after_failure: bool,
     /// I4: changes that overlap wait for each other.
     pub(crate) one_at_a_time: bool,
+    /// I4: a change is not made again while its server may still carry it out.
+    pub(crate) own_burial: bool,
     /// I5: what is written cuts what was there.
     pub(crate) newest_only: bool,
     /// I6: nothing is sent while the journal is written again.
@@ -33,6 +35,7 @@ impl Rules {
         own_turn: true,
         rewrite_after_failure: true,
         one_at_a_time: true,
+        own_burial: true,
         newest_only: true,
         hold_while_rewriting: true,
         reads_wait: true,

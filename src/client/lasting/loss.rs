@@ -72,7 +72,9 @@ impl Lasting {
         if !self.helpers.run("nbd-bury", Box::new(bury)) {
             // nbdkit ends, and nobody waits for last words.
             last.connection.give_up();
-            self.resume().lock().core.buried(last.member);
+            let mut inner = self.resume().lock();
+            inner.core.buried(last.member);
+            self.resume().tell(inner);
         }
     }
 

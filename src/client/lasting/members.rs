@@ -279,7 +279,9 @@ impl Lasting {
         };
         if !self.helpers.run("nbd-retire", Box::new(retire)) {
             last.connection.give_up();
-            self.resume().lock().core.buried(last.member);
+            let mut inner = self.resume().lock();
+            inner.core.buried(last.member);
+            self.resume().tell(inner);
         }
     }
 

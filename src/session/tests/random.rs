@@ -72,6 +72,8 @@ fn session(world: &mut World, blocks: usize, fua: bool, dice: &mut Random) -> Ve
     // How many act at random before the one that is first in a quiet world, and what is slow.
     let hurry = 1 + dice.pick(6);
     let slow = [dice.pick(2 * Act::KINDS), dice.pick(2 * Act::KINDS)];
+    // Whether the server takes its time with what came over connections that were lost.
+    let lazy = dice.pick(3) == 0;
     let mut steps = 0;
     while left > 0 || !world.is_idle() {
         steps += 1;
@@ -96,7 +98,10 @@ fn session(world: &mut World, blocks: usize, fua: bool, dice: &mut Random) -> Ve
         if !mishaps.is_empty() && dice.pick(if world.core.is_rewriting() { 8 } else { 25 }) == 0 {
             world.perform(mishaps[dice.pick(mishaps.len())], dice)?;
         }
-        let acts = world.acts();
+        let (mut acts, late) = world.acts_in_time(lazy);
+        if acts.is_empty() || !lazy || dice.pick(12) == 0 {
+            acts.extend(late);
+        }
         match (acts.is_empty(), dice.pick(hurry)) {
             (true, _) if left == 0 && !world.is_idle() => {
                 return Err("nothing can happen any more".to_owned());

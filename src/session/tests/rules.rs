@@ -34,6 +34,7 @@ needed! {
     own_turn
     rewrite_after_failure
     one_at_a_time
+    own_burial
     newest_only
     hold_while_rewriting
     reads_wait

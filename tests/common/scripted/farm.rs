@@ -33,6 +33,9 @@ pub enum Fate {
     Hang,
     /// Its next write is answered when it is released; all else from then on as with [`Fate::Go`].
     GoOwing,
+    /// Its answer is none, and no other connection meets anything. What was asked for is carried out when it is
+    /// released, and then the connection ends.
+    Break,
 }
 
 /// The server, and what it was asked for.
@@ -190,6 +193,7 @@ impl State {
                 Some(Fate::Die) => return Ok(()),
                 Some(Fate::Go) => goes = true,
                 Some(Fate::Hang) => return peer.expect_closed(),
+                Some(Fate::Break) => return self.break_off(&request, peer),
                 Some(Fate::GoOwing) | None => (),
             }
             let answer = match goes && request.kind != cmd::FLUSH {
@@ -199,6 +203,17 @@ impl State {
             peer.send(&answer)?;
             peer.answered(&request);
         }
+    }
+
+    fn break_off(&self, request: &Request, peer: &mut Peer) -> io::Result<()> {
+        lock(&self.fates).clear();
+        peer.send(&[0xee; 16])?;
+        self.owes.store(true, Ordering::SeqCst);
+        eventually("it is released", LIMIT, || {
+            self.pays.load(Ordering::SeqCst).then_some(())
+        });
+        self.answer(request);
+        Ok(())
     }
 
     fn is_owing(&self, number: usize) -> bool {
