@@ -9,11 +9,11 @@ use std::io;
 use std::time::Duration;
 
 use common::front::Front;
-use common::scripted::Ticket;
 use common::scripted::bench::{Bench, LENGTH, OFFSET};
 use common::scripted::disk::{Disk, pattern};
 use common::scripted::peer::{Offer, Peer};
 use common::scripted::wire::{self, opt, rep};
+use common::scripted::{Gate, Ticket};
 
 /// How a server takes a question that it does not know.
 #[derive(Clone, Copy, Debug)]
@@ -392,4 +392,71 @@ fn with_reconnect_the_request_is_sent_again_without_them() {
     front.close();
     forgets.ended("it agrees and forgets");
     served.finished("asked without");
+}
+
+/// It is restarting, perhaps. Whoever is asked less offers less, and would do so for as long as nbdkit runs.
+#[test]
+fn what_was_answered_before_is_asked_again_after_a_hang_up() {
+    let bench = Bench::with(&[]);
+    let all = &[
+        opt::EXTENDED_HEADERS,
+        opt::STRUCTURED_REPLY,
+        opt::SET_META_CONTEXT,
+        opt::GO,
+    ];
+    let first = asked(&bench, all, Offer::default());
+    opens(&bench);
+    first.finished("it answers all");
+    for &option in COMPACT {
+        let drops = fails_at(&bench, option, Offer::default(), Manner::HangsUp);
+        let again = asked(&bench, COMPACT, Offer::default());
+        opens(&bench);
+        drops.finished("it hangs up once");
+        again.finished("it is asked the same");
+    }
+}
+
+/// What others have learnt is no reason to offer less to a client that has seen it all.
+#[test]
+fn who_comes_back_asks_what_was_answered_before() {
+    let bench = Bench::with(&["reconnect=20", "reconnect-delay=10ms"]);
+    let cut = Gate::default();
+    let lost = bench.play({
+        let cut = cut.clone();
+        move |peer| {
+            let offer = Offer::default();
+            let mut disk = Disk::new(offer.size);
+            peer.negotiate(&offer)?;
+            let request = peer.request()?;
+            peer.answer(&request, &mut disk)?;
+            cut.pass();
+            Ok(())
+        }
+    });
+    let mut stays = bench.open();
+    assert_eq!(stays.write(OFFSET, &[1; 512]), Ok(()));
+
+    let contexts = || {
+        fails_at(
+            &bench,
+            opt::SET_META_CONTEXT,
+            Offer::default(),
+            Manner::HangsUp,
+        )
+    };
+    let (once, twice) = (contexts(), contexts());
+    let less = asked(&bench, &[opt::GO], Offer::simple());
+    opens(&bench);
+    for (drops, row) in [(once, "once"), (twice, "twice")] {
+        drops.finished(row);
+    }
+    less.finished("asked less");
+
+    let back = asked(&bench, COMPACT, Offer::default());
+    cut.open();
+    lost.finished("the connection that is cut");
+    let data = stays.read(OFFSET, 512);
+    assert_eq!(data.as_deref(), Ok(&[1; 512][..]), "written again");
+    stays.close();
+    back.finished("it was asked for all that it had");
 }

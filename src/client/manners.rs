@@ -20,6 +20,8 @@ const COMPACT_FOR: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Manners {
     ladder: Mutex<Ladder>,
+    /// What was asked where an export was reached.
+    answered: Mutex<Option<Ladder>>,
     limits: Limits,
     /// It is asked for extended headers each time.
     asks_again: bool,
@@ -40,6 +42,7 @@ impl Manners {
     pub fn new(ladder: Ladder, limits: Limits, asks_again: bool) -> Self {
         Self {
             ladder: Mutex::new(ladder),
+            answered: Mutex::default(),
             limits,
             asks_again,
             admits: AtomicUsize::new(usize::MAX),
@@ -70,6 +73,27 @@ impl Manners {
             }
             _ => ladder,
         }
+    }
+
+    /// What to ask when a connection is to take the place of another, or to stand beside it: all that the
+    /// server has answered before, whatever was learnt since, or it could offer less. How replies are framed
+    /// is a connection's own affair.
+    pub(super) fn ladder_again(&self) -> Ladder {
+        let ladder = self.ladder();
+        lock(&self.answered).map_or(ladder, |answered| ladder.with_those_of(answered))
+    }
+
+    /// All these questions led to an export.
+    pub(super) fn found_answers(&self, asked: Ladder) {
+        let mut answered = lock(&self.answered);
+        // Extended headers are dropped where others are kept, so the newest word on them counts.
+        *answered = Some(answered.map_or(asked, |before| asked.with_those_of(before)));
+    }
+
+    /// Whether the server has answered before what it would not be asked any more one step down. Then it
+    /// has another reason to hang up.
+    pub(super) fn has_answered(&self, above: Ladder, below: Ladder) -> bool {
+        lock(&self.answered).is_some_and(|answered| answered.has_any_between(above, below))
     }
 
     /// The server does not know extended headers.

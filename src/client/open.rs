@@ -20,7 +20,8 @@ use crate::proto::name::ExportName;
 use crate::transport::{self, Deadline, Stream};
 
 /// Connects, and enters transmission with `export`. When it comes back `again` to a server, a hang-up
-/// is a loss and no reason to ask otherwise, and connecting and the handshake take so long at most each.
+/// is a loss and no reason to ask less than before, and connecting and the handshake take so long at most
+/// each.
 pub fn enter(
     server: &Server,
     options: &Options,
@@ -31,7 +32,8 @@ pub fn enter(
     let entered = match again {
         None => enter_over(server, options, export, &mut left),
         Some(_) => {
-            let goal = open_goal(options, export).with_ladder(options.manners.ladder());
+            let ladder = options.manners.ladder_again();
+            let goal = open_goal(options, export).with_ladder(ladder);
             let end = &mut End::default();
             Negotiation::begin(server, options, goal, end, again, &mut left)
                 .map(|reached| entered_with(server, options, reached))
@@ -155,7 +157,8 @@ fn reach(
 }
 
 /// Reaches a goal, if need be with fewer questions, one connection for each step. What led there is
-/// remembered; what did not may have had another cause.
+/// remembered; what did not may have had another cause. A question that the server has answered before is
+/// asked once more: it may just be restarting, and whoever is asked less offers less.
 fn reach_before(
     server: &Server,
     options: &Options,
@@ -172,13 +175,17 @@ fn reach_before(
             left(deadline),
             &mut at_hand.negotiation,
         ) {
-            Ok(reached) => return Ok(reached),
+            Ok(reached) => {
+                note(options, &goal, &reached);
+                return Ok(reached);
+            }
             // The server may have closed it long ago, or it is one that takes no second question.
             Err(cause) if hung_up(&cause) => log::debug!("{server}: {cause}; connecting anew"),
             Err(cause) => return Err(failed(server, cause)),
         }
     }
     let mut first = None;
+    let mut patient = true;
     loop {
         let mut end = End::default();
         let most = left(deadline);
@@ -188,6 +195,7 @@ fn reach_before(
                 if first.is_some() {
                     options.manners.remember(tried, goal.ladder());
                 }
+                note(options, &goal, &reached);
                 return Ok(reached);
             }
             Err(cause) => cause,
@@ -198,9 +206,20 @@ fn reach_before(
             let told = first.filter(|_| !end.asked && !last_words && !is_superseded(&cause));
             return Err(failed(server, told.unwrap_or(cause)));
         };
-        log::info!("{server}: {cause}; trying again without this question");
-        goal = goal.with_ladder(ladder);
+        if std::mem::take(&mut patient) && options.manners.has_answered(goal.ladder(), ladder) {
+            log::info!("{server}: {cause}; trying again, as it has answered this question before");
+        } else {
+            log::info!("{server}: {cause}; trying again without this question");
+            goal = goal.with_ladder(ladder);
+        }
         first.get_or_insert(cause);
+    }
+}
+
+/// Remembers which questions led to an export. To others not all of them belong.
+fn note(options: &Options, goal: &Goal, reached: &(Negotiation, Outcome)) {
+    if matches!(reached.1, Outcome::Export(_)) {
+        options.manners.found_answers(goal.ladder());
     }
 }
 

@@ -90,6 +90,25 @@ impl Ladder {
         }
     }
 
+    /// With what another one has, too, but for extended headers.
+    pub fn with_those_of(self, other: Self) -> Self {
+        Self {
+            extended: self.extended,
+            structured: self.structured || other.structured,
+            meta: self.meta || other.meta,
+            go: self.go || other.go,
+        }
+    }
+
+    /// Whether it has any of the questions that were dropped on the way down from one rung to another.
+    pub fn has_any_between(self, above: Self, below: Self) -> bool {
+        let has = |own: bool, above: bool, below: bool| own && above && !below;
+        has(self.extended, above.extended, below.extended)
+            || has(self.structured, above.structured, below.structured)
+            || has(self.meta, above.meta, below.meta)
+            || has(self.go, above.go, below.go)
+    }
+
     /// Without the questions that were dropped on the way down from one rung to another, and no others.
     pub fn without_those_between(self, above: Self, below: Self) -> Self {
         let keeps = |own: bool, above: bool, below: bool| own && (below || !above);
