@@ -178,7 +178,7 @@ const AT_START: &[Case] = &[
     },
     Case {
         item: "KEY: could not parse number: \"X\": ...",
-        text: "retry: could not parse number: \"often\": trailing garbage",
+        text: "retry: could not parse number: \"often\": not a number",
         happen: |dir| starting(dir, &["socket=s", "retry=often"]),
     },
     Case {

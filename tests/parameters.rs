@@ -136,7 +136,7 @@ fn parameter_with_a_bad_value_is_named() {
         refused(
             &[&format!("{key}=host")],
             &format!(
-                "error: vsock_cid: could not parse number: \"host\": trailing garbage \
+                "error: vsock_cid: could not parse number: \"host\": not a number \
                  (parameter ‘{key}’)"
             ),
         );

@@ -158,6 +158,38 @@ fn it_goes_to_the_background_with_nbdkit() {
     assert!(front.terminate(LIMIT), "{}", front.stderr());
 }
 
+/// As with inetd, or `StandardInput=socket` of systemd: nbdkit has another use for that number.
+#[test]
+fn it_may_be_standard_input() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let server = memory(directory.path(), "1M");
+    let args = ["socket-fd=0"];
+    let size = |uri: &str| nbdsh(uri, "print(h.get_size(), len(h.pread(512, 0)))");
+
+    let stream = connect(&server);
+    let front = Nbdkit::start_with(directory.path(), &plugin_args(&args), |command| {
+        hand_over(command, &stream, 0);
+    });
+    assert_eq!(size(&front.uri()).trim_end(), "1048576 512");
+
+    let stream = connect(&server);
+    let front = Daemon::start_with(directory.path(), &args, |command| {
+        hand_over(command, &stream, 0);
+    });
+    assert_eq!(size(&front.uri()).trim_end(), "1048576 512");
+    assert!(front.terminate(LIMIT), "{}", front.stderr());
+
+    let stream = connect(&server);
+    let mut command = Command::new("nbdkit");
+    command.args(["-U", "-"]).args(plugin_args(&args));
+    command.args(["--run", "nbdinfo --size \"$uri\""]);
+    hand_over(&mut command, &stream, 0);
+    assert_eq!(run_ok(&mut command, LIMIT), "1048576\n");
+}
+
 #[test]
 fn captive_command_does_not_inherit_it() {
     if !need("nbdkit") {

@@ -96,7 +96,8 @@ pub fn boolean(key: &'static str, value: &[u8]) -> Result<bool, Error> {
 }
 
 /// A number that is not negative: decimal, hexadecimal behind `0x`, or octal behind `0`, as nbdkit
-/// itself reads numbers. Errors name `what`, which is not always the parameter.
+/// itself reads numbers; white space and a plus may be in front of it. Errors name `what`, which is not
+/// always the parameter.
 pub fn number(what: &'static str, value: &[u8]) -> Result<u32, Error> {
     let error = |why| Error::Number {
         what,
@@ -104,21 +105,31 @@ pub fn number(what: &'static str, value: &[u8]) -> Result<u32, Error> {
         why,
     };
     let text = std::str::from_utf8(value).map_err(|_| error("not a number"))?;
-    let (digits, radix) = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
-        Some(digits) => (digits, 16),
-        None if text.len() > 1 && text.starts_with('0') => (text, 8),
-        None => (text, 10),
-    };
+    let text = text.trim_start_matches(is_space);
     if text.is_empty() {
         return Err(Error::NoNumber(what));
     }
     if text.starts_with('-') {
         return Err(error("negative numbers are not allowed"));
     }
+    let text = text.strip_prefix('+').unwrap_or(text);
+    let (digits, radix) = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None if text.len() > 1 && text.starts_with('0') => (text, 8),
+        None => (text, 10),
+    };
+    if !text.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(error("not a number"));
+    }
     if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
         return Err(error("trailing garbage"));
     }
     u32::from_str_radix(digits, radix).map_err(|_| error("Numerical result out of range"))
+}
+
+/// What C passes over in front of a number.
+fn is_space(c: char) -> bool {
+    matches!(c, ' ' | '\t'..='\r')
 }
 
 /// How many connections to have.
@@ -131,7 +142,7 @@ pub fn connections(value: &[u8]) -> Result<usize, Error> {
 
 /// A file descriptor.
 pub fn descriptor(value: &[u8]) -> Result<i32, Error> {
-    let number = match value.strip_prefix(b"-") {
+    let number = match value.trim_ascii_start().strip_prefix(b"-") {
         Some(digits) => number("socket-fd", digits).map(|_| -1)?,
         None => {
             let number = number("socket-fd", value)?;
@@ -200,8 +211,14 @@ fn is_uri(value: &[u8]) -> bool {
 }
 
 /// A TCP port: a number that fits, or else a service name, which has a letter in it (RFC 6335) and
-/// which the system knows.
+/// which the system knows. White space and a plus may be in front of a number, as C reads it.
 pub fn tcp_port(value: &str) -> Result<String, Error> {
+    let number = value.trim_start_matches(is_space);
+    let number = number.strip_prefix('+').unwrap_or(number);
+    let value = match number.starts_with(|c: char| c.is_ascii_digit()) {
+        true => number,
+        false => value,
+    };
     let digits = value.bytes().all(|b| b.is_ascii_digit());
     let number = digits && value.parse::<u16>().is_ok_and(|port| port > 0);
     let name = value.bytes().any(|b| b.is_ascii_alphabetic())

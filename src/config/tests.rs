@@ -184,7 +184,7 @@ fn every_bad_value_has_its_message() {
         (
             "vsock",
             "x",
-            "vsock_cid: could not parse number: \"x\": trailing garbage (parameter ‘vsock’)",
+            "vsock_cid: could not parse number: \"x\": not a number (parameter ‘vsock’)",
         ),
         (
             "cid",
@@ -195,7 +195,7 @@ fn every_bad_value_has_its_message() {
         (
             "socket-fd",
             "x",
-            "socket-fd: could not parse number: \"x\": trailing garbage",
+            "socket-fd: could not parse number: \"x\": not a number",
         ),
         ("command", "", "command=: must not be empty"),
         (
@@ -245,6 +245,6 @@ fn every_bad_value_has_its_message() {
     assert!(complete(&[("hostname", "h"), ("port", "-1")]).is_err());
     assert_eq!(
         message(&[("vsock", "2"), ("port", "nbd")]),
-        "port: could not parse number: \"nbd\": trailing garbage"
+        "port: could not parse number: \"nbd\": not a number"
     );
 }

@@ -5,11 +5,14 @@
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 
-use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
 
 use super::{Error, Stream};
+
+/// The first number that is not standard input, output or error.
+const FIRST_FREE: RawFd = 3;
 
 /// A connected socket that nbdkit was started with. It is good for one connection.
 #[derive(Debug)]
@@ -31,15 +34,24 @@ impl Inherited {
         if socket_type(borrowed).map_err(Error::Connect)? != SocketType::STREAM {
             return Err(Error::Connect(Errno::PROTOTYPE));
         }
+        if number < FIRST_FREE {
+            // nbdkit puts something else in its place when it goes into the background.
+            let fd = fcntl_dupfd_cloexec(borrowed, FIRST_FREE).map_err(Error::io("fcntl"))?;
+            return Ok(Self::with(number, fd));
+        }
         // Programs that nbdkit starts must not keep the connection open.
         fcntl_setfd(borrowed, flags | FdFlags::CLOEXEC).map_err(Error::io("fcntl"))?;
         // SAFETY: it is open, and the user handed it to this plugin by its number; nbdkit itself
         // does not know of it.
         let fd = unsafe { OwnedFd::from_raw_fd(number) };
-        Ok(Self {
+        Ok(Self::with(number, fd))
+    }
+
+    fn with(number: RawFd, fd: OwnedFd) -> Self {
+        Self {
             number,
             fd: Mutex::new(Some(fd)),
-        })
+        }
     }
 
     /// The connection, once.

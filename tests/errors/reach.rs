@@ -36,7 +36,7 @@ pub const CASES: &[Case] = &[
     },
     Case {
         item: "KEY: could not parse number: \"X\": ...",
-        text: "vsock_cid: could not parse number: \"host\": trailing garbage (parameter ‘vsock’)",
+        text: "vsock_cid: could not parse number: \"host\": not a number (parameter ‘vsock’)",
         happen: |dir| starting(dir, &["vsock=host"]),
     },
     Case {

@@ -131,7 +131,9 @@ fn a_uri_is_for_uri_alone() {
 
 #[test]
 fn a_service_is_known_or_refused_at_once() {
-    assert_eq!(tcp_port("10809").as_deref(), Ok("10809"));
+    for port in ["10809", " 10809", "+10809", "\t+10809"] {
+        assert_eq!(tcp_port(port).as_deref(), Ok("10809"), "{port:?}");
+    }
     let error = tcp_port("no-such-service").expect_err("nobody has it");
     assert_eq!(
         error.to_string(),
@@ -147,12 +149,22 @@ fn numbers_are_nbdkits() {
         ("0x10", 16),
         ("010", 8),
         ("4294967295", u32::MAX),
+        (" 10", 10),
+        ("\t\n\x0b\r+10", 10),
+        ("+0x10", 16),
     ] {
         assert_eq!(number("port", text.as_bytes()), Ok(expected), "{text}");
     }
     for (text, message) in [
         ("", "port: empty string where we expected a number"),
-        ("x", "port: could not parse number: \"x\": trailing garbage"),
+        (" ", "port: empty string where we expected a number"),
+        ("x", "port: could not parse number: \"x\": not a number"),
+        ("+", "port: could not parse number: \"+\": not a number"),
+        ("+-1", "port: could not parse number: \"+-1\": not a number"),
+        (
+            "1 ",
+            "port: could not parse number: \"1 \": trailing garbage",
+        ),
         (
             "1x",
             "port: could not parse number: \"1x\": trailing garbage",
