@@ -14,9 +14,9 @@
 //! - `plain`, without `reconnect=`: one connection, with which it lives and ends. It takes no lock. A `pool`
 //!   is several of them.
 //! - `lasting`: it outlives its connections. Requests wait in their own threads while the server is
-//!   lost, and are sent again by them; `comeback` is how it comes back. What outlives the connections of an
-//!   export is in its volume: [`resume`] is the session's lock, and the one place that says
-//!   send, hold or fail; what it decides by is [`crate::session`].
+//!   lost, and are sent again by them; `comeback` is how it comes back, and `replay` writes the journal
+//!   again. What outlives the connections of an export is in its volume: [`resume`] is the session's
+//!   lock, and the one place that says send, hold or fail; what it decides by is [`crate::session`].
 //!
 //! `fleet` says which of several servers they go to.
 //!
@@ -57,6 +57,7 @@ mod plain;
 mod pool;
 pub mod probe;
 mod receiver;
+mod replay;
 pub mod report;
 pub mod resume;
 mod split;
