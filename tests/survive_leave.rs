@@ -229,6 +229,34 @@ fn replay_that_hangs_does_not_stop_the_clock() {
 }
 
 #[test]
+fn replays_that_are_cut_off_do_not_stop_the_clock() {
+    let bench = Bench::new(&["reconnect=3", "reconnect-delay=10ms:20ms"]);
+    bench.play(|peer| {
+        peer.negotiate(&Offer::default())?;
+        serve_one(peer, &mut disk(), cmd::WRITE)
+    });
+    // Shorter than what is taken for a standstill.
+    let cut: Script = std::sync::Arc::new(|peer: &mut Peer| {
+        peer.negotiate(&Offer::default())?;
+        assert_eq!(peer.request()?.kind, cmd::WRITE);
+        peer.silence(Duration::from_millis(900))
+    });
+    for _ in 0..40 {
+        let _ = bench.server().play_as(cut.clone(), false);
+    }
+    let mut client = bench.open();
+    client.write(0, &DATA).expect("a write");
+    assert_eq!(client.read(0, 512), Err(errno::EIO));
+    let tries = bench.server().accepted() - 1;
+    assert!(tries <= 5, "{tries} tries");
+    // The time is over for those who come later, too.
+    assert_eq!(client.write(4096, &DATA), Err(errno::EIO));
+    assert_eq!(client.flush(), Err(errno::EIO));
+    let later = bench.server().accepted() - 1 - tries;
+    assert!(later <= 1, "{later} more tries while two requests failed");
+}
+
+#[test]
 fn server_that_only_flaps_is_not_asked_all_the_time() {
     let bench = Bench::new(&["reconnect=3"]);
     let flaps: Script = std::sync::Arc::new(|peer: &mut Peer| {

@@ -64,6 +64,10 @@ pub(super) struct Inner<C = Connection> {
     pub(super) ways: BTreeMap<WayId, Way<C>>,
     /// When a piece of the journal was last written again, or the writing began.
     progress: Instant,
+    /// A piece was, since the writing began the last time.
+    written: bool,
+    /// One was, when it was written the time before: to begin is believed to be progress.
+    hopeful: bool,
     /// What was counted of the time before a piece was written, and should not have been.
     pub(super) credit: Duration,
     /// Somebody is asking whether anybody waits for what waits here: to ask may print a message.
@@ -219,6 +223,8 @@ impl<C> Resume<C> {
                 core,
                 ways: BTreeMap::new(),
                 progress: Instant::now(),
+                written: true,
+                hopeful: true,
                 credit: Duration::ZERO,
                 asking: false,
                 ending: false,
@@ -325,9 +331,19 @@ impl<C> Inner<C> {
         !self.stands_still() && limit.is_some_and(|limit| away.since.elapsed() >= limit)
     }
 
-    /// Whether time stands still, as the journal is being written and that makes progress.
+    /// Whether time stands still, as the journal is being written and that makes progress. A server that
+    /// has dropped one try before it had answered anything has to answer something first: else it stops
+    /// the clock with each try.
     pub(super) fn stands_still(&self) -> bool {
-        self.core.is_rewriting_well() && self.progress.elapsed() < STALLED
+        self.core.is_rewriting_well() && self.progress.elapsed() < self.believed()
+    }
+
+    /// For how long the writing is progress without a piece that shows it.
+    fn believed(&self) -> Duration {
+        match self.written || self.hopeful {
+            true => STALLED,
+            false => Duration::ZERO,
+        }
     }
 
     /// Whether a piece of the journal was written in this time, or the writing began.
@@ -338,19 +354,122 @@ impl<C> Inner<C> {
     /// The journal begins to be written.
     pub(super) fn begin_progress(&mut self) {
         self.progress = Instant::now();
+        self.hopeful = std::mem::take(&mut self.written);
     }
 
     /// A piece of the journal was written; or no more will be, and `at_end` only so much of the time
-    /// stood still as could have been progress.
+    /// stood still as could have been progress, and none if nothing was written at all.
     pub(super) fn note_progress(&mut self, at_end: bool) {
         let took = self.progress.elapsed();
-        let still = if at_end { took.min(STALLED) } else { took };
+        let still = match at_end {
+            false => took,
+            true if self.written => took.min(STALLED),
+            true => Duration::ZERO,
+        };
         self.progress = Instant::now();
-        self.credit += still.saturating_sub(STALLED);
+        self.credit += still.saturating_sub(self.believed());
+        self.written |= !at_end;
         for way in self.ways.values_mut() {
             if let Phase::Away(away) = &mut way.phase {
                 away.since += still.min(away.since.elapsed());
             }
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::client::error::Cause;
+    use crate::proto::framing::Framing;
+    use crate::transport;
+
+    const TRY: Duration = Duration::from_millis(900);
+
+    /// A way that was lost just now, and waits.
+    fn away() -> (Resume<()>, WayId) {
+        let export = Export::new(1, TransmissionFlags::HAS_FLAGS, Framing::Simple);
+        let terms = Terms {
+            limit: Time::default(),
+            first: Time::default(),
+            max: Time::default(),
+            replay: 1 << 20,
+        };
+        let resume = Resume::new(&export, &terms);
+        let mut inner = resume.lock();
+        let way = inner.admit();
+        let lost = Lost::new("it".into(), Cause::Transport(transport::Error::Closed));
+        inner.ways.get_mut(&way).expect("just made").phase = Phase::Away(Away {
+            since: Instant::now(),
+            outage: Arc::new(Outage::new(Arc::new(lost), None)),
+            grave: None,
+            thread: false,
+            reminded: false,
+        });
+        drop(inner);
+        (resume, way)
+    }
+
+    impl Inner<()> {
+        /// Time passes.
+        fn pass_time(&mut self, way: WayId, time: Duration) {
+            self.progress -= time;
+            if let Phase::Away(away) = &mut self.ways.get_mut(&way).expect("there").phase {
+                away.since -= time;
+            }
+        }
+
+        fn counted(&self, way: WayId) -> Duration {
+            match &self.ways[&way].phase {
+                Phase::Away(away) => away.since.elapsed(),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        /// The journal is written over a new connection until that is lost. Whether time stood still at
+        /// first.
+        fn try_once(&mut self, way: WayId, pieces: u32) -> bool {
+            let member = self.core.born();
+            assert!(self.core.begin_rewrite(member, true).is_some());
+            self.begin_progress();
+            let still = self.stands_still();
+            for _ in 0..pieces {
+                self.pass_time(way, TRY);
+                self.note_progress(false);
+            }
+            self.pass_time(way, TRY);
+            self.note_progress(true);
+            self.core.lost(member);
+            self.core.buried(member);
+            still
+        }
+    }
+
+    #[test]
+    fn a_try_in_which_nothing_was_written_is_time_away() {
+        let (resume, way) = away();
+        let mut inner = resume.lock();
+        assert!(inner.try_once(way, 0), "it may be the one that is good");
+        assert!(!inner.try_once(way, 0), "nor does the clock stop meanwhile");
+        assert!(!inner.try_once(way, 0));
+        assert!(inner.counted(way) >= 3 * TRY);
+        assert_eq!(inner.credit, Duration::ZERO);
+    }
+
+    #[test]
+    fn while_pieces_are_written_no_time_is_counted() {
+        let (resume, way) = away();
+        let mut inner = resume.lock();
+        assert!(inner.try_once(way, 4));
+        assert!(inner.counted(way) < TRY, "{:?}", inner.counted(way));
+        assert_eq!(inner.credit, Duration::ZERO, "none was counted");
+        assert!(inner.try_once(way, 0), "the one before came somewhere");
+        let before = inner.counted(way);
+        assert!(!inner.try_once(way, 1));
+        assert!(inner.counted(way) < before + TRY);
+        assert!(
+            inner.credit >= TRY,
+            "what was counted before the first piece"
+        );
     }
 }
