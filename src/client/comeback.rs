@@ -10,7 +10,6 @@ use super::connection::Connection;
 use super::error::{Error, Outage, Server};
 use super::lasting::{ASK, Lasting};
 use super::opener::Entered;
-use super::pool::PATIENCE;
 use super::resume::{Inner, Phase, SLICE, Up};
 use crate::proto::consts::TransmissionFlags;
 use crate::proto::export::Export;
@@ -310,8 +309,10 @@ impl Lasting {
                 // Nor was anything written.
                 break Vec::new();
             }
-            if let Some(pieces) = inner.core.begin_rewrite(up.member, true) {
-                break pieces;
+            if !inner.has_respite(&up.connection) {
+                if let Some(pieces) = inner.core.begin_rewrite(up.member, true) {
+                    break pieces;
+                }
             }
             inner = resume.hold(inner, SLICE);
             if asked.elapsed() >= ASK {
@@ -323,13 +324,11 @@ impl Lasting {
             }
         };
         drop(inner);
-        let written = self.rewrite(&up.connection, up.maximum, &pieces, || {
-            // Others are served, but for now: one that hangs is not to hold them.
-            wanted() && (!beside || resume.lock().makes_progress(PATIENCE))
-        });
+        let held = Instant::now();
+        let written = self.rewrite(&up.connection, up.maximum, &pieces, wanted);
         let took = begun.elapsed();
         if written.is_err() {
-            self.forget(&up);
+            self.forget(&up, held);
         }
         if !pieces.is_empty() {
             self.opener.options.maps.note_server();
@@ -373,14 +372,15 @@ impl Lasting {
     }
 
     /// A connection over which the journal could not be written is no member any more, once nothing of
-    /// that will be carried out later.
-    fn forget(&self, up: &Up) {
+    /// that will be carried out later. Everybody was held since then.
+    fn forget(&self, up: &Up, held: Instant) {
         self.resume().lock().core.lost(up.member);
         up.connection
             .bury(self.close_deadline(), || !self.helpers.is_closed());
         up.connection.give_up();
         let mut inner = self.resume().lock();
         inner.core.buried(up.member);
+        inner.give_respite(&up.connection, held.elapsed());
         self.resume().tell(inner);
     }
 

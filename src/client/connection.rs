@@ -233,6 +233,12 @@ impl Connection {
         self.stream.hang_up();
     }
 
+    /// Ends it while the server may be at work on what it has received, which is to be waited for: see
+    /// [`Connection::bury`]. Else that may be carried out later than what others send from now on.
+    pub fn give_up_softly(&self, cause: Cause) {
+        self.fail(cause);
+    }
+
     /// Whether it is known to be gone, or was left for a server that said that it is going away: there
     /// is nothing to be done for it any more.
     pub fn is_gone(&self) -> bool {

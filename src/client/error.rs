@@ -128,7 +128,11 @@ impl Error {
             // While the journal was written to a server that is killed again and again.
             Self::Lost(lost) => matches!(
                 lost.cause,
-                Cause::Transport(_) | Cause::Deadline(..) | Cause::Announced | Cause::Replaced
+                Cause::Transport(_)
+                    | Cause::Deadline(..)
+                    | Cause::Stalled(_)
+                    | Cause::Announced
+                    | Cause::Replaced
             ),
             _ => false,
         }
@@ -416,6 +420,9 @@ pub enum Cause {
     /// time that is left then.
     #[error("no answer after the client has left, or nbdkit was told to end: {0}")]
     GivenUp(transport::Error),
+    /// Nothing of the journal that is written over it is answered, and others are held meanwhile.
+    #[error("no answer to what is written again, which others wait for: {0}")]
+    Stalled(transport::Error),
     /// One of our threads panicked while it served the connection.
     #[error("internal error while serving it")]
     Panic,
@@ -427,7 +434,11 @@ impl Cause {
     pub(super) fn leaves_server_at_work(&self) -> bool {
         matches!(
             self,
-            Self::Deadline(..) | Self::Violation(_) | Self::GivenUp(_) | Self::Transport(_)
+            Self::Deadline(..)
+                | Self::Stalled(_)
+                | Self::Violation(_)
+                | Self::GivenUp(_)
+                | Self::Transport(_)
         )
     }
 
@@ -443,7 +454,9 @@ impl Cause {
 
     fn errno(&self) -> i32 {
         match self {
-            Self::Transport(error) | Self::Deadline(_, error) => error.errno(),
+            Self::Transport(error) | Self::Deadline(_, error) | Self::Stalled(error) => {
+                error.errno()
+            }
             Self::Announced | Self::Replaced | Self::GivenUp(_) => libc::ESHUTDOWN,
             Self::Violation(_) | Self::Panic => libc::EIO,
         }

@@ -7,24 +7,29 @@ use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use super::connection::Connection;
-use super::error::Error;
+use super::error::{Cause, Error};
 use super::lasting::{ASK, Lasting};
 use super::loan::Buffer;
+use super::pool::PATIENCE;
 use crate::proto::consts::{Command, CommandFlags, TransmissionFlags};
 use crate::proto::request::Request;
 use crate::session::{Content, Piece};
 use crate::stats::Event;
-use crate::transport::Deadline;
+use crate::transport::{self, Deadline};
 
 /// So many pieces of the journal are on their way at once.
 const WRITERS: usize = 8;
+
+/// Longest stretch of zeroes in one request, bytes. A server may have to write them, and it is the
+/// answers that show that it goes on.
+const ZEROING: u64 = 32 << 20;
 
 /// Longest stretch of zeroes that is written as data at once, bytes.
 const ZEROES: usize = 64 * 1024;
 
 impl Lasting {
-    /// Writes pieces of the journal over a connection, several at once. If it is not wanted any more,
-    /// the connection is given up, and the error says that it was lost.
+    /// Writes pieces of the journal over a connection, several at once. If it is not wanted any more, or
+    /// holds others for nothing, the connection is given up, and the error says that it was lost.
     pub(super) fn rewrite(
         &self,
         connection: &Connection,
@@ -45,12 +50,9 @@ impl Lasting {
                 let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else {
                     break;
                 };
-                match self.write_piece(connection, maximum, piece) {
-                    Ok(()) => self.resume().lock().note_progress(false),
-                    Err(error) => {
-                        failed.store(true, Ordering::Relaxed);
-                        lock(&failure).get_or_insert(error);
-                    }
+                if let Err(error) = self.write_piece(connection, maximum, piece) {
+                    failed.store(true, Ordering::Relaxed);
+                    lock(&failure).get_or_insert(error);
                 }
             }
         };
@@ -79,8 +81,15 @@ impl Lasting {
                 match ends.recv_timeout(ASK) {
                     Ok(()) => left -= 1,
                     Err(mpsc::RecvTimeoutError::Disconnected) => break,
-                    Err(mpsc::RecvTimeoutError::Timeout) if wanted() => (),
-                    Err(mpsc::RecvTimeoutError::Timeout) => connection.give_up(),
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
+                        let why = match wanted() {
+                            false => Some(Cause::GivenUp(transport::Error::Unwanted)),
+                            true => self.holds_in_vain(connection),
+                        };
+                        if let Some(why) = why {
+                            connection.give_up_softly(why);
+                        }
+                    }
                 }
             }
             // The scope waits for what threads do, not for their end, and that is our code as well.
@@ -93,6 +102,13 @@ impl Lasting {
         });
         self.resume().lock().note_progress(true);
         lock(&failure).take().map_or(Ok(()), Err)
+    }
+
+    /// Others are served, but for now: a connection that hangs is not to hold them.
+    fn holds_in_vain(&self, connection: &Connection) -> Option<Cause> {
+        let inner = self.resume().lock();
+        let hangs = !inner.makes_progress(PATIENCE) && inner.holds_others(connection);
+        hangs.then_some(Cause::Stalled(transport::Error::Timeout(PATIENCE)))
     }
 
     /// How long a piece of the journal may take.
@@ -136,6 +152,7 @@ impl Lasting {
 
     /// A request of the journal's was made again.
     fn note_replayed(&self, length: u64) {
+        self.resume().lock().note_progress(false);
         let options = &self.opener.options;
         options.note(Event::ReplayRequest);
         options.note_all(Event::ReplayByte, length);
@@ -148,32 +165,35 @@ impl Lasting {
         no_hole: bool,
         write: impl Fn(u64, &[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let can = self
-            .volume
-            .export()
-            .can(TransmissionFlags::SEND_WRITE_ZEROES);
-        if can && u32::try_from(piece.length).is_ok() {
-            let mut request =
-                Request::new(Command::WRITE_ZEROES, piece.offset, piece.length as u32);
-            request.flags.set(CommandFlags::NO_HOLE, no_hole);
-            let timeout = self.timeout();
-            let deadline = Deadline::after_maybe(timeout);
-            match connection.submit(request, &mut Buffer::None, &deadline) {
-                // It may take less at once than its predecessor did.
-                Err(error @ Error::Failed { .. }) => log::debug!("{error}; writing zeroes as data"),
-                answer => {
-                    answer?;
-                    self.note_replayed(piece.length);
-                    return Ok(());
-                }
-            }
-        }
+        let export = self.volume.export();
+        let mut can = export.can(TransmissionFlags::SEND_WRITE_ZEROES);
+        let timeout = self.timeout();
         let zeroes = [0; ZEROES];
         let mut at = 0;
         while at < piece.length {
-            let length = (piece.length - at).min(ZEROES as u64);
-            write(piece.offset + at, &zeroes[..length as usize])?;
-            at += length;
+            let left = piece.length - at;
+            if !can {
+                let length = left.min(ZEROES as u64);
+                write(piece.offset + at, &zeroes[..length as usize])?;
+                at += length;
+                continue;
+            }
+            let length = left.min(ZEROING);
+            let mut request = Request::new(Command::WRITE_ZEROES, piece.offset + at, length as u32);
+            request.flags.set(CommandFlags::NO_HOLE, no_hole);
+            let deadline = Deadline::after_maybe(timeout);
+            match connection.submit(request, &mut Buffer::None, &deadline) {
+                // It may take less at once than its predecessor did.
+                Err(error @ Error::Failed { .. }) => {
+                    log::debug!("{error}; writing zeroes as data");
+                    can = false;
+                }
+                answer => {
+                    answer?;
+                    self.note_replayed(length);
+                    at += length;
+                }
+            }
         }
         Ok(())
     }

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use super::error::{Error, Lost, Outage, Server};
+use super::pool::PATIENCE;
 use super::sync::{self, Condvar, Mutex, MutexGuard};
 use super::times::Time;
 use crate::proto::consts::TransmissionFlags;
@@ -70,6 +71,8 @@ pub(super) struct Inner<C = Connection> {
     hopeful: bool,
     /// What was counted of the time before a piece was written, and should not have been.
     pub(super) credit: Duration,
+    /// Until when nobody is held for a new connection again: the last time it came to nothing.
+    respite: Option<Instant>,
     /// Somebody is asking whether anybody waits for what waits here: to ask may print a message.
     pub(super) asking: bool,
     /// nbdkit ends.
@@ -226,6 +229,7 @@ impl<C> Resume<C> {
                 written: true,
                 hopeful: true,
                 credit: Duration::ZERO,
+                respite: None,
                 asking: false,
                 ending: false,
                 waiting: 0,
@@ -351,6 +355,27 @@ impl<C> Inner<C> {
         self.progress.elapsed() < within
     }
 
+    /// Whether others are held while the journal is written over this connection.
+    pub(super) fn holds_others(&self, connection: &C) -> bool {
+        let mut ups = self.ways.values().flat_map(Way::ups);
+        ups.any(|up| !std::ptr::eq(&*up.connection, connection))
+    }
+
+    /// The journal was written over a connection for so long, in vain. Others who were held meanwhile have
+    /// as long for themselves before they are held for another, but not so long that it never comes.
+    pub(super) fn give_respite(&mut self, connection: &C, held: Duration) {
+        if self.holds_others(connection) {
+            self.respite = Some(Instant::now() + held.min(PATIENCE));
+        }
+    }
+
+    /// Whether others are not to be held yet while the journal is written over this connection.
+    pub(super) fn has_respite(&self, connection: &C) -> bool {
+        self.respite.is_some_and(|until| Instant::now() < until)
+            && self.core.has_unflushed()
+            && self.holds_others(connection)
+    }
+
     /// The journal begins to be written.
     pub(super) fn begin_progress(&mut self) {
         self.progress = Instant::now();
@@ -382,6 +407,7 @@ mod tests {
     use super::*;
     use crate::client::error::Cause;
     use crate::proto::framing::Framing;
+    use crate::session::{Span, Worth, Written};
     use crate::transport;
 
     const TRY: Duration = Duration::from_millis(900);
@@ -443,6 +469,46 @@ mod tests {
             self.core.buried(member);
             still
         }
+    }
+
+    #[test]
+    fn others_have_as_long_for_themselves_as_they_were_held() {
+        let (resume, way) = away();
+        let mut inner = resume.lock();
+        let member = inner.core.born();
+        let up = |connection: &Arc<()>| Up {
+            connection: connection.clone(),
+            member,
+            maximum: 1,
+            at: 0,
+            load: None,
+        };
+        let (well, new) = (Arc::new(()), Arc::new(()));
+        inner.give_respite(&new, TRY);
+        let other = inner.admit();
+        inner.ways.get_mut(&other).expect("just made").phase = Phase::Up(up(&well));
+        let change = inner.core.queue(Span::new(0, 1));
+        let sending = inner.core.send_change(change, member, false);
+        let written = Written::Bytes(&[7]);
+        assert_eq!(
+            inner.core.changed(change, sending, false, written),
+            Worth::Counts
+        );
+        assert!(!inner.has_respite(&new), "nobody was held");
+        assert!(inner.holds_others(&new) && !inner.holds_others(&well));
+        inner.give_respite(&new, 100 * PATIENCE);
+        assert!(inner.has_respite(&new));
+        assert!(
+            inner
+                .respite
+                .is_some_and(|until| until <= Instant::now() + PATIENCE)
+        );
+        inner.give_respite(&new, Duration::ZERO);
+        assert!(!inner.has_respite(&new), "it is over");
+        inner.give_respite(&new, TRY);
+        inner.ways.remove(&other);
+        assert!(inner.ways.contains_key(&way));
+        assert!(!inner.has_respite(&new), "nobody would be held");
     }
 
     #[test]

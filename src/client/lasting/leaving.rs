@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 
 use super::members::tell;
 use super::{ASK, Lasting};
-use crate::client::error::{Error, Server};
+use crate::client::error::{Cause, Error, Server};
 use crate::client::report::{WayReport, WayState};
 use crate::client::resume::{Inner, Phase, SLICE, Up, Way};
 use crate::session::Core;
-use crate::transport::Deadline;
+use crate::transport::{self, Deadline};
 
 impl Lasting {
     /// Leaves: flushes what this way wrote, and says goodbye. A server that is lost is not waited for.
@@ -45,7 +45,8 @@ impl Lasting {
             self.bury_aside(grave);
         }
         for coming in way.coming.iter().chain(&way.joining) {
-            coming.give_up();
+            // What was written over it again may still be carried out.
+            coming.give_up_softly(Cause::GivenUp(transport::Error::Unwanted));
         }
         if last {
             log::error!(

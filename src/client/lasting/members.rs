@@ -178,7 +178,8 @@ impl Lasting {
         };
         self.growth.rests.store(true, Ordering::Relaxed);
         log::debug!("{error}");
-        let hung = matches!(&error, Error::Lost(lost) if matches!(lost.cause(), Cause::GivenUp(_)));
+        let hung = matches!(&error, Error::Lost(lost)
+            if matches!(lost.cause(), Cause::GivenUp(_) | Cause::Stalled(_)));
         self.growth
             .failed(at, hung || matches!(error, Error::Failed { .. }));
     }
