@@ -166,3 +166,42 @@ fn what_is_written_again_for_a_client_that_has_left_is_waited_for() {
     client.close();
     well.finished("well");
 }
+
+/// A server may have to write zeroes, and only its answers show that it goes on.
+#[test]
+fn long_zeroes_are_written_again_in_parts() {
+    const PART: u64 = 32 << 20;
+    let offer = || Offer {
+        size: 4 * PART,
+        ..Offer::default()
+    };
+    let bench = Bench::new(PARAMETERS);
+    let lost = bench.play(move |peer| {
+        peer.negotiate(&offer())?;
+        let request = peer.request()?;
+        assert_eq!(request.kind, cmd::WRITE_ZEROES);
+        peer.answered(&request);
+        peer.send(&wire::simple(request.cookie, 0))
+    });
+    let back = bench.play(move |peer| {
+        peer.negotiate(&offer())?;
+        for (offset, length) in [(0, PART), (PART, PART), (2 * PART, 4096)] {
+            let request = peer.request()?;
+            assert_eq!(request.kind, cmd::WRITE_ZEROES);
+            assert_eq!(
+                (request.offset, u64::from(request.length)),
+                (offset, length)
+            );
+            peer.answered(&request);
+            peer.send(&wire::simple(request.cookie, 0))?;
+        }
+        peer.serve(&mut Disk::new(4 * PART))
+    });
+    let mut client = bench.open();
+    let length = u32::try_from(2 * PART + 4096).expect("less than 4 GiB");
+    assert_eq!(client.zero(0, length, 0), Ok(()));
+    lost.finished("lost");
+    client.read(0, 512).expect("a read");
+    client.close();
+    back.finished("back");
+}
