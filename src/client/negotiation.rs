@@ -63,13 +63,13 @@ pub struct Negotiation {
 impl Negotiation {
     /// Connects and pursues a goal. Whatever the goal, the same TLS policy and deadlines apply. On
     /// failure `end` tells how it ended, and where the server has only refused, what is at hand may be
-    /// asked something else. `most` is a limit beside that of the user.
+    /// asked something else.
     pub fn begin(
         server: &Server,
         options: &Options,
         goal: Goal,
         end: &mut End,
-        most: Option<Duration>,
+        most: Most,
         at_hand: &mut AtHand<'_>,
     ) -> Result<(Self, Outcome), OpenError> {
         // A file that is of no use does not cost the server a connection.
@@ -105,12 +105,11 @@ impl Negotiation {
     }
 
     /// Pursues another goal. Where the server has only refused, what is `left` may be asked once more.
-    /// `most` is a limit beside that of the user.
     pub fn ask(
         mut self,
         options: &Options,
         goal: Goal,
-        most: Option<Duration>,
+        most: Most,
         left: &mut Option<Self>,
     ) -> Result<(Self, Outcome), OpenError> {
         let deadline = limit(options, options.times.handshake.get(), most);
@@ -270,10 +269,22 @@ pub fn see_off(stream: &Stream, goodbye: &[u8]) {
     }
 }
 
-/// Until when a step must be over that may take `timeout`, and `most` at most.
-fn limit(options: &Options, timeout: Option<Duration>, most: Option<Duration>) -> Deadline {
-    let shorter = timeout.into_iter().chain(most).min();
-    Deadline::after_maybe(shorter).while_wanted(options.wanted)
+/// A limit beside that of the user.
+#[derive(Clone, Copy, Debug)]
+pub enum Most {
+    /// For each of the two steps, to connect and to shake hands, if there is one at all.
+    Each(Option<Duration>),
+    /// For both together.
+    Until(Deadline),
+}
+
+/// Until when a step must be over that may take `timeout`, and no longer than `most` says.
+fn limit(options: &Options, timeout: Option<Duration>, most: Most) -> Deadline {
+    let deadline = match most {
+        Most::Each(most) => Deadline::after_maybe(timeout.into_iter().chain(most).min()),
+        Most::Until(until) => Deadline::after_maybe(timeout).sooner(until),
+    };
+    deadline.while_wanted(options.wanted)
 }
 
 /// How soon it is asked again whether there is something better than to wait for a greeting.

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::Options;
 use super::error::{Error, OpenError, Server};
-use super::negotiation::{AtHand, End, Negotiation};
+use super::negotiation::{AtHand, End, Most, Negotiation};
 use crate::proto::Violation;
 use crate::proto::export::Export;
 use crate::proto::handshake::{self, Described, Goal, Listed, Outcome};
@@ -35,13 +35,28 @@ pub fn enter(
             let ladder = options.manners.ladder_again();
             let goal = open_goal(options, export).with_ladder(ladder);
             let end = &mut End::default();
-            Negotiation::begin(server, options, goal, end, again, &mut left)
+            Negotiation::begin(server, options, goal, end, Most::Each(again), &mut left)
                 .map(|reached| entered_with(server, options, reached))
                 .map_err(|cause| failed(server, cause))
         }
     };
     left.leave();
     entered
+}
+
+/// The same for the first time, while somebody waits for it who does so until then.
+pub fn enter_until(
+    server: &Server,
+    options: &Options,
+    export: &ExportName,
+    until: Deadline,
+) -> Result<(Stream, Export), Error> {
+    let mut left = AtHand::default();
+    let most = || Most::Until(until);
+    let goal = open_goal(options, export);
+    let reached = reach_within(server, options, goal, most, &mut left);
+    left.leave();
+    Ok(entered_with(server, options, reached?))
 }
 
 /// Enters transmission with `export` over the negotiation at hand, or a new one. What is left at hand
@@ -156,9 +171,7 @@ fn reach(
     reach_before(server, options, goal, Deadline::NEVER, at_hand)
 }
 
-/// Reaches a goal, if need be with fewer questions, one connection for each step. What led there is
-/// remembered; what did not may have had another cause. A question that the server has answered before is
-/// asked once more: it may just be restarting, and whoever is asked less offers less.
+/// The same, all of it before a deadline.
 fn reach_before(
     server: &Server,
     options: &Options,
@@ -166,15 +179,25 @@ fn reach_before(
     deadline: Deadline,
     at_hand: &mut AtHand<'_>,
 ) -> Result<(Negotiation, Outcome), Error> {
+    let most = || Most::Each(left(deadline));
+    reach_within(server, options, goal, most, at_hand)
+}
+
+/// Reaches a goal, if need be with fewer questions, one connection for each step. What led there is
+/// remembered; what did not may have had another cause. A question that the server has answered before is
+/// asked once more: it may just be restarting, and whoever is asked less offers less. `most` is asked
+/// before each connection.
+fn reach_within(
+    server: &Server,
+    options: &Options,
+    goal: Goal,
+    most: impl Fn() -> Most,
+    at_hand: &mut AtHand<'_>,
+) -> Result<(Negotiation, Outcome), Error> {
     let tried = options.manners.ladder();
     let mut goal = goal.with_ladder(tried);
     if let Some(negotiation) = at_hand.negotiation.take().filter(Negotiation::is_alive) {
-        match negotiation.ask(
-            options,
-            goal.clone(),
-            left(deadline),
-            &mut at_hand.negotiation,
-        ) {
+        match negotiation.ask(options, goal.clone(), most(), &mut at_hand.negotiation) {
             Ok(reached) => {
                 note(options, &goal, &reached);
                 return Ok(reached);
@@ -188,8 +211,7 @@ fn reach_before(
     let mut patient = true;
     loop {
         let mut end = End::default();
-        let most = left(deadline);
-        let begun = Negotiation::begin(server, options, goal.clone(), &mut end, most, at_hand);
+        let begun = Negotiation::begin(server, options, goal.clone(), &mut end, most(), at_hand);
         let cause = match begun {
             Ok(reached) => {
                 if first.is_some() {

@@ -114,6 +114,23 @@ impl Opener {
 
     /// Connects to one of the servers.
     pub(super) fn open_at(&self, at: usize, again: Option<Duration>) -> Result<Entered, Error> {
+        self.open_by(at, |server, options, export| {
+            open::enter(server, options, export, again)
+        })
+    }
+
+    /// The same for the first time, while somebody waits for it who does so until then.
+    pub(super) fn open_until(&self, at: usize, until: Deadline) -> Result<Entered, Error> {
+        self.open_by(at, |server, options, export| {
+            open::enter_until(server, options, export, until)
+        })
+    }
+
+    fn open_by(
+        &self,
+        at: usize,
+        enter: impl FnOnce(&Server, &Options, &ExportName) -> Result<(Stream, Export), Error>,
+    ) -> Result<Entered, Error> {
         let another = self.another(at);
         let name = another.map(|another| another.options.target.to_string().into());
         let server: Server = match (&self.options.fleet, name) {
@@ -125,7 +142,7 @@ impl Opener {
             Some(another) => (&*another.options, &another.export),
             None => (&*self.options, &self.export),
         };
-        let (stream, mut offer) = open::enter(&server, options, export, again)?;
+        let (stream, mut offer) = enter(&server, options, export)?;
         if let Some(fleet) = &self.options.fleet {
             offer.flags.set(
                 TransmissionFlags::READ_ONLY,

@@ -17,7 +17,7 @@ mod growth;
 mod leaving;
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -42,6 +42,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a request costs the server beside its payload, in bytes of payload.
 const REQUEST: u64 = 4096;
+
+/// What a request has at least that goes over a connection which had to be found first.
+const LEAST: Duration = Duration::from_secs(1);
 
 /// How long one who waits for the end of a lost connection does so before looking whether its client is
 /// still there.
@@ -96,6 +99,10 @@ struct State {
     stopped: bool,
     /// Servers from which nothing more is to be had.
     failed: BTreeSet<usize>,
+    /// Servers to which a connection is on its way, each as often as there is one.
+    opening: Vec<usize>,
+    /// Servers for which somebody's time was too short, and how often.
+    late: BTreeMap<usize, u32>,
     /// Somebody looks for a server that was not tried yet.
     seeking: bool,
     closed: bool,
@@ -160,7 +167,8 @@ impl Pool {
             helpers,
         };
         let member = pool.member(first);
-        pool.push(member);
+        let spare = pool.push(&mut pool.lock(), member);
+        debug_assert!(spare.is_none(), "there is a place for the first one");
         pool
     }
 
@@ -220,13 +228,23 @@ impl Pool {
     ) -> Result<Vec<Descriptor>, Error> {
         let cost = cost(request);
         let mut until = *deadline;
+        // To look for another connection is no part of the time for one.
+        let again = || match renewal {
+            Renewal::Each => Deadline::after_maybe(deadline.length()),
+            Renewal::Never => *deadline,
+        };
+        let mut search = until;
         let mut moved: Option<Arc<Lost>> = None;
         loop {
             let Some(member) = self.choose() else {
-                match self.seek() {
-                    true => continue,
-                    false => return Err(self.is_ended(moved)),
+                if search.has_passed() || !self.seek(&search) {
+                    return Err(self.is_ended(moved));
                 }
+                // Too late a request would end the new connection for everybody.
+                if until.remaining().is_some_and(|left| left < LEAST) {
+                    until = again().sooner(Deadline::after(LEAST));
+                }
+                continue;
             };
             let trial = self.trial.load(Ordering::Acquire);
             let mut result = {
@@ -243,12 +261,12 @@ impl Pool {
                 return result;
             };
             let lost = lost.clone();
-            match self.leave_out(member, &lost, request) {
+            match self.leave_out(member, &lost, request, &again()) {
                 Next::Over => {
-                    match renewal {
-                        Renewal::Each => until = Deadline::after_maybe(deadline.length()),
-                        Renewal::Never if deadline.has_passed() => return Err(Error::Lost(lost)),
-                        Renewal::Never => (),
+                    until = again();
+                    search = until;
+                    if until.has_passed() {
+                        return Err(Error::Lost(lost));
                     }
                     moved.get_or_insert(lost);
                     self.opener.options.note(Event::SentAgain);
@@ -298,6 +316,10 @@ impl Pool {
         self.members[..count].iter().filter_map(OnceLock::get)
     }
 
+    fn lives(&self) -> bool {
+        self.living().next().is_some()
+    }
+
     fn living(&self) -> impl Iterator<Item = &Member> {
         self.all().filter(|member| !member.is_gone())
     }
@@ -314,8 +336,14 @@ impl Pool {
 
     /// Leaves a connection out that is gone, and says what becomes of a request that was on its way over
     /// it. What changes something is not to be made again before the server has got to the end of what
-    /// it has received.
-    fn leave_out(self: &Arc<Self>, member: &Member, lost: &Arc<Lost>, request: Request) -> Next {
+    /// it has received. If that was the last one, another is looked for `until` then.
+    fn leave_out(
+        self: &Arc<Self>,
+        member: &Member,
+        lost: &Arc<Lost>,
+        request: Request,
+        until: &Deadline,
+    ) -> Next {
         let mut state = self.lock();
         let others = self.living().any(|other| !std::ptr::eq(other, member));
         let announced = matches!(lost.cause(), Cause::Announced);
@@ -346,7 +374,7 @@ impl Pool {
         if first {
             self.end(member, announced);
         }
-        if matches!(lost.cause(), Cause::GivenUp(_)) || !(others || self.seek()) {
+        if matches!(lost.cause(), Cause::GivenUp(_)) || !(others || self.seek(until)) {
             return Next::Fail(Error::Lost(last.unwrap_or_else(|| lost.clone())));
         }
         log::debug!("{lost}; {request} is made over another connection");
@@ -383,7 +411,9 @@ impl Pool {
     /// Waits until nothing that was sent over a lost connection will be carried out any more. False if
     /// nobody waits for what comes then.
     fn await_burial(&self, member: &Member) -> bool {
-        self.hold(|_| member.buried.load(Ordering::Acquire))
+        // That has an end of its own.
+        let buried = |_: &State| member.buried.load(Ordering::Acquire);
+        self.hold(&Deadline::NEVER, buried).is_some()
     }
 
     /// Waits until nothing is answered any more over those that were left: the last one is left for another
@@ -396,29 +426,40 @@ impl Pool {
         buried
     }
 
-    /// Waits until that is so. False if this thread's client does not wait for it.
-    fn hold(&self, is_so: impl Fn(&State) -> bool) -> bool {
+    /// Waits until that is so, under the lock that is given back. `None` if this thread's client does not
+    /// wait for it, or not any longer.
+    fn hold(
+        &self,
+        until: &Deadline,
+        is_so: impl Fn(&State) -> bool,
+    ) -> Option<MutexGuard<'_, State>> {
         let wanted = self.opener.options.wanted;
         let mut asked = Instant::now();
         let mut state = self.lock();
         while !is_so(&state) {
             state = self
                 .changed
-                .wait_timeout(state, SLICE)
+                .wait_timeout(state, until.within(SLICE).remaining().unwrap_or(SLICE))
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
-            if asked.elapsed() < ASK || is_so(&state) {
+            if is_so(&state) {
+                break;
+            }
+            if until.has_passed() {
+                return None;
+            }
+            if asked.elapsed() < ASK {
                 continue;
             }
             asked = Instant::now();
             drop(state);
             // Not under the lock: to ask may print a message.
             if !wanted.is_none_or(|wanted| wanted()) {
-                return false;
+                return None;
             }
             state = self.lock();
         }
-        true
+        Some(state)
     }
 
     /// Why nothing can be sent any more.

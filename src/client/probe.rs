@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use self::report::{Answer, Export, Facts, Listing, OPTIONS, Reach, Report, RoundTrip};
 use super::error::{Error, OpenError, Server};
-use super::negotiation::{AtHand, End, Negotiation, see_off};
+use super::negotiation::{AtHand, End, Most, Negotiation, see_off};
 use super::open::{self, failed, hung_up};
 use super::{Fleet, Options};
 use crate::proto::consts::{Command, OptionReply, OptionType, TransmissionFlags};
@@ -163,7 +163,7 @@ impl<'a> Inquiry<'a> {
     ) -> Result<(Option<Outcome>, Answer), Error> {
         let (server, options) = (self.server, self.options);
         let goal = Goal::question(option, export);
-        let most = open::left(self.deadline);
+        let most = Most::Each(open::left(self.deadline));
         let mut at_hand = AtHand::default();
         let mut unanswered = Some(option);
         let asked = match self.negotiation.take().filter(Negotiation::is_alive) {
