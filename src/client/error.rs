@@ -110,6 +110,18 @@ impl Error {
         }
     }
 
+    /// A flush is wanted, and the server has none.
+    #[cold]
+    pub(super) fn no_flush(server: &Server) -> Self {
+        Self::Unsupported {
+            server: server.clone(),
+            what: "the server has no NBD_CMD_FLUSH, so nothing makes permanent what was written \
+                   without NBD_CMD_FLAG_FUA"
+                .to_owned(),
+            errno: libc::EIO,
+        }
+    }
+
     /// The request is longer than the headers of a connection can say, and was not sent: whoever asks
     /// for so much can ask for less. Another connection may have had extended headers.
     #[cold]

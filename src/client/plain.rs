@@ -215,8 +215,9 @@ impl Plain {
         let deadline = Deadline::after_maybe(self.opener.options.times.close.get());
         // Whatever is answered until then is to be flushed, too.
         come_to_rest(deadline, || self.changing.load(Ordering::Acquire) == 0);
-        let flush = self.wrote.swap(false, Ordering::AcqRel);
-        let flush = flush && self.volume.export().can(TransmissionFlags::SEND_FLUSH);
+        // What no flush can make permanent stays noted.
+        let can_flush = self.volume.export().can(TransmissionFlags::SEND_FLUSH);
+        let flush = can_flush && self.wrote.swap(false, Ordering::AcqRel);
         let good = connection.retire(flush, deadline, || true);
         if !good {
             self.wrote.store(true, Ordering::Release);
@@ -336,10 +337,12 @@ impl Plain {
 
     /// Flushes if something was written, on behalf of no client.
     pub(super) fn settle(&self) -> Result<(), Error> {
-        let can_flush = self.volume.export().can(TransmissionFlags::SEND_FLUSH);
         let own = Own::new(&self.own);
-        if !can_flush || !own.is_needed(|| self.has_written()) {
+        if !own.is_needed(|| self.has_written()) {
             return Ok(());
+        }
+        if !self.volume.export().can(TransmissionFlags::SEND_FLUSH) {
+            return Err(Error::no_flush(&self.opener.server));
         }
         self.flush(&Deadline::after_maybe(
             self.opener.options.times.request.get(),

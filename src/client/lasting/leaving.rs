@@ -90,8 +90,9 @@ impl Lasting {
                 None => core.has_unflushed(),
             }
         };
-        match wants && self.can_flush() {
-            true => self.flush_on_our_own(),
+        match wants {
+            true if self.can_flush() => self.flush_on_our_own(),
+            true => Err(Error::no_flush(self.server())),
             false => Ok(()),
         }
     }

@@ -68,11 +68,13 @@ impl Pool {
 
     /// Flushes if something was written, on behalf of no client.
     pub(in crate::client) fn settle(self: &Arc<Self>) -> Result<(), Error> {
-        let can_flush = self.volume.export().can(TransmissionFlags::SEND_FLUSH);
         let own = Own::new(&self.own);
         let wrote = || self.all().any(|member| member.plain.has_written());
-        if !can_flush || !own.is_needed(wrote) {
+        if !own.is_needed(wrote) {
             return Ok(());
+        }
+        if !self.volume.export().can(TransmissionFlags::SEND_FLUSH) {
+            return Err(Error::no_flush(self.server()));
         }
         let timeout = self.opener.options.times.request.get();
         self.flush(&Deadline::after_maybe(timeout))
