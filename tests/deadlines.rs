@@ -7,9 +7,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use common::clients::{LIMIT, attempt, nbdsh, nbdsh_unconnected, program};
+use common::front::Front;
 use common::nbdkit::{Nbdkit, forward};
+use common::process::eventually;
+use common::scripted::Gate;
 use common::scripted::bench::Bench;
 use common::scripted::disk::{Disk, pattern};
+use common::scripted::farm::{self, Farm, Fate};
 use common::scripted::peer::Offer;
 use common::scripted::wire::errno;
 use common::upstream::{memory, noise_file, qemu_nbd};
@@ -225,6 +229,37 @@ fn stopped_server_does_not_keep_a_client_from_leaving() {
         nbdsh(&front.uri(), "print(h.get_size())").trim_end(),
         "1048576"
     );
+}
+
+/// One that says that it is going away, and does not greet whoever comes instead.
+#[test]
+fn request_that_needs_another_connection_fails_at_its_deadline() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let gate = Gate::default();
+    let farm = Farm::start_with(directory.path(), 20, {
+        let gate = gate.clone();
+        move |number| {
+            if number > 0 {
+                gate.pass();
+            }
+            farm::offer()
+        }
+    });
+    let front = forward(directory.path(), farm.socket(), &["request-timeout=500ms"]);
+    let mut client = Front::of(&front);
+    farm.meets(0, Fate::Go);
+    assert_eq!(client.read(4096, 512), Err(errno::ESHUTDOWN));
+    assert_eq!(farm.accepted(), 2, "another one was looked for");
+    // That was in vain for this request alone.
+    gate.open();
+    eventually("another connection is found", LIMIT, || {
+        let read = client.read(4096, 512);
+        let found = read != Err(errno::ESHUTDOWN);
+        found.then(|| assert_eq!(read, Ok(pattern(4096, 512))))
+    });
 }
 
 /// Connects without ever accepting until the queue of `listener` takes no more.

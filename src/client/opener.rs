@@ -80,12 +80,25 @@ impl Opener {
         again: Option<Duration>,
         was: Option<(&Export, Protection)>,
     ) -> Result<Entered, Error> {
+        self.open_one(was, |at| self.open_at(at, again))
+    }
+
+    /// The same in the place of another, while somebody waits for it who does so until then.
+    pub(super) fn open_instead(&self, until: Deadline) -> Result<Entered, Error> {
+        self.open_one(None, |at| self.open_until(at, until))
+    }
+
+    fn open_one(
+        &self,
+        was: Option<(&Export, Protection)>,
+        open: impl Fn(usize) -> Result<Entered, Error>,
+    ) -> Result<Entered, Error> {
         let Some(fleet) = &self.options.fleet else {
-            return self.open_at(0, again);
+            return open(0);
         };
         let mut failure: Option<Error> = None;
         for at in 0..self.servers() {
-            let error = match self.open_at(at, again) {
+            let error = match open(at) {
                 Ok(opened) => {
                     let (offer, protection) = (&opened.offer, opened.protection);
                     let difference = match was {

@@ -185,7 +185,7 @@ impl Plain {
                 sought = true;
                 state.sought = true;
                 drop(state);
-                self.seek(current);
+                self.seek(current, *deadline);
                 continue;
             }
             drop(state);
@@ -195,14 +195,14 @@ impl Plain {
     }
 
     /// Leaves a connection and finds one that takes its place, or finds that there is none.
-    fn seek(&self, old: &Connection) {
+    fn seek(&self, old: &Connection, until: Deadline) {
         // Whatever happens, nobody waits for ever.
         let seeking = Seeking(self);
-        let found = self.succeed(old);
+        let found = self.succeed(old, until);
         let mut state = self.lock();
         match found {
             Ok(connection) => state.connection = Some(Arc::new(connection)),
-            // Whose client has left has looked in vain for itself alone.
+            // Whose client has left, or whose time is over, has looked in vain for itself alone.
             Err(for_good) => state.missing = for_good,
         }
         drop(state);
@@ -227,7 +227,7 @@ impl Plain {
 
     /// Leaves a connection, and finds another that offers no less; or finds out whether that is in vain
     /// for good.
-    fn succeed(&self, old: &Connection) -> Result<Connection, bool> {
+    fn succeed(&self, old: &Connection, until: Deadline) -> Result<Connection, bool> {
         if !self.retire(old) {
             log::debug!(
                 "{}: not left for another connection: what was written could not be flushed",
@@ -235,7 +235,7 @@ impl Plain {
             );
             return Err(true);
         }
-        match self.opener.open(None, None) {
+        match self.opener.open_instead(until) {
             Ok(opened) => {
                 let was = (self.volume.export(), self.protection);
                 match opened.difference(was) {
@@ -253,7 +253,7 @@ impl Plain {
             }
             Err(error) => {
                 log::debug!("{error}");
-                Err(!error.is_unwanted())
+                Err(!error.is_unwanted() && !until.has_passed())
             }
         }
     }
