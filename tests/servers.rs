@@ -292,26 +292,32 @@ fn who_leaves_while_it_looks_for_another_has_looked_in_vain_for_itself_alone() {
     }
     let directory = tempfile::tempdir().expect("temporary directory");
     let [farm]: [Farm; 1] = farms(directory.path(), good);
-    let slow = Scripted::start(directory.path());
+    let own = directory.path().join("aside");
+    std::fs::create_dir(&own).expect("a directory");
+    let [aside, slow] = [own.as_path(), directory.path()].map(Scripted::start);
     // One connection is made aside, and one by the client that leaves.
-    for _ in 0..2 {
-        slow.play(|peer| peer.expect_closed());
+    for server in [&aside, &slow] {
+        server.play(|peer| peer.expect_closed());
     }
     slow.play(|peer| {
         peer.negotiate(&farm::offer())?;
         peer.serve(&mut Disk::new(1 << 20))
     });
-    let places = [farm.socket(), slow.socket()];
+    let places = [farm.socket(), aside.socket(), slow.socket()];
     let front = front(
         directory.path(),
         &places,
         &["servers=spread", "shared=true"],
     );
     let mut clients = [Front::of(&front), Front::of(&front)];
+    eventually("one is made aside", LIMIT, || {
+        assert_eq!(clients[0].read(4096, 512), Ok(pattern(4096, 512)));
+        (aside.accepted() == 1).then_some(())
+    });
     farm.meets(0, Fate::Die);
     clients[0].submit_read(4096, 512);
     eventually("another one is looked for", LIMIT, || {
-        (slow.accepted() == 2).then_some(())
+        (slow.accepted() == 1).then_some(())
     });
     let [first, mut second] = clients;
     drop(first);

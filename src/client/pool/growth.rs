@@ -30,7 +30,9 @@ impl Pool {
     fn add(self: &Arc<Self>) {
         let opener = &self.opener;
         let mut state = self.lock();
-        let Some((at, _)) = self.next_server(&state) else {
+        // Where all are gone it is for those to look who have the time.
+        let next = self.lives().then(|| self.next_server(&state));
+        let Some((at, _)) = next.flatten() else {
             return;
         };
         let reserved = Reserved::new(self, &mut state, at);
@@ -41,7 +43,13 @@ impl Pool {
             Err(error) => {
                 let lives = self.living().any(|member| !member.plain.is_over());
                 opener.declined(at, count, lives, &error);
-                return self.fails(reserved);
+                let mut state = self.lock();
+                if self.lives() {
+                    drop(state);
+                    return self.fails(reserved);
+                }
+                // Nothing is left to go on over, and whoever looks for a server waits longer for it.
+                return reserved.give_back(&mut state);
             }
         };
         let was = (self.volume.export(), self.protection);
