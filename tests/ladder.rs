@@ -416,10 +416,9 @@ fn what_was_answered_before_is_asked_again_after_a_hang_up() {
     }
 }
 
-/// What others have learnt is no reason to offer less to a client that has seen it all.
-#[test]
-fn who_comes_back_asks_what_was_answered_before() {
-    let bench = Bench::with(&["reconnect=20", "reconnect-delay=10ms"]);
+/// A client with unflushed data whose connection is lost, and another one that was asked less meanwhile, since the
+/// server has hung up over contexts twice. Then `back` plays what the first one meets.
+fn comes_back<T>(bench: &Bench, back: impl FnOnce() -> T) -> (Front, T) {
     let cut = Gate::default();
     let lost = bench.play({
         let cut = cut.clone();
@@ -435,28 +434,50 @@ fn who_comes_back_asks_what_was_answered_before() {
     });
     let mut stays = bench.open();
     assert_eq!(stays.write(OFFSET, &[1; 512]), Ok(()));
-
-    let contexts = || {
-        fails_at(
-            &bench,
-            opt::SET_META_CONTEXT,
-            Offer::default(),
-            Manner::HangsUp,
-        )
-    };
-    let (once, twice) = (contexts(), contexts());
-    let less = asked(&bench, &[opt::GO], Offer::simple());
-    opens(&bench);
+    let (once, twice) = (no_contexts(bench), no_contexts(bench));
+    let less = asked(bench, &[opt::GO], Offer::simple());
+    opens(bench);
     for (drops, row) in [(once, "once"), (twice, "twice")] {
         drops.finished(row);
     }
     less.finished("asked less");
-
-    let back = asked(&bench, COMPACT, Offer::default());
+    let back = back();
     cut.open();
     lost.finished("the connection that is cut");
+    (stays, back)
+}
+
+fn no_contexts(bench: &Bench) -> Ticket {
+    fails_at(
+        bench,
+        opt::SET_META_CONTEXT,
+        Offer::default(),
+        Manner::HangsUp,
+    )
+}
+
+/// What others have learnt is no reason to offer less to a client that has seen it all.
+#[test]
+fn who_comes_back_asks_what_was_answered_before() {
+    let bench = Bench::with(&["reconnect=20", "reconnect-delay=10ms"]);
+    let (mut stays, back) = comes_back(&bench, || asked(&bench, COMPACT, Offer::default()));
     let data = stays.read(OFFSET, 512);
     assert_eq!(data.as_deref(), Ok(&[1; 512][..]), "written again");
     stays.close();
     back.finished("it was asked for all that it had");
+}
+
+/// Nor is it stuck for ever with a server that has become an older one.
+#[test]
+fn who_is_offered_less_again_and_again_is_told() {
+    let bench = Bench::with(&["reconnect=forever", "reconnect-delay=10ms:10ms"]);
+    let (mut stays, _) = comes_back(&bench, || {
+        for _ in 0..11 {
+            drop(no_contexts(&bench));
+            drop(asked(&bench, &[opt::GO], Offer::simple()));
+        }
+    });
+    assert!(stays.read(OFFSET, 512).is_err());
+    let log = bench.nbdkit().stderr();
+    assert!(log.contains("the server is back, but"), "{log}");
 }

@@ -117,3 +117,33 @@ fn a_change_is_not_made_again_while_its_server_may_carry_it_out() {
         client.close();
     }
 }
+
+/// Waiting for that is not beyond what the user gives a request.
+#[test]
+fn who_waits_for_its_own_change_to_be_over_has_a_deadline() {
+    if !need("nbdkit") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let farm = Farm::start(directory.path());
+    let parameters = [
+        "connections=2",
+        "reconnect=1",
+        "request-timeout=1",
+        "close-timeout=600",
+    ];
+    let nbdkit = forward(directory.path(), farm.socket(), &parameters);
+    let mut client = Front::open(nbdkit.socket()).expect("a client");
+    farm.grow(&mut client, 2);
+    farm.meets(0, Fate::Break);
+    farm.meets(1, Fate::Break);
+    let first = client.submit_write(0, &FIRST);
+    assert!(client.wait(first).is_err(), "its time is over");
+    assert!(farm.owes() && farm.count(cmd::WRITE) == 1);
+    // Its place is not free before the server is done with it.
+    let last = client.submit_write(0, &LAST);
+    farm.pays();
+    assert_eq!(client.wait(last), Ok(()));
+    assert_eq!(client.read(0, 512).as_deref(), Ok(&LAST[..]));
+    client.close();
+}

@@ -4,11 +4,13 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use super::error::{Error, Outage, Server};
 use super::lasting::{ASK, Lasting};
+use super::open::{Again, hung_up};
 use super::opener::Entered;
 use super::resume::{Inner, Phase, SLICE, Up};
 use crate::proto::consts::TransmissionFlags;
@@ -18,6 +20,9 @@ use crate::session::gate;
 use crate::session::gate::Protection;
 use crate::stats::Event;
 use crate::transport::{Deadline, about};
+
+/// So often a server may hang up over what was asked before, and offer less when it is asked less.
+const STUBBORN: u32 = 10;
 
 /// So many violations of the protocol in a row end the session.
 const VIOLATIONS: u32 = 5;
@@ -216,6 +221,15 @@ impl Lasting {
         Some((self.volume.export(), self.protection))
     }
 
+    /// What this way has asked before; and if the server hung up over that, the next time what others have
+    /// learnt meanwhile.
+    fn again(&self, most: Duration) -> Again {
+        match self.asks_less.load(Ordering::Relaxed) {
+            true => Again { most, asked: None },
+            false => self.opener.again(most),
+        }
+    }
+
     /// Tries once. A server that was away for so `long` may take as long, but not keep the next try
     /// from being made for ever: what hangs may belong to one that is gone.
     fn try_once(&self, long: Duration) -> Try {
@@ -228,9 +242,11 @@ impl Lasting {
             offer,
             protection,
             at,
-        } = match self.opener.open(Some(most), self.was()) {
+        } = match self.opener.open(Some(self.again(most)), self.was()) {
             Ok(opened) => opened,
             Err(error) => {
+                let hung_up = matches!(&error, Error::Open { cause, .. } if hung_up(cause));
+                self.asks_less.fetch_xor(hung_up, Ordering::Relaxed);
                 if error.is_violation() && self.count_violation() {
                     return self.end(&too_often(&error, self.server()));
                 }
@@ -247,6 +263,16 @@ impl Lasting {
         // Of several servers those that differ are left out already.
         if let Some(difference) = gate::difference(was, (&offer, protection)) {
             connection.close(self.close_deadline());
+            let less = self.asks_less.swap(false, Ordering::Relaxed)
+                && Some(offer.asked) != self.opener.asked;
+            if less && self.offers_less.fetch_add(1, Ordering::Relaxed) < STUBBORN {
+                // It was asked less, and there may be more: it may just be restarting.
+                return Try::Failed(Error::Unsupported {
+                    server: self.server().clone(),
+                    what: difference,
+                    errno: libc::EIO,
+                });
+            }
             return self.end(&format!("the server is back, but {difference}"));
         }
         if self.is_outdated() {

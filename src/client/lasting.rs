@@ -15,7 +15,7 @@ mod operation;
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use self::members::Growth;
@@ -58,6 +58,10 @@ pub(super) struct Lasting {
     /// Whether there may be several connections at once.
     pub(super) several: bool,
     pub(super) growth: Growth,
+    /// The server hung up over what this way has asked: the next try asks what was learnt.
+    pub(super) asks_less: AtomicBool,
+    /// How often it offered less then.
+    pub(super) offers_less: AtomicU32,
 }
 
 impl Lasting {
@@ -86,6 +90,8 @@ impl Lasting {
             own: AtomicU32::new(0),
             several,
             growth: Growth::new(eager),
+            asks_less: AtomicBool::new(false),
+            offers_less: AtomicU32::new(0),
         };
         let wanted = lasting.opener.options.wanted;
         let wanted = move || wanted.is_none_or(|wanted| wanted());
@@ -348,6 +354,12 @@ impl Lasting {
                 away(&mut inner);
             }
             let counts = outage.is_some() && !inner.stands_still();
+            // Behind others' changes, whatever is in front may have waited itself; or behind its own first
+            // sending, which its server may still carry out.
+            let in_line = match operation.again {
+                false => !counts,
+                true => outage.is_none() && !inner.stands_still(),
+            };
             let (begun, credit) = (Instant::now(), inner.credit);
             inner = resume.hold(inner, SLICE);
             let slice = begun.elapsed();
@@ -357,16 +369,8 @@ impl Lasting {
             let credit = inner.credit.saturating_sub(credit);
             operation.waited = operation.waited.saturating_sub(credit);
             self.check(operation, slice, outage)?;
-            if !counts && !operation.again {
-                // Behind others' changes, and never sent. Whatever is in front may have waited itself.
-                let until = *ordered.get_or_insert_with(|| {
-                    let limit = match operation.hurried {
-                        true => Some(Duration::ZERO),
-                        false => operation.limit,
-                    };
-                    let both = operation.timeout.zip(limit);
-                    Deadline::after_maybe(both.map(|(one, other)| one.saturating_add(other)))
-                });
+            if in_line {
+                let until = *ordered.get_or_insert_with(|| operation.in_line());
                 if until.has_passed() {
                     return Err(Error::Crowded {
                         server: self.server().clone(),

@@ -75,12 +75,16 @@ impl Manners {
         }
     }
 
-    /// What to ask when a connection is to take the place of another, or to stand beside it: all that the
-    /// server has answered before, whatever was learnt since, or it could offer less. How replies are framed
-    /// is a connection's own affair.
-    pub(super) fn ladder_again(&self) -> Ladder {
+    /// What to ask when a connection is to take the place of another, or to stand beside it: what that one
+    /// was `asked`, whatever was learnt since, or it could offer less. How replies are framed is a
+    /// connection's own affair.
+    pub(super) fn ladder_again(&self, asked: Option<Ladder>) -> Ladder {
         let ladder = self.ladder();
-        lock(&self.answered).map_or(ladder, |answered| ladder.with_those_of(answered))
+        match asked {
+            Some(asked) if ladder.has_extended() => asked,
+            Some(asked) => asked.without_extended(),
+            None => ladder,
+        }
     }
 
     /// All these questions led to an export.
@@ -113,6 +117,10 @@ impl Manners {
     pub(super) fn remember(&self, tried: Ladder, reached: Ladder) {
         let mut ladder = lock(&self.ladder);
         *ladder = ladder.without_those_between(tried, reached);
+        drop(ladder);
+        // It has been asked more than once.
+        let mut answered = lock(&self.answered);
+        *answered = answered.map(|before| before.without_those_between(tried, reached));
     }
 
     /// Remembers what the loss of a connection tells. A server that has agreed to extended headers and

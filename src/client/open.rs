@@ -11,32 +11,47 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::Options;
+use super::connection::come_to_rest;
 use super::error::{Error, OpenError, Server};
 use super::negotiation::{AtHand, End, Most, Negotiation};
 use crate::proto::Violation;
 use crate::proto::export::Export;
-use crate::proto::handshake::{self, Described, Goal, Listed, Outcome};
+use crate::proto::handshake::{self, Described, Goal, Ladder, Listed, Outcome};
 use crate::proto::name::ExportName;
 use crate::transport::{self, Deadline, Stream};
 
-/// Connects, and enters transmission with `export`. When it comes back `again` to a server, a hang-up
-/// is a loss and no reason to ask less than before, and connecting and the handshake take so long at most
-/// each.
+/// How long a server that has answered a question before, and hangs up over it, may take to start again.
+const RESTART: Duration = Duration::from_millis(250);
+
+/// How to come `again` to a server, or once more while it is there: a hang-up is a loss then, and no reason
+/// to ask less.
+#[derive(Clone, Copy, Debug)]
+pub struct Again {
+    /// How long connecting and the handshake take at most, each.
+    pub most: Duration,
+    /// What was asked before; else what was learnt since.
+    pub asked: Option<Ladder>,
+}
+
+/// Connects, and enters transmission with `export`.
 pub fn enter(
     server: &Server,
     options: &Options,
     export: &ExportName,
-    again: Option<Duration>,
+    again: Option<Again>,
 ) -> Result<(Stream, Export), Error> {
     let mut left = AtHand::default();
     let entered = match again {
         None => enter_over(server, options, export, &mut left),
-        Some(_) => {
-            let ladder = options.manners.ladder_again();
+        Some(again) => {
+            let ladder = options.manners.ladder_again(again.asked);
             let goal = open_goal(options, export).with_ladder(ladder);
-            let end = &mut End::default();
-            Negotiation::begin(server, options, goal, end, Most::Each(again), &mut left)
-                .map(|reached| entered_with(server, options, reached))
+            let (most, end) = (Most::Each(Some(again.most)), &mut End::default());
+            Negotiation::begin(server, options, goal, end, most, &mut left)
+                .map(|mut reached| {
+                    note(options, ladder, &mut reached);
+                    entered_with(server, options, reached)
+                })
                 .map_err(|cause| failed(server, cause))
         }
     };
@@ -198,8 +213,8 @@ fn reach_within(
     let mut goal = goal.with_ladder(tried);
     if let Some(negotiation) = at_hand.negotiation.take().filter(Negotiation::is_alive) {
         match negotiation.ask(options, goal.clone(), most(), &mut at_hand.negotiation) {
-            Ok(reached) => {
-                note(options, &goal, &reached);
+            Ok(mut reached) => {
+                note(options, tried, &mut reached);
                 return Ok(reached);
             }
             // The server may have closed it long ago, or it is one that takes no second question.
@@ -213,11 +228,11 @@ fn reach_within(
         let mut end = End::default();
         let begun = Negotiation::begin(server, options, goal.clone(), &mut end, most(), at_hand);
         let cause = match begun {
-            Ok(reached) => {
+            Ok(mut reached) => {
                 if first.is_some() {
                     options.manners.remember(tried, goal.ladder());
                 }
-                note(options, &goal, &reached);
+                note(options, goal.ladder(), &mut reached);
                 return Ok(reached);
             }
             Err(cause) => cause,
@@ -228,8 +243,11 @@ fn reach_within(
             let told = first.filter(|_| !end.asked && !last_words && !is_superseded(&cause));
             return Err(failed(server, told.unwrap_or(cause)));
         };
-        if std::mem::take(&mut patient) && options.manners.has_answered(goal.ladder(), ladder) {
+        if patient && options.manners.has_answered(goal.ladder(), ladder) {
             log::info!("{server}: {cause}; trying again, as it has answered this question before");
+            patient = false;
+            let leaves = || options.wanted.is_some_and(|wanted| !wanted());
+            come_to_rest(Deadline::after(RESTART), leaves);
         } else {
             log::info!("{server}: {cause}; trying again without this question");
             goal = goal.with_ladder(ladder);
@@ -239,9 +257,10 @@ fn reach_within(
 }
 
 /// Remembers which questions led to an export. To others not all of them belong.
-fn note(options: &Options, goal: &Goal, reached: &(Negotiation, Outcome)) {
-    if matches!(reached.1, Outcome::Export(_)) {
-        options.manners.found_answers(goal.ladder());
+fn note(options: &Options, asked: Ladder, reached: &mut (Negotiation, Outcome)) {
+    if let Outcome::Export(export) = &mut reached.1 {
+        export.asked = asked;
+        options.manners.found_answers(asked);
     }
 }
 

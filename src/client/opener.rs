@@ -11,12 +11,14 @@ use super::helpers::Helpers;
 use super::lasting::Lasting;
 use super::links::Links;
 use super::negotiation::AtHand;
+use super::open::Again;
 use super::pool::Pool;
 use super::volume::Volumes;
 use super::{Options, open, server};
 use crate::proto::codec::printable;
 use crate::proto::consts::{MAX_STRING, TransmissionFlags};
 use crate::proto::export::Export;
+use crate::proto::handshake::Ladder;
 use crate::proto::name::ExportName;
 use crate::session::gate::{self, Protection};
 use crate::stats::Peer;
@@ -68,6 +70,8 @@ pub(super) struct Opener {
     pub(super) shared: bool,
     /// Nothing will be written.
     pub(super) readonly: bool,
+    /// What the first connection asked, where there is one server: each of several has its own manners.
+    pub(super) asked: Option<Ladder>,
 }
 
 impl Opener {
@@ -77,10 +81,16 @@ impl Opener {
     /// else than the first one did that answered; that all of them do is [`Error::Unsupported`].
     pub(super) fn open(
         &self,
-        again: Option<Duration>,
+        again: Option<Again>,
         was: Option<(&Export, Protection)>,
     ) -> Result<Entered, Error> {
         self.open_one(was, |at| self.open_at(at, again))
+    }
+
+    /// To come back, or to add a connection: each step may take so long.
+    pub(super) fn again(&self, most: Duration) -> Again {
+        let asked = self.asked;
+        Again { most, asked }
     }
 
     /// The same in the place of another, while somebody waits for it who does so until then.
@@ -126,7 +136,7 @@ impl Opener {
     }
 
     /// Connects to one of the servers.
-    pub(super) fn open_at(&self, at: usize, again: Option<Duration>) -> Result<Entered, Error> {
+    pub(super) fn open_at(&self, at: usize, again: Option<Again>) -> Result<Entered, Error> {
         self.open_by(at, |server, options, export| {
             open::enter(server, options, export, again)
         })
@@ -349,6 +359,7 @@ pub fn enter_default(
         export: ExportName::default(),
         shared: false,
         readonly,
+        asked: None,
     };
     opener.open_over(at_hand)
 }
@@ -364,17 +375,21 @@ pub fn connect(
     readonly: bool,
     start: &mut Start<'_>,
 ) -> Result<Arc<Links>, Error> {
-    let opener = Opener {
+    let mut opener = Opener {
         server: server(options),
         options: options.clone(),
         export: export.clone(),
         shared,
         readonly,
+        asked: None,
     };
     let opened = match start.entered.take() {
         Some(entered) => entered?,
         None => opener.open_over(&mut start.at_hand)?,
     };
+    if options.fleet.is_none() {
+        opener.asked = Some(opened.offer.asked);
+    }
     let terms = options.reconnect.clone();
     let volume = volumes.admit(export.as_bytes(), &opened.offer, terms.as_deref());
     let several = opener.may_have_several(&opened.offer);

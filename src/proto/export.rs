@@ -4,6 +4,7 @@
 use super::consts::{Command, DEFAULT_MAX_PAYLOAD, MAX_STRING, TransmissionFlags};
 use super::context::{Context, ContextName};
 use super::framing::Framing;
+use super::handshake::Ladder;
 use super::name::ExportName;
 
 /// An export as the server described it, after everything that contradicts the rest was masked.
@@ -30,6 +31,8 @@ pub struct Export {
     pub context: Option<Agreed>,
     /// What the user allows, beside what the server does.
     pub limits: Limits,
+    /// The questions with which it was reached.
+    pub asked: Ladder,
 }
 
 /// Longest requests by the user's will, bytes, where it sets limits. Servers have limits that they do not
@@ -56,6 +59,7 @@ impl Export {
             framing,
             context: None,
             limits: Limits::default(),
+            asked: Ladder::default(),
         }
     }
 

@@ -336,16 +336,20 @@ impl Stream {
     /// its side. TLS is not asked: a session that has failed says so again and again, and not whether
     /// anybody is there.
     pub fn discard(&self, deadline: Deadline) -> bool {
-        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
-        match poll(&mut fds, deadline.timespec().as_ref()) {
-            Ok(0) | Err(Errno::INTR) => return false,
-            // A poll that fails says nothing of the server; the receive does.
-            Ok(_) | Err(_) => (),
-        }
-        let mut scrap = [0; 4096];
-        match recv(&self.fd, &mut scrap, RecvFlags::DONTWAIT) {
-            Ok((n, _)) => n == 0,
-            Err(errno) => !matches!(errno, Errno::INTR | Errno::AGAIN),
+        let mut scrap = [0; 64 * 1024];
+        loop {
+            let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+            match poll(&mut fds, deadline.timespec().as_ref()) {
+                Ok(0) | Err(Errno::INTR) => return false,
+                // A poll that fails says nothing of the server; the receive does.
+                Ok(_) | Err(_) => (),
+            }
+            match recv(&self.fd, &mut scrap, RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return true,
+                Ok(_) | Err(Errno::INTR | Errno::AGAIN) if deadline.has_passed() => return false,
+                Ok(_) | Err(Errno::INTR | Errno::AGAIN) => (),
+                Err(_) => return true,
+            }
         }
     }
 

@@ -44,6 +44,22 @@ impl Operation {
         }
     }
 
+    /// Until when it may wait behind changes: what was sent has had its time for that.
+    pub(super) fn in_line(&self) -> Deadline {
+        let limit = match self.hurried {
+            true => Some(Duration::ZERO),
+            false => self.limit,
+        };
+        let most = match self.again {
+            true => limit.map(|limit| limit.saturating_sub(self.waited).max(LEAST)),
+            false => {
+                let both = self.timeout.zip(limit);
+                both.map(|(one, other)| one.saturating_add(other))
+            }
+        };
+        Deadline::after_maybe(most)
+    }
+
     /// A sending that took so long has come to nothing.
     pub(super) fn lost(&mut self, took: Duration) {
         if self.again {

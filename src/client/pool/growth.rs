@@ -38,7 +38,7 @@ impl Pool {
         let reserved = Reserved::new(self, &mut state, at);
         drop(state);
         let count = self.all().filter(|member| member.at == at).count();
-        let opened = match opener.open_at(at, Some(PATIENCE)) {
+        let opened = match opener.open_at(at, Some(opener.again(PATIENCE))) {
             Ok(opened) => opened,
             Err(error) => {
                 let lives = self.living().any(|member| !member.plain.is_over());
