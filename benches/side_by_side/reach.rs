@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! What a bar leaves to a forwarder: at so many requests per second each has so much CPU time, and the
-//! client, the server, and nbdkit with its threads take their parts of it whoever forwards.
+//! client, the server, and nbdkit with its threads take their parts of it, about, whoever forwards.
 
 use crate::contender::Contender;
 use crate::results::{Figure, Row};
@@ -26,8 +26,8 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// What the bar leaves to a plugin for its connection to the server: below nothing where nbdkit alone
-    /// takes more than there is.
+    /// What the bar leaves to a plugin for its connection to the server, if its requests sleep as often as
+    /// those of the handover: below nothing where that alone takes more than there is.
     pub fn left(&self) -> f64 {
         self.all - self.others - self.handover
     }

@@ -14,8 +14,8 @@ use crate::workload::Group;
 const BUDGET: &str = "At the target's rate a request has so much time of all processors. Client, server and pauses \
      take of it what they took while the C plugin forwarded; nbdkit and its threads what the \
      handover takes. What is left is for everything else that a plugin does: asking the server and \
-     receiving its reply. Where that is nothing, or less than a relay takes for moving the bytes, \
-     the target is out of reach on this machine for whatever plugin.";
+     receiving its reply. It is a hint and no proof: a plugin whose requests sleep less than those of \
+     the handover needs less.";
 
 /// The whole report.
 pub fn report(results: &Results) -> String {
