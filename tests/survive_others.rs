@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::front::Front;
 use common::scripted::bench::Bench;
 use common::scripted::disk::Disk;
-use common::scripted::peer::{Offer, Peer};
+use common::scripted::peer::Offer;
 use common::scripted::wire::{self, cmd, errno, opt};
 use common::scripted::{Gate, Ticket};
 
@@ -51,14 +51,17 @@ fn serves(bench: &Bench, arrived: &Gate) -> Ticket {
 
 /// Another one: what is written again arrives, and nothing is answered. It closes its side only when the
 /// plugin has closed its own, and nothing new may have arrived until then.
-fn hangs(peer: &mut Peer, hanging: &Gate, arrived: &Gate) -> io::Result<()> {
-    peer.negotiate(&Offer::default())?;
-    let request = peer.request()?;
-    assert_eq!((request.kind, &request.payload[..]), (cmd::WRITE, &OLD[..]));
-    hanging.open();
-    peer.expect_closed()?;
-    assert!(!arrived.opens_within(A_MOMENT), "it may be undone");
-    Ok(())
+fn hangs(bench: &Bench, hanging: &Gate, arrived: &Gate) -> Ticket {
+    let (hanging, arrived) = (hanging.clone(), arrived.clone());
+    bench.play(move |peer| {
+        peer.negotiate(&Offer::default())?;
+        let request = peer.request()?;
+        assert_eq!((request.kind, &request.payload[..]), (cmd::WRITE, &OLD[..]));
+        hanging.open();
+        peer.expect_closed()?;
+        assert!(!arrived.opens_within(A_MOMENT), "it may be undone");
+        Ok(())
+    })
 }
 
 /// Writes what is new, and tells when that is answered.
@@ -78,10 +81,7 @@ fn a_client_whose_connection_hangs_when_it_comes_stops_nobody() {
     let well = serves(&bench, &arrived);
     let mut client = bench.open();
     client.write(0, &OLD).expect("a write");
-    let hung = bench.play({
-        let (hanging, arrived) = (hanging.clone(), arrived.clone());
-        move |peer| hangs(peer, &hanging, &arrived)
-    });
+    let hung = hangs(&bench, &hanging, &arrived);
     let socket = bench.socket().to_owned();
     let comes = std::thread::spawn(move || Front::open(&socket).map(drop));
     hanging.pass();
@@ -120,10 +120,7 @@ fn a_client_that_comes_back_to_one_that_hangs_stops_nobody() {
     });
     let mut other = bench.open();
     other.write(0, &OLD).expect("a write");
-    let hung = bench.play({
-        let (hanging, arrived) = (hanging.clone(), arrived.clone());
-        move |peer| hangs(peer, &hanging, &arrived)
-    });
+    let hung = hangs(&bench, &hanging, &arrived);
     cut.open();
     lost.finished("lost");
     let read = other.submit_read(4096, 512);
@@ -144,10 +141,7 @@ fn what_is_written_again_for_a_client_that_has_left_is_waited_for() {
     let well = serves(&bench, &arrived);
     let mut client = bench.open();
     client.write(0, &OLD).expect("a write");
-    let hung = bench.play({
-        let (hanging, arrived) = (hanging.clone(), arrived.clone());
-        move |peer| hangs(peer, &hanging, &arrived)
-    });
+    let hung = hangs(&bench, &hanging, &arrived);
     let mut stream = UnixStream::connect(bench.socket()).expect("connect to nbdkit");
     stream.read_exact(&mut [0; 18]).expect("a greeting");
     let go = wire::join(&[

@@ -223,7 +223,7 @@ impl Lasting {
 
     /// What this way has asked before; and if the server hung up over that, the next time what others have
     /// learnt meanwhile.
-    fn again(&self, most: Duration) -> Again {
+    pub(super) fn again(&self, most: Duration) -> Again {
         match self.asks_less.load(Ordering::Relaxed) {
             true => Again { most, asked: None },
             false => self.opener.again(most),

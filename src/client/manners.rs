@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::error::Lost;
 use crate::proto::export::Limits;
-use crate::proto::handshake::Ladder;
+use crate::proto::ladder::Ladder;
 
 /// For how long a server that does not know extended headers is not asked for them again: a round trip
 /// less for each client of many, and no more than a minute lost when the server is replaced by a newer one.

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use super::Options;
 use super::error::{OpenError, Server};
 use crate::proto::consts::OptionType;
-use crate::proto::handshake::{self, Goal, Handshake, Ladder, Outcome, Step, Style, TlsPolicy};
+use crate::proto::handshake::{self, Goal, Handshake, Outcome, Step, Style, TlsPolicy};
+use crate::proto::ladder::Ladder;
 use crate::transport::tls::{Credentials, Facts, Prepared};
 use crate::transport::{self, Blocking, Deadline, Stream};
 

@@ -16,7 +16,8 @@ use super::error::{Error, OpenError, Server};
 use super::negotiation::{AtHand, End, Most, Negotiation};
 use crate::proto::Violation;
 use crate::proto::export::Export;
-use crate::proto::handshake::{self, Described, Goal, Ladder, Listed, Outcome};
+use crate::proto::handshake::{self, Described, Goal, Listed, Outcome};
+use crate::proto::ladder::Ladder;
 use crate::proto::name::ExportName;
 use crate::transport::{self, Deadline, Stream};
 

@@ -18,7 +18,7 @@ use super::{Options, open, server};
 use crate::proto::codec::printable;
 use crate::proto::consts::{MAX_STRING, TransmissionFlags};
 use crate::proto::export::Export;
-use crate::proto::handshake::Ladder;
+use crate::proto::ladder::Ladder;
 use crate::proto::name::ExportName;
 use crate::session::gate::{self, Protection};
 use crate::stats::Peer;

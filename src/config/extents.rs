@@ -3,7 +3,7 @@
 
 use super::{Error, params};
 use crate::proto::context::{ContextName, DIRTY_BITMAP, Wish};
-use crate::proto::handshake::Ladder;
+use crate::proto::ladder::Ladder;
 
 const BAD: &str = "must be base:allocation, qemu:dirty-bitmap:NAME, qemu:dirty-bitmap:*, \
                    qemu:allocation-depth, by-name or list";

@@ -4,7 +4,7 @@
 use super::Error;
 use super::params;
 use crate::proto::export::Limits;
-use crate::proto::handshake::Ladder;
+use crate::proto::ladder::Ladder;
 
 const UNKNOWN: &str = "must be a list, with commas, of no-opt-go, no-structured, no-extended, extended, \
                        no-meta, max-request=SIZE, max-status=SIZE and max-zero=SIZE";

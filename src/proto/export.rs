@@ -4,7 +4,7 @@
 use super::consts::{Command, DEFAULT_MAX_PAYLOAD, MAX_STRING, TransmissionFlags};
 use super::context::{Context, ContextName};
 use super::framing::Framing;
-use super::handshake::Ladder;
+use super::ladder::Ladder;
 use super::name::ExportName;
 
 /// An export as the server described it, after everything that contradicts the rest was masked.

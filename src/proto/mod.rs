@@ -21,6 +21,7 @@ pub mod errno;
 pub mod export;
 pub mod framing;
 pub mod handshake;
+pub mod ladder;
 pub mod name;
 pub mod reply;
 pub mod request;

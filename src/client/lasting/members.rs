@@ -141,7 +141,7 @@ impl Lasting {
             self.growth.rests.store(true, Ordering::Relaxed);
             return;
         };
-        let opened = match self.opener.open_at(at, Some(self.opener.again(PATIENCE))) {
+        let opened = match self.opener.open_at(at, Some(self.again(PATIENCE))) {
             Ok(opened) => opened,
             Err(error) => {
                 self.growth.rests.store(true, Ordering::Relaxed);

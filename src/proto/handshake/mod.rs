@@ -12,7 +12,6 @@
 //! opened. Who wants nothing more says [`Handshake::goodbye`].
 
 mod contexts;
-mod ladder;
 mod newstyle;
 mod oldstyle;
 mod options;
@@ -20,7 +19,6 @@ mod options;
 use std::fmt::{self, Display};
 use std::sync::Arc;
 
-pub use self::ladder::Ladder;
 use self::newstyle::Newstyle;
 use super::codec::Reader;
 use super::consts::{
@@ -29,6 +27,7 @@ use super::consts::{
 use super::context::Wish;
 use super::export::{Agreed, BlockSizes, Export};
 use super::framing::Framing;
+use super::ladder::Ladder;
 use super::name::ExportName;
 use super::request::encode_option;
 use super::{Refusal, Violation};

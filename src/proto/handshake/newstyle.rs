@@ -12,12 +12,13 @@ mod questions;
 use self::maps::Bitmaps;
 use super::contexts::Contexts;
 use super::{
-    Error, Goal, Info, Ladder, Listed, Outcome, Progress, Purpose, TlsEstablished, TlsPolicy,
-    enter, options,
+    Error, Goal, Info, Listed, Outcome, Progress, Purpose, TlsEstablished, TlsPolicy, enter,
+    options,
 };
 use crate::proto::codec::{Reader, quoted};
 use crate::proto::consts::{HandshakeFlags, OPTION_REPLY_MAGIC, OptionReply, OptionType, PADDING};
 use crate::proto::framing::Framing;
+use crate::proto::ladder::Ladder;
 use crate::proto::name::ExportName;
 use crate::proto::request::encode_option;
 use crate::proto::{Refusal, Violation};

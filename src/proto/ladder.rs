@@ -13,13 +13,13 @@ use crate::proto::framing::Framing;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ladder {
     /// `NBD_OPT_EXTENDED_HEADERS`, which only `NBD_OPT_GO` may follow.
-    pub(super) extended: bool,
+    pub(in crate::proto) extended: bool,
     /// `NBD_OPT_STRUCTURED_REPLY`.
-    pub(super) structured: bool,
+    pub(in crate::proto) structured: bool,
     /// `NBD_OPT_SET_META_CONTEXT` and `NBD_OPT_LIST_META_CONTEXT`, after one of these was agreed.
-    pub(super) meta: bool,
+    pub(in crate::proto) meta: bool,
     /// `NBD_OPT_GO`, or else `NBD_OPT_EXPORT_NAME`.
-    pub(super) go: bool,
+    pub(in crate::proto) go: bool,
 }
 
 impl Default for Ladder {
@@ -125,7 +125,7 @@ impl Ladder {
     /// What is left without the question that was not answered; `None` if nobody can do without it.
     /// What was refused before need not be asked again: the server may have lost its place over that
     /// already. `agreed` is how transmission would be framed, as far as that is agreed.
-    pub(super) fn without(self, unanswered: OptionType, agreed: Framing) -> Option<Self> {
+    pub(in crate::proto) fn without(self, unanswered: OptionType, agreed: Framing) -> Option<Self> {
         match (unanswered, agreed) {
             (OptionType::EXTENDED_HEADERS, _) => Some(self.without_extended()),
             // Perhaps its consent was none; and what comes next might have to be NBD_OPT_EXPORT_NAME.
